@@ -1,0 +1,33 @@
+"""Where tests find downloaded data, and the reason they give when there is none."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """Tests use two threads, as the machines that they run on have two cores."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder that SRLIB_DATA names, or the project's neighbour shared/data; the test is skipped where neither exists."""
+    root = Path(os.environ.get("SRLIB_DATA") or ROOT.parent / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip(f"no data at {root.name}: set SRLIB_DATA to the folder that holds benchmark/Set5")
+    return root
+
+
+@pytest.fixture(scope="session")
+def golden(data_root: Path) -> Path:
+    """The folder of golden tensors beside the data; the test is skipped where it does not exist."""
+    folder = data_root.parent / "golden"
+    if not folder.is_dir():
+        pytest.skip("no golden tensors: a folder golden/ beside SRLIB_DATA holds the reference implementations' outputs")
+    return folder
