@@ -1,0 +1,52 @@
+# Two commands do everything: `make book` and `make test`. Each makes the environment .venv first, once.
+#   make book BUDGET=smoke|short|paper   the reproduction and its book (default smoke: minutes on two CPU cores)
+#   make PYTHON=/path/to/python3.12 ...  another Python than `python3` (3.11 or newer)
+#   make VENV=/elsewhere ...             another place for the environment
+
+BUDGET ?= smoke
+PYTHON ?= python3
+VENV   ?= .venv
+CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-input --constraint constraints.txt
+RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m
+
+export PYTHONUNBUFFERED := 1
+export SRLIB_CACHE      ?= .cache
+export OMP_NUM_THREADS  ?= $(CORES)
+ifneq ($(wildcard ../shared/data),)
+export SRLIB_DATA       ?= ../shared/data
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: book test lab lint clean help
+
+book: $(VENV)/.ready ## run the reproduction and build the book
+	@$(RUN) snakemake book --cores $(CORES) --config budget=$(BUDGET) </dev/null
+	@echo "The book is at book/_build/html/index.html: open that file, or run 'python3 -m http.server -d book/_build/html' and open http://localhost:8000"
+
+test: $(VENV)/.ready ## run all tests
+	@$(RUN) pytest $(ARGS)
+
+lab: $(VENV)/.ready ## open the notebooks in JupyterLab
+	@$(RUN) jupyterlab notebooks
+
+lint: $(VENV)/.ready ## check style, and that notebooks carry no outputs
+	@$(RUN) ruff check .
+	@$(RUN) nbstripout --verify $$(find notebooks -name '*.ipynb' -not -path '*/.*')
+
+clean: ## remove what was made, the environment apart (that is the folder .venv)
+	rm -rf .cache .snakemake runs book/_build book/chapters
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1#/p' Makefile | column -t -s '#'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "$(PYTHON) is missing or older than 3.11: install Python 3.11 or newer, or name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@echo "Making the environment $(VENV) (once; a few minutes)"
+	@rm -f $@
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable '.[book,test,lint]'
+	@touch $@
