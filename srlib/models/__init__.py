@@ -1,0 +1,41 @@
+"""What the papers build: one file a paper, each found here by its name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from srlib.errors import InputError
+
+# name -> (the module that builds it, its network, its configuration); a module is imported when its network is created.
+_MODELS = {
+    "safmn": ("srlib.models.safmn", "SAFMN", "SAFMNConfig"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that ``create`` knows, in alphabetical order."""
+    return tuple(sorted(_MODELS))
+
+
+def create(name: str, scale: int, config: Any = None) -> nn.Module:
+    """Build a network by name, with fresh random weights, in training mode, on the CPU.
+
+    ``config`` is that network's configuration (for ``safmn`` a ``SAFMNConfig``), the paper's own when it is None; its
+    scale is replaced by ``scale``. The network maps LR images (B, 3, H, W) in [0, 1] to (B, 3, scale H, scale W).
+
+    Raises ``InputError`` for an unknown name, a configuration of another network or a scale that the network lacks.
+    """
+    if name not in _MODELS:
+        raise InputError(f"unknown model {name!r}; choose one of: {', '.join(names())}")
+    path, network, config_class = _MODELS[name]
+    module = import_module(path)
+    expected = getattr(module, config_class)
+    if config is None:
+        config = expected()
+    if not isinstance(config, expected):
+        raise InputError(f"model {name!r} got a {type(config).__name__} as its config; give a {config_class} instead")
+    return getattr(module, network)(replace(config, scale=scale))
