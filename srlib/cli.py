@@ -1,0 +1,243 @@
+"""The ``srlib`` command: train, evaluate, table, complexity.
+
+Each command imports what it needs when it runs, so that help comes at once. Bad input ends with one line on standard error and exit
+code 2.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from srlib.errors import InputError
+
+if TYPE_CHECKING:
+    from srlib.data import Store
+    from srlib.runs import Run
+
+app = typer.Typer(
+    help="Efficient image super-resolution, as four papers build and claim it.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+
+USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, from whichever click this Typer carries
+
+Model = Annotated[str, typer.Argument(help="Model: safmn.")]
+Scale = Annotated[int, typer.Option(help="How many times larger the output is, each way.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds benchmark/Set5 and others; default: the variable SRLIB_DATA.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+def main() -> None:
+    """Run the command; bad input becomes one line and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        stop(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        stop("interrupted; the same command goes on where it stopped", code=130)
+    except USAGE_ERROR as error:
+        stop(f"{error.format_message()} See `srlib --help` and `srlib COMMAND --help`.")
+
+
+def stop(line: str, code: int = 2) -> None:
+    """Say one line on standard error and leave."""
+    print("srlib: " + " ".join(line.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def train(
+    model: Model,
+    scale: Scale = 4,
+    budget: Annotated[str, typer.Option(help="smoke, short or paper.")] = "smoke",
+    table: Annotated[int | None, typer.Option(help="Train a row of this ablation table of the model's paper ...")] = None,
+    row: Annotated[str | None, typer.Option(help="... the row with this printed label.")] = None,
+    data: Annotated[str, typer.Option(help="Training images: photos/train, or a folder.")] = "photos/train",
+    held_out: Annotated[str, typer.Option(help="Images to score while training.")] = "photos/held-out",
+    data_root: DataRoot = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    device: Device = "auto",
+    compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
+    runs: Runs = Path("runs"),
+    record: Annotated[Path | None, typer.Option(help="Write the run's record to this JSON file.")] = None,
+) -> None:
+    """Train a model, or load the run if it is there; an interrupted run goes on where it stopped.
+
+    Example: srlib train safmn --scale 4 --budget smoke
+    """
+    from srlib import runs as engine
+
+    engine.recipe(model), engine.training(model, budget)  # names first: nothing is decoded for a run that cannot be
+    network, lr = (None, None) if row is None and table is None else ablation(model, table, row)
+    store, watched = open_store(data, data_root), open_store(held_out, data_root)
+    config = engine.configure(model, scale, store, network=network, budget=budget, ablation=row is not None, lr=lr, seed=seed)
+    title = f"{model} x{scale}, {budget}" + (f", {row}" if row else "")
+    run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, title=title)
+    if record:
+        engine.write_json(record, run.record() | {"budget": budget, "table": table, "row": row})
+    held = run.metrics["held_out"]
+    print(f"{run.folder}: {held['dataset']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({held['protocol']['name']} protocol)")
+
+
+def ablation(model: str, table: int | None, row: str | None) -> tuple[Any, float | None]:
+    """Configuration and learning rate of a printed row."""
+    from srlib import papers
+
+    if table is None or row is None:
+        raise InputError('--table and --row go together, as in: srlib train safmn --table 3 --row "LN -> BN"')
+    found = papers.row(model, table, row)
+    return found.config, found.lr
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model, or bicubic, when no run is named.")] = "",
+    record: Annotated[Path | None, typer.Option(help="Score the run of this record (from `srlib train --record`).")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Score these weights: a run's model.safetensors or a released file.")] = None,
+    scale: Scale = 4,
+    data: Annotated[list[str] | None, typer.Option(help="Images; may be repeated. Default: held-out photographs and what is there of Set5 and Set14.")] = None,
+    protocol: Annotated[list[str] | None, typer.Option(help="Evaluation protocol; may be repeated. Default: the paper's.")] = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Write scores to this JSON file.")] = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Score a run, a file of weights, or bicubic interpolation, and say under which protocol.
+
+    Example: srlib evaluate bicubic --scale 4 --data photos/held-out --protocol matlab
+    """
+    from srlib import metrics
+    from srlib import runs as engine
+    from srlib.evaluate import bicubic, score
+
+    if (record is not None) + (model != "") != 1:
+        raise InputError("name either a model or a run's --record: srlib evaluate safmn --weights F, or srlib evaluate --record R.json")
+    where = engine.pick_device(device)
+    origin: dict[str, Any] = {}
+    if record is not None:
+        origin = engine.read_json(record)
+        run = engine.Run(runs / origin["run"])
+        model, scale = origin["config"]["model"], origin["config"]["scale"]
+        network: Any = run.network(where)
+    elif model == "bicubic":
+        network = bicubic(scale)
+    elif weights is None:
+        raise InputError(f"no weights for {model}: give --weights FILE or --record RUN.json")
+    else:
+        network = read_weights(weights, model, scale).eval().to(where)
+    chosen = protocol or ["matlab" if model == "bicubic" else engine.recipe(model).protocol]
+    protocols = [metrics.protocol(name) for name in chosen]
+    stores = [open_store(name, data_root) for name in data] if data else default_sets(data_root)
+    scores = [score(network, store, scale, each, device=where).record() for store in stores for each in protocols]
+    baseline = [score(bicubic(scale), store, scale, each, device=where).record() for store in stores for each in protocols]
+    answer = origin | {"model": model, "scale": scale, "scores": scores, "bicubic": baseline, "commit": engine.commit()}
+    if out:
+        engine.write_json(out, answer)
+    rows = [
+        {"dataset": one["dataset"], "scale": scale, "model": name, "protocol": one["protocol"]["name"], "psnr": one["psnr"], "ssim": one["ssim"]}
+        for name, part in ((model, scores), ("bicubic", baseline)) for one in part if name != "bicubic" or part is baseline
+    ]  # fmt: skip
+    show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}"})
+
+
+def read_weights(path: Path, model: str, scale: int) -> Any:
+    """A network of ``model`` from one of our files, which name their network, or from a released one."""
+    from srlib import runs as engine
+    from srlib.models import create
+
+    ours = path.suffix == ".safetensors" and "model" in engine.read_tensors(path)[1]
+    return engine.load(path, model, scale) if ours else engine.load_released(create(model, scale), path)
+
+
+@app.command()
+def table(
+    paper: Annotated[str, typer.Argument(help="Paper: safmn.")],
+    number: Annotated[str, typer.Argument(help="Number of the table.")],
+    records: Annotated[Path | None, typer.Option(help="Folder of score records; default: the book's.")] = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Print a paper's table: each printed cell beside ours, with a verdict.
+
+    Example: srlib table safmn 3 --csv
+    """
+    from dataclasses import asdict
+
+    from srlib import papers
+
+    found = papers.table(paper, number, records=records)
+    if as_csv:
+        sys.stdout.write(found.csv())
+    else:
+        show([{name: value for name, value in asdict(cell).items()} for cell in found.cells], as_json, False)
+
+
+@app.command()
+def complexity(
+    model: Model,
+    scale: Scale = 4,
+    height: Annotated[int | None, typer.Option(help="Height of the LR image; default: that of a 1280x720 HR image.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the LR image.")] = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Count a model's parameters, multiply-adds and activations as the papers do.
+
+    Example: srlib complexity safmn --scale 4
+    """
+    from srlib import complexity as counting
+    from srlib.models import create
+
+    network = create(model, scale)
+    usual = counting.lr_size(scale)
+    size = (usual[0] if height is None else height, usual[1] if width is None else width)
+    counts = counting.count(network, size)
+    row = {"model": model, "scale": scale, "lr_height": size[0], "lr_width": size[1]}
+    show([row | {"params": counts.params, "macs": counts.macs, "acts": counts.acts}], as_json, as_csv)
+
+
+def open_store(spec: str, root: Path | None) -> "Store":
+    """The decoded images that ``spec`` names."""
+    from srlib.data import Store, find
+
+    return Store.open(find(spec, root))
+
+
+def default_sets(root: Path | None) -> list["Store"]:
+    """The held-out photographs, and Set5 and Set14 where a data root has them."""
+    from srlib.data import datasets
+
+    there = {summary.name for summary in datasets(root) if summary.present}
+    return [open_store(name, root) for name in ("photos/held-out", *(name for name in ("Set5", "Set14") if name in there))]
+
+
+def show(rows: list[dict[str, Any]], as_json: bool, as_csv: bool, formats: dict[str, str] | None = None) -> None:
+    """Print rows as JSON, CSV or a table."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        grid = Table(*rows[0], box=None)
+        for row in rows:
+            grid.add_row(*(value_text(value, (formats or {}).get(name, "{}")) for name, value in row.items()))
+        Console(width=None if sys.stdout.isatty() else 200).print(grid)
+
+
+def value_text(value: Any, pattern: str) -> str:
+    """A cell of a printed table; nothing for None."""
+    return "" if value is None else pattern.format(value)

@@ -1,0 +1,97 @@
+"""A run's log: CSV files that survive resuming, TensorBoard events, and a progress bar where somebody watches."""
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+from torch import Tensor, stack
+from tqdm.auto import tqdm
+
+
+def someone_watches() -> bool:
+    """Whether to draw a progress bar: in a terminal or a live notebook; elsewhere (batch, CI, papermill) one summary line is better.
+
+    The environment variable SRLIB_PROGRESS, ``bar`` or ``line``, overrules the guess.
+    """
+    wish = os.environ.get("SRLIB_PROGRESS")
+    if wish in ("bar", "line"):
+        return wish == "bar"
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+class Log:
+    """Collects losses without waiting for the device and writes their means, every ``every`` steps, to ``folder/log.csv``.
+
+    Columns: step, loss (mean over the last ``every`` steps), lr, seconds. ``folder/validation.csv`` has step, psnr, ssim, seconds.
+    ``resume(step)`` drops rows after ``step``, so that a resumed run's log has neither gaps nor doubles.
+    """
+
+    TRAINING = ("step", "loss", "lr", "seconds")
+    VALIDATION = ("step", "psnr", "ssim", "seconds")
+
+    def __init__(self, folder: Path, *, every: int, total: int, title: str) -> None:
+        self.folder, self.every, self.total, self.title = folder, every, total, title
+        self.pending: list[Tensor] = []
+        self.bar: tqdm | None = None
+        self.events = None
+
+    def resume(self, step: int) -> None:
+        """Open the log for a run that goes on after ``step`` steps (0: a new run)."""
+        for name, columns in (("log.csv", self.TRAINING), ("validation.csv", self.VALIDATION)):
+            path = self.folder / name
+            kept = [row for row in read_csv(path) if row["step"] <= step] if path.exists() else []
+            temporary = path.with_suffix(".tmp")
+            with open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(kept)
+            os.replace(temporary, path)
+        self.bar = tqdm(total=self.total, initial=step, desc=self.title, unit="step", disable=not someone_watches())
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # TensorBoard is an extra
+            return
+        self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+
+    def training(self, step: int, loss: Tensor, lr: float, seconds: float) -> float | None:
+        """Note one step's loss; returns the mean of the last ``every`` losses whenever a row is written, else None."""
+        self.pending.append(loss)
+        if self.bar is not None:
+            self.bar.update()
+        if step % self.every and step != self.total:
+            return None
+        mean = stack(self.pending).mean().item()
+        self.pending.clear()
+        self._write("log.csv", self.TRAINING, (step, mean, lr, round(seconds, 3)), prefix="train")
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+        return mean
+
+    def validation(self, step: int, psnr: float, ssim: float, seconds: float) -> None:
+        """Note the held-out scores after ``step`` steps."""
+        self._write("validation.csv", self.VALIDATION, (step, psnr, ssim, round(seconds, 3)), prefix="held-out")
+
+    def close(self, line: str) -> None:
+        """End the log; print ``line`` where there was no progress bar."""
+        if self.events is not None:
+            self.events.close()
+        if self.bar is not None:
+            watched = not self.bar.disable
+            self.bar.close()
+            if not watched:
+                print(line, flush=True)
+
+    def _write(self, name: str, columns: tuple[str, ...], row: tuple, prefix: str) -> None:
+        with open(self.folder / name, "a", newline="") as file:
+            csv.writer(file).writerow(row)
+        if self.events is not None:
+            for column, value in zip(columns[1:-1], row[1:-1], strict=True):
+                self.events.add_scalar(f"{prefix}/{column}", value, row[0])
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """The rows of a log as numbers; ``step`` is whole. A last line cut off by a crash is left out."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row and "" not in row.values()]
+    return [{key: int(value) if key == "step" else float(value) for key, value in row.items()} for row in rows]

@@ -1,0 +1,479 @@
+"""Runs: one folder per configuration, found again by the hash of everything that determines its weights.
+
+A run's folder, ``runs/safmn-x4-500-1a2b3c4d5e6f``, holds ``config.json`` (what determines the weights), ``model.safetensors`` (weights
+that name their network), ``log.csv`` and ``validation.csv``, ``provenance.json`` (who made it, when, with what) and, last of all and
+only for a run that came to its end, ``metrics.json``. While a run trains, ``state.pt`` beside them lets it resume.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from filelock import FileLock
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+import srlib
+from srlib import data as data_module
+from srlib import metrics
+from srlib.complexity import describe_device
+from srlib.errors import InputError
+from srlib.evaluate import Scores, score
+from srlib.logs import Log, read_csv
+from srlib.models import create
+from srlib.train import Diverged, State, TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a paper trains and scores its network: the full schedule and the name of the evaluation protocol."""
+
+    train: TrainConfig
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of a paper's training is run. Optimiser, schedule shape and losses stay the paper's; the cosine spans the steps given.
+
+    ``ablation_steps`` is the length for an ablation table's rows, ``batch`` and ``patch`` (LR pixels) None for the paper's own;
+    ``ema_decay`` shrinks with the number of steps, as an average over the last thousand of five hundred steps would hold
+    little but the start.
+    """
+
+    name: str
+    steps: int | None
+    ablation_steps: int | None
+    batch: int | None
+    patch: int | None
+    ema_decay: float | None
+    meaning: str
+
+
+RECIPES = {"safmn": Recipe(TrainConfig(), protocol="safmn")}
+
+BUDGETS = {
+    budget.name: budget
+    for budget in (
+        Budget("smoke", 500, 120, 8, 32, 0.95, "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"),
+        Budget("short", 20_000, 5_000, 32, 64, 0.999, "a fair, small training: about ten minutes on a data-centre GPU"),
+        Budget("paper", None, None, None, None, None, "the paper's full schedule, batch and data"),
+    )
+}  # fmt: skip
+
+
+def recipe(model: str) -> Recipe:
+    """The recipe of ``model``; InputError for a model that has none."""
+    if model not in RECIPES:
+        raise InputError(f"no training recipe for {model!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[model]
+
+
+def training(model: str, budget: str, *, ablation: bool = False, lr: float | None = None, seed: int = 0) -> TrainConfig:
+    """The paper's training of ``model``, scaled to ``budget``; ``lr`` replaces the initial learning rate (a row's own, Table 3).
+
+    Raises InputError for an unknown model or budget.
+    """
+    if budget not in BUDGETS:
+        raise InputError(f"no budget {budget!r}: choose one of {', '.join(BUDGETS)}")
+    full, cut = recipe(model).train, BUDGETS[budget]
+    steps = (cut.ablation_steps if ablation else cut.steps) or full.steps
+    return replace(
+        full,
+        steps=steps,
+        batch=cut.batch or full.batch,
+        patch=cut.patch or full.patch,
+        milestones=tuple(round(milestone * steps / full.steps) for milestone in full.milestones),
+        ema_decay=full.ema_decay if cut.ema_decay is None else min(full.ema_decay, cut.ema_decay),
+        lr=lr or full.lr,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run's weights, up to rounding: ``network`` is the model's own configuration as a dictionary,
+    ``data`` the training images' name, ``fingerprint`` the hash of their decoded content, ``contract`` that of the code.
+    """
+
+    model: str
+    scale: int
+    network: Mapping[str, Any]
+    train: TrainConfig
+    data: str
+    fingerprint: str
+    contract: str
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits over all fields but ``data``: the same images under another name are the same run."""
+        fields = {name: value for name, value in self.record().items() if name != "data"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def slug(self) -> str:
+        """The name of the run's folder: model, scale, steps and key."""
+        return f"{self.model}-x{self.scale}-{self.train.steps}-{self.key}"
+
+    def record(self) -> dict[str, Any]:
+        """The configuration as JSON data."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run in its folder."""
+
+    folder: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What determined the weights (``config.json``)."""
+        return read_json(self.folder / "config.json")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """How it ended: steps, final loss, the step of a collapse or None, the held-out scores with their protocol."""
+        return read_json(self.folder / "metrics.json")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Commit, versions, device, seed, data and wall time."""
+        return read_json(self.folder / "provenance.json")
+
+    def log(self, name: str = "log") -> dict[str, np.ndarray]:
+        """The columns of ``log.csv`` (step, loss, lr, seconds), or of ``validation.csv`` for ``name="validation"``."""
+        rows = read_csv(self.folder / f"{name}.csv")
+        return {key: np.array([row[key] for row in rows]) for key in rows[0]} if rows else {}
+
+    def network(self, device: str | torch.device = "cpu") -> nn.Module:
+        """The trained network, in evaluation mode."""
+        return load(self.folder / "model.safetensors").to(device)
+
+    def record(self) -> dict[str, Any]:
+        """All that the book shows of a run, as JSON data; the folder's name only, no path."""
+        return {"run": self.folder.name, "config": self.config, "metrics": self.metrics, "provenance": self.provenance}
+
+
+def configure(
+    model: str,
+    scale: int,
+    store: data_module.Store,
+    *,
+    network: Any = None,
+    budget: str = "smoke",
+    ablation: bool = False,
+    lr: float | None = None,
+    seed: int = 0,
+) -> RunConfig:
+    """The configuration of one run: a model (``network``: its config dataclass, default the paper's), its data and a budget.
+
+    Raises InputError for unknown names, and for the paper budget on the embedded photographs, which are no paper's data.
+    """
+    if budget == "paper" and store.name.startswith("photos"):
+        raise InputError("the paper budget needs the paper's training images: give --data FOLDER (DIV2K and Flickr2K's HR images)")
+    settings = training(model, budget, ablation=ablation, lr=lr, seed=seed)
+    config = create(model, scale, network).config
+    return RunConfig(model, scale, asdict(config), settings, store.name, store.fingerprint, contract(type(config).__module__))
+
+
+def train_or_load(
+    config: RunConfig,
+    store: data_module.Store,
+    held_out: data_module.Store,
+    *,
+    root: Path | str = "runs",
+    device: str = "auto",
+    compile: bool = False,
+    title: str = "",
+) -> Run:
+    """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
+
+    ``held_out`` images are scored at ten points of the training under the paper's protocol. ``device``: "auto", "cpu" or "cuda".
+    A run of another configuration, other data or other code has another key, and so is never served in its place.
+    """
+    folder = Path(root) / config.slug
+    make_folder(folder)
+    with FileLock(folder / ".lock"):
+        if (folder / "metrics.json").exists():
+            if read_json(folder / "config.json") != config.record() | {"data": read_json(folder / "config.json")["data"]}:
+                raise InputError(f"{folder}/config.json is not the configuration that the folder's name promises: delete the folder")
+            return Run(folder)
+        return _train(config, store, held_out, folder, pick_device(device), compile, title or config.slug)
+
+
+def _train(
+    config: RunConfig, store: data_module.Store, held_out: data_module.Store, folder: Path, device: str, compile: bool, title: str
+) -> Run:
+    settings, state_path = config.train, folder / "state.pt"
+    fabric = Fabric(accelerator=device, devices=1, precision=settings.precision)
+    patches = data_module.Patches(
+        store, scale=config.scale, patch=settings.patch, batch=settings.batch, seed=settings.seed, device=fabric.device
+    )
+    protocol = metrics.protocol(recipe(config.model).protocol)
+    model = initial(config)
+    write_json(folder / "config.json", config.record())
+    log = Log(folder, every=max(1, settings.steps // 100), total=settings.steps, title=title)
+    started, resumed_at, scores, mean = time.time(), 0, None, None
+
+    def on_start(state: State) -> None:
+        nonlocal resumed_at
+        resumed_at = state.step
+        log.resume(state.step)
+
+    def on_step(state: State, loss: Tensor) -> None:
+        nonlocal mean
+        written = log.training(state.step, loss, state.schedule.get_last_lr()[0], state.seconds)
+        if written is not None:
+            mean = written
+            if not np.isfinite(written):
+                raise Diverged(state.step)
+
+    def on_save(state: State) -> None:
+        nonlocal scores
+        scores = score(state.average.module.eval(), held_out, config.scale, protocol, device=fabric.device)
+        state.average.module.train()
+        log.validation(state.step, scores.psnr, scores.ssim, state.seconds)
+
+    collapsed_at = None
+    try:
+        trained = train(
+            model, patches.batch, settings, fabric, state_path=state_path, on_start=on_start, on_step=on_step, on_save=on_save,
+            save_every=max(1, settings.steps // 10), compile=compile,
+        )  # fmt: skip
+    except Diverged as collapse:
+        collapsed_at = collapse.step
+        state = State(initial(config).to(fabric.device), settings)
+        if state_path.exists():
+            state.load(state_path, fabric.device)
+        trained = state.average.module.eval()
+    if scores is None:  # resumed after the last save, or collapsed before the first
+        scores = score(trained, held_out, config.scale, protocol, device=fabric.device)
+    save(trained, config.model, folder / "model.safetensors")
+    write_json(folder / "provenance.json", provenance(config, str(fabric.device), time.time() - started, resumed_at, compile))
+    ending = {"steps": settings.steps, "loss": mean, "collapsed_at": collapsed_at, "held_out": scores.record()}
+    write_json(folder / "metrics.json", ending)
+    state_path.unlink(missing_ok=True)
+    verdict = f"collapsed at step {collapsed_at}" if collapsed_at else f"{settings.steps} steps, held-out PSNR {scores.psnr:.2f} dB"
+    log.close(f"{title}: {verdict}, {time.time() - started:.0f} s on {fabric.device}")
+    return Run(folder)
+
+
+def initial(config: RunConfig) -> nn.Module:
+    """The untrained network of a run: its weights depend on the seed alone, whatever was drawn before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.train.seed)
+        network = create(config.model, config.scale)
+        return create(config.model, config.scale, type(network.config)(**config.network))
+
+
+def pick_device(device: str) -> str:
+    """``device`` checked, with "auto" resolved: CUDA where there is some, else the CPU. InputError where it cannot be had."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"no device {device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("this torch sees no CUDA device: use --device cpu, or install a CUDA build of torch")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+# --- weights on disk ---------------------------------------------------------------------------------------------------------------
+
+
+def save(model: nn.Module, name: str, path: Path) -> None:
+    """Write ``model``'s weights to ``path`` as safetensors that name their network and configuration; atomic."""
+    metadata = {"srlib": srlib.__version__, "model": name, "config": json.dumps(asdict(model.config))}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    safetensors.torch.save_file(tensors, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def load(path: Path | str, model: str | None = None, scale: int | None = None) -> nn.Module:
+    """The network that a file written by :func:`save` holds, in evaluation mode on the CPU.
+
+    Raises InputError when the file is missing, damaged, no checkpoint of srlib, or of another ``model`` or ``scale`` than asked for.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if "model" not in metadata or "config" not in metadata:
+        raise InputError(f"{path.name} does not say which network it holds: load foreign weights with srlib.runs.load_released")
+    found, config = metadata["model"], json.loads(metadata["config"])
+    if model is not None and model != found:
+        raise InputError(f"{path.name} holds {found}, not {model}: ask for {found}, or give {model}'s weights")
+    if scale is not None and scale != config["scale"]:
+        raise InputError(f"{path.name} holds weights for x{config['scale']}, not x{scale}: give the scale that it was trained for")
+    network = create(found, config["scale"])
+    network = create(found, config["scale"], type(network.config)(**config))
+    load_strictly(network, tensors, path.name)
+    return network.eval()
+
+
+def load_released(model: nn.Module, weights: Mapping[str, Any] | Path | str) -> nn.Module:
+    """Load weights under the names of the authors' released files into ``model``, strictly, and return it.
+
+    ``weights`` is a state dictionary or a file (.safetensors; .pth and .pt are opened with ``weights_only=True``, so that no code in
+    them is run). Wrappers are taken off: ``params_ema`` before ``params``, ``model_state_dict``, ``state_dict``, and ``module.``
+    before each name. Raises InputError for a missing or damaged file and for weights of another network or scale.
+    """
+    name = "the state dictionary"
+    if not isinstance(weights, Mapping):
+        path = Path(weights)
+        name = path.name
+        weights = read_tensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
+    for wrapper in ("params_ema", "params", "model_state_dict", "state_dict"):
+        if isinstance(weights, Mapping) and isinstance(weights.get(wrapper), Mapping):
+            weights = weights[wrapper]
+            break
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise InputError(f"{name} is no state dictionary of tensors: give a released .pth or .safetensors file of the model")
+    load_strictly(model, {key.removeprefix("module."): value for key, value in weights.items()}, name)
+    return model
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Load ``tensors`` if names and shapes are the model's, else raise InputError that names the first difference."""
+    expected = model.state_dict()
+    missing, foreign = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    shapes = [key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape]
+    wrong = None
+    if missing:
+        wrong = f"it lacks {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+    elif foreign:
+        wrong = f"it has {foreign[0]}, which the network lacks"
+    elif shapes:
+        key = min(shapes)
+        wrong = f"{key} is {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
+    if wrong:
+        raise InputError(f"{name} does not fit {type(model).__name__} with this configuration and scale: {wrong}")
+    model.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; InputError when it is missing or damaged."""
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: check the path, or train with `srlib train`")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path.name} is no whole safetensors file ({error}): fetch or train it again") from None
+
+
+def read_pickle(path: Path) -> Any:
+    """Contents of a .pth file, opened so that no code in it can run; InputError when it is missing, damaged or holds code."""
+    if not path.is_file():
+        raise InputError(f"no weights at {path}: check the path")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        reason = str(error).split("\n")[0][:120]
+        raise InputError(f"{path.name} cannot be opened as plain weights ({reason}): it is damaged or holds more than tensors") from None
+
+
+# --- what makes runs comparable ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def contract(config_module: str) -> str:
+    """Hash of the code that determines a run's weights: the model's file, layers, losses, training loop, resizing and data.
+
+    Comments, docstrings and layout do not count; any other change to these files makes every earlier run of that model another run.
+    """
+    parts = [config_module] + [f"srlib.{name}" for name in ("models.layers", "losses", "train", "resize", "data")]
+    digest = hashlib.sha256()
+    for part in parts:
+        tree = ast.parse(Path(str(import_module(part).__file__)).read_text(encoding="utf-8"))
+        digest.update(ast.unparse(without_docstrings(tree)).encode())
+    return digest.hexdigest()[:12]
+
+
+def without_docstrings(tree: ast.AST) -> ast.AST:
+    """``tree`` with every docstring taken out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def provenance(config: RunConfig, device: str, seconds: float, resumed_at: int, compile: bool) -> dict[str, Any]:
+    """Who made a run: commit, versions, device, threads, seed, data and wall time (of the process that finished it)."""
+    return {
+        "commit": commit(),
+        "srlib": srlib.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": describe_device() if device == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "compile": compile,
+        "seed": config.train.seed,
+        "data": config.data,
+        "fingerprint": config.fingerprint,
+        "seconds": round(seconds, 1),
+        "resumed_at": resumed_at,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+@cache
+def commit() -> str:
+    """The commit that srlib runs from, with "+changes" when files differ from it; "unknown" outside a git checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        answer = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
+        return answer.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # a copy installed inside somebody else's repository is no checkout
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON record; InputError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no record at {path}: make it with `srlib train` or `srlib evaluate`") from None
+    except ValueError:
+        raise InputError(f"{path} is no valid JSON: delete it and make it again") from None
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON record in one atomic move."""
+    make_folder(path.parent)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def make_folder(path: Path) -> None:
+    """Make ``path`` and its parents; InputError where that is not allowed."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {path} ({error.strerror}): choose another folder") from None
+
+
+def evaluate(run: Run, sets: list[data_module.Store], protocols: list[str], device: str = "auto") -> list[Scores]:
+    """Score a run's network on each set of images under each protocol; the network is loaded once."""
+    where = pick_device(device)
+    network, scale = run.network(where), run.config["scale"]
+    return [score(network, store, scale, metrics.protocol(name), device=where) for store in sets for name in protocols]

@@ -1,0 +1,150 @@
+"""The training loop: one visible function, with its settings and its resumable state."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from srlib.errors import InputError
+from srlib.losses import l1_fft
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything but the data and the network that determines trained weights; the defaults are SAFMN's (Sec. 4.1 and its release).
+
+    ``patch`` is the side of an LR patch in pixels, ``milestones`` are steps, ``ema_decay`` 0 switches the average off,
+    ``precision`` is Fabric's. Raises InputError for values that no training can use.
+    """
+
+    steps: int = 500_000
+    batch: int = 64
+    patch: int = 64
+    optimizer: Literal["adam", "adamw"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    lr: float = 1e-3
+    lr_final: float = 1e-5
+    schedule: Literal["cosine", "multistep"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    lr_decay: float = 0.5
+    fft_weight: float = 0.05
+    ema_decay: float = 0.999
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "batch", "patch"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} is {getattr(self, field)}: give a whole number from 1 up")
+        if self.lr <= 0:
+            raise InputError(f"the learning rate is {self.lr}: give a positive number, such as 1e-3")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay is {self.ema_decay}: give a number from 0 (no average) to below 1")
+        choices = {"optimizer": ("adam", "adamw"), "schedule": ("cosine", "multistep"), "precision": ("32-true", "bf16-mixed")}
+        for field, known in choices.items():
+            if getattr(self, field) not in known:
+                raise InputError(f"{field} is {getattr(self, field)!r}: choose one of {', '.join(known)}")
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a finite number; ``step`` says where that was seen."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss is not finite at step {step}")
+        self.step = step
+
+
+class State:
+    """What a training run carries from step to step, and from one process to the next: network, average, optimiser, schedule."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.optimizer = make_optimizer(model, config)
+        self.schedule = make_schedule(self.optimizer, config)
+        self.step = 0
+        self.seconds = 0.0
+
+    def save(self, path: Path) -> None:
+        """Write the state to ``path`` in one atomic move: an interruption leaves the old file or the new one, never half of one."""
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer", "schedule")}
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            torch.save(parts | {"step": self.step, "seconds": self.seconds}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        """Take over the state that ``path`` holds."""
+        parts = torch.load(path, map_location=device, weights_only=True)
+        for name in ("model", "average", "optimizer", "schedule"):
+            getattr(self, name).load_state_dict(parts[name])
+        self.step, self.seconds = parts["step"], parts["seconds"]
+
+
+def train(
+    model: nn.Module,
+    batch: Callable[[int], tuple[Tensor, Tensor]],
+    config: TrainConfig,
+    fabric: Fabric,
+    *,
+    state_path: Path,
+    on_start: Callable[[State], None],
+    on_step: Callable[[State, Tensor], None],
+    on_save: Callable[[State], None],
+    save_every: int,
+    compile: bool = False,
+) -> nn.Module:
+    """Train ``model`` for ``config.steps`` steps and return the network to evaluate: the average of its weights (SAFMN's release).
+
+    ``batch(step)`` gives LR and HR patches, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1], as a pure function of the step, so
+    that a run resumed from ``state_path`` sees the batches of an uninterrupted one. ``on_step`` gets each step's loss without a
+    synchronisation; ``on_save`` comes before the state is saved, every ``save_every`` steps and at the end. Whatever a callback
+    raises (such as Diverged) ends the run with the last saved state intact.
+    """
+    model = model.to(fabric.device, memory_format=torch.channels_last).train()
+    state = State(model, config)
+    if state_path.exists():
+        state.load(state_path, fabric.device)
+    network, optimizer = fabric.setup(torch.compile(model) if compile else model, state.optimizer)
+    on_start(state)
+    started = time.perf_counter() - state.seconds
+    while state.step < config.steps:
+        lr, hr = batch(state.step)
+        loss = l1_fft(network(lr), hr, config.fft_weight)
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        state.schedule.step()
+        state.average.update_parameters(model)
+        state.step += 1
+        state.seconds = time.perf_counter() - started
+        on_step(state, loss.detach())
+        if state.step % save_every == 0 or state.step == config.steps:
+            on_save(state)
+            state.save(state_path)
+    return state.average.module.eval()
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """Adam or AdamW over all parameters, in one fused kernel."""
+    kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
+    return kind(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+
+
+def make_schedule(optimizer: Optimizer, config: TrainConfig) -> LRScheduler:
+    """One cosine from ``lr`` to ``lr_final`` over all steps (SAFMN, SSIU), or ``lr`` times ``lr_decay`` at each milestone (SeemoRe)."""
+    if config.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=config.steps, eta_min=config.lr_final)
+    return MultiStepLR(optimizer, milestones=list(config.milestones), gamma=config.lr_decay)
