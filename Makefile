@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --progress-bar off --no-input --constraint constraints.txt
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --progress-bar off --no-input --constraint constraints.txt
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m
 
 export PYTHONUNBUFFERED := 1
