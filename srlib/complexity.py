@@ -1,0 +1,275 @@
+"""What a network costs: parameters, multiply-adds and activations by counting; time and memory by measuring.
+
+Counting follows the four papers. They count with fvcore: one multiply-add counts as one, an interpolation counts (one
+per output value for nearest, four for bilinear), adaptive average pooling counts one per input value, max pooling,
+activation functions, sums and products count nothing. Layer norms count nothing either, because the released networks
+write them out by hand, where fvcore sees only sums and products; here they are one fused call, which is told apart.
+Activations are the values that convolutions put out (SAFMN, caption of Table 1).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import statistics
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srlib.errors import InputError
+
+HR_SIZE = (720, 1280)
+_ACTIVATIONS = "activations"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What ``count`` found, all for one image.
+
+    ``params``: learnt values. ``macs``: multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS).
+    ``acts``: values put out by convolutions. ``macs_by_operator``: the same multiply-adds by operator ("conv",
+    "upsample_nearest2d", "batch_norm", ...). ``macs_by_module`` and ``acts_by_module``: by dotted module name, each
+    including its children; "" is the whole network. ``uncounted``: how often each operator ran that counts nothing.
+    """
+
+    params: int
+    macs: int
+    acts: int
+    macs_by_operator: dict[str, int]
+    macs_by_module: dict[str, int]
+    acts_by_module: dict[str, int]
+    uncounted: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that one call took: the median of ``repeats`` calls and the spread, with what it ran on."""
+
+    median: float
+    minimum: float
+    maximum: float
+    repeats: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of tensor memory during one call.
+
+    ``rise``: the peak above what was allocated when the call began, so without weights and input. ``peak``: the peak
+    of everything that this process holds, weights and input included (what SAFMN's Table 2 prints); only CUDA's
+    allocator knows it, so it is None on a CPU. ``how`` says what was read.
+    """
+
+    rise: int
+    peak: int | None
+    device: str
+    how: str
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """One operator in ``operator_times``: calls, and seconds a run of ``call`` (``own`` without what it calls itself)."""
+
+    calls: float
+    total: float
+    own: float
+
+
+def lr_size(scale: int, hr: tuple[int, int] = HR_SIZE) -> tuple[int, int]:
+    """Height and width of the LR image that belongs to an HR image of ``hr``, to the nearest whole pixel.
+
+    The papers count for an HR image of 1280x720: LR 640x360, 427x240 and 320x180 for x2, x3 and x4. Raises
+    ``InputError`` for a scale below 1.
+    """
+    if scale < 1:
+        raise InputError(f"scale {scale} has no LR size; give a scale from 1 up")
+    height, width = (max(1, int(side / scale + 0.5)) for side in hr)
+    return height, width
+
+
+def count(model: nn.Module, lr_size: tuple[int, int], training: bool = True) -> Counts:
+    """Count a network's parameters, multiply-adds and activations for one RGB image of ``lr_size`` (height, width).
+
+    ``training`` chooses the mode that is counted. SAFMN's Table 3 prints 13.72G for batch normalisation, which is five
+    operations a value, fvcore's figure in training mode (in evaluation mode it is two): so the default is True.
+
+    The counting runs on a copy on the CPU, so the model, its mode, its device and its statistics stay as they are.
+    Raises ``InputError`` for a size below 1 x 1.
+    """
+    if min(lr_size) < 1:
+        raise InputError(f"an image of {lr_size[0]} x {lr_size[1]} pixels can't be counted; give at least 1 x 1")
+    twin = copy.deepcopy(model).cpu().train(training)
+    image = torch.zeros(1, 3, *lr_size)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fvcore scripts and traces, which torch has deprecated
+        analysis = _analysis(twin, image)
+        by_module = analysis.by_module_and_operator()
+        uncounted = analysis.unsupported_ops()
+    whole = by_module[""]
+    macs = {name: sum(n for op, n in ops.items() if op != _ACTIVATIONS) for name, ops in by_module.items()}
+    acts = {name: ops[_ACTIVATIONS] for name, ops in by_module.items()}
+    return Counts(
+        params=sum(p.numel() for p in model.parameters()),
+        macs=int(macs[""]),
+        acts=int(acts[""]),
+        macs_by_operator={op: int(n) for op, n in sorted(whole.items()) if op != _ACTIVATIONS},
+        macs_by_module={name: int(n) for name, n in macs.items()},
+        acts_by_module={name: int(n) for name, n in acts.items()},
+        uncounted={op.removeprefix("aten::"): n for op, n in sorted(uncounted.items())},
+    )
+
+
+def _analysis(model: nn.Module, image: Tensor) -> Any:
+    """fvcore's multiply-add analysis, told to note convolutions' activations in the same pass: one forward, not two."""
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import conv_flop_jit, generic_activation_jit
+
+    outputs_of = generic_activation_jit("conv")
+
+    def convolution(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        macs = conv_flop_jit(inputs, outputs)["conv"]
+        return Counter({"conv": macs, _ACTIVATIONS: outputs_of(inputs, outputs)["conv"]})
+
+    def nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        return Counter()
+
+    analysis = FlopCountAnalysis(model, (image,))
+    analysis.set_op_handle("aten::_convolution", convolution, "aten::layer_norm", nothing)
+    return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+
+
+def latency(
+    call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
+) -> Timing:
+    """Time ``call``: ``warmup`` untimed calls, then the median, minimum and maximum of ``repeats`` timed ones, in seconds.
+
+    On CUDA the device is synchronised before and after each call, so that its work is in the time. The caller
+    chooses inference mode and evaluation mode. Raises ``InputError`` if nothing would be timed.
+    """
+    if repeats < 1 or warmup < 0:
+        raise InputError(f"{warmup} warm-ups and {repeats} repeats can't be timed; give 0 or more and 1 or more")
+    device = torch.device(device)
+    for _ in range(warmup):
+        call()
+    seconds = []
+    for _ in range(repeats):
+        _synchronise(device)
+        start = time.perf_counter()
+        call()
+        _synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return Timing(
+        median=statistics.median(seconds),
+        minimum=min(seconds),
+        maximum=max(seconds),
+        repeats=repeats,
+        device=describe_device(device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def unit(device: str | torch.device = "cpu") -> float:
+    """Seconds of the yardstick that travels between machines, for speeds in units.
+
+    One unit is one float32 3x3 convolution, 64 to 64 channels, padded, on 1x64x180x320: the best of five after one
+    untimed call. Take it in the same process with the same threads, anew before each timing.
+    """
+    x = torch.randn(1, 64, 180, 320, device=device)
+    weight, bias = torch.randn(64, 64, 3, 3, device=device), torch.randn(64, device=device)
+    with torch.inference_mode():
+        return latency(lambda: F.conv2d(x, weight, bias, padding=1), warmup=1, repeats=5, device=device).minimum
+
+
+def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") -> Memory:
+    """The most tensor memory that one ``call`` holds at once, in bytes.
+
+    On CUDA it is what SAFMN's Table 2 prints, ``torch.cuda.max_memory_allocated``. On a CPU torch's allocator is
+    followed through ``torch.profiler``: every allocation and release of tensor memory in the order of time. Scratch
+    memory that a library takes outside torch's allocator isn't seen on either.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        _synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        _synchronise(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        return Memory(peak - before, peak, describe_device(device), "torch.cuda.max_memory_allocated")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((float(e["ts"]), int(e["args"]["Bytes"])) for e in events if e.get("name") == "[memory]")
+    held = rise = 0
+    for _, change in changes:
+        held += change
+        rise = max(rise, held)
+    return Memory(rise, None, describe_device(device), "allocations of tensor memory seen by torch.profiler")
+
+
+def operator_times(
+    call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
+) -> dict[str, OperatorTime]:
+    """Time each of torch's operators in ``call`` with ``torch.profiler``, slowest first; seconds are the mean of ``repeats``.
+
+    SAFMN's Table 5 was taken so. On CUDA the times are those of the kernels that an operator started, on a CPU those
+    of the operator, the profiler's own cost included. Names are torch's ("aten::mul"). Raises ``InputError`` if
+    nothing would be timed.
+    """
+    if repeats < 1 or warmup < 0:
+        raise InputError(f"{warmup} warm-ups and {repeats} repeats can't be timed; give 0 or more and 1 or more")
+    device = torch.device(device)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    for _ in range(warmup):
+        call()
+    _synchronise(device)
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(repeats):
+            call()
+        _synchronise(device)
+    kind = "device" if device.type == "cuda" else "cpu"
+    times = {
+        event.key: OperatorTime(
+            calls=event.count / repeats,
+            total=getattr(event, f"{kind}_time_total") / repeats / 1e6,
+            own=getattr(event, f"self_{kind}_time_total") / repeats / 1e6,
+        )
+        for event in profile.key_averages()
+        if event.key.startswith("aten::")
+    }
+    return dict(sorted(times.items(), key=lambda item: -item[1].own))
+
+
+def describe_device(device: str | torch.device = "cpu") -> str:
+    """What a measurement ran on, in words: the GPU's name, or the processor's and the number of threads torch uses."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
