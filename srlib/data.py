@@ -1,0 +1,751 @@
+"""Images: where they are, how they are decoded, and how training patches are cut from them.
+
+An ``ImageSet`` is a list of files: the embedded photographs (``photos``), any folder (``folder``) or a benchmark in the
+layout that it is distributed in (``benchmark``); ``find`` takes any of these as one string. A ``Store`` holds the
+decoded images of a set as uint8 in one memory-mapped file; it is made once and found again by the content of the image
+files. ``Patches`` cuts training batches from a store: each batch is a pure function of the seed and the step.
+
+How a file becomes pixels: EXIF orientation is applied; grey, palette, black-and-white and CMYK images become RGB; what
+is transparent is laid over white; 16-bit grey is divided by 257 and rounded, and 16-bit colour keeps its high byte (all
+that Pillow hands out); of several frames the first is taken; colour profiles are not applied. Floating-point images are
+refused.
+"""
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .errors import InputError
+from .resize import imresize
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+# width x height as shipped in scikit-image 0.26; "grey" ones become RGB by repeating the channel
+PHOTOS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "astronaut.png",  # 512x512, NASA, public domain
+        "brick.png",  # 512x512 grey, CC0
+        "coins.png",  # 384x303 grey, no known copyright restrictions
+        "grass.png",  # 512x512 grey, CC0
+        "gravel.png",  # 512x512 grey, CC0
+        "hubble_deep_field.jpg",  # 1000x872, NASA, public domain
+        "ihc.png",  # 512x512, stained tissue, no known copyright restrictions
+        "moon.png",  # 512x512 grey, the surface of the moon
+        "motorcycle_left.png",  # 741x500, Middlebury 2014 stereo
+        "motorcycle_right.png",  # 741x500, the same scene, hence the same side of the split
+        "retina.jpg",  # 1411x1411, CC0
+    ),
+    "held-out": (
+        "camera.png",  # 512x512 grey, CC0
+        "chelsea.png",  # 451x300, CC0
+        "coffee.png",  # 600x400, CC0
+        "rocket.jpg",  # 640x427, SpaceX, public domain
+    ),
+}
+
+# benchmark -> number of images
+BENCHMARKS: dict[str, int] = {
+    "Set5": 5,
+    "Set14": 14,
+    "BSD100": 100,
+    "Urban100": 100,
+    "Manga109": 109,
+    "DIV2K_val": 100,
+}
+
+# other folders, relative to the data or benchmark folder, that a set is found in: (HR, LR)
+_LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "BSD100": (("B100/HR", "B100/LR_bicubic"),),
+    "DIV2K_val": (("DIV2K/DIV2K_valid_HR", "DIV2K/DIV2K_valid_LR_bicubic"),),
+    "DIV2K_train": (("DIV2K/DIV2K_train_HR", "DIV2K/DIV2K_train_LR_bicubic"),),
+}
+
+_STORE_FORMAT = 1  # part of each store's key: raise it when decoding or the layout on disk changes
+_LR_FORMAT = 1  # likewise for LR images: raise it when an output of ``imresize`` changes
+_RESIDENT_BYTES = 4 << 30
+_RACY_NS = 2_000_000_000  # a file touched this recently could change again without a new time stamp
+
+Origin = Literal["distributed", "matlab-bicubic"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A named, ordered list of image files; ``lr_files`` gives the distributed LR files by scale, in the same order."""
+
+    name: str
+    files: tuple[Path, ...]
+    lr_files: Mapping[int, tuple[Path, ...]] = field(default_factory=dict, hash=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The images' names: file names without suffix, or with it where two files would share a name."""
+        stems = Counter(file.stem for file in self.files)
+        return tuple(file.stem if stems[file.stem] == 1 else file.name for file in self.files)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a known benchmark is there: how many images it has, how many were found, and in which HR folder."""
+
+    name: str
+    expected: int
+    found: int
+    path: Path | None
+
+    @property
+    def present(self) -> bool:
+        """True if all of the benchmark's images were found."""
+        return self.found == self.expected
+
+
+def photos(split: str) -> ImageSet:
+    """The photographs that scikit-image ships inside its wheel; ``split`` is "train" (11 images) or "held-out" (4).
+
+    Nothing is downloaded and scikit-image is not imported. Drawings, text, masks, test patterns, crops and the cell (a
+    phase image computed from a hologram) are left out, and so is the clock, which is blurred by motion. The licences
+    are in the docstrings of ``skimage.data``: public domain, CC0 or no known restrictions; the motorcycle is of the
+    Middlebury 2014 stereo benchmark. Raises InputError for another split or where scikit-image or one of the files is
+    missing.
+    """
+    if split not in PHOTOS:
+        raise InputError(f"no photographs called {split!r}: use photos/train or photos/held-out instead")
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("the embedded photographs need scikit-image: install it, or name a folder of images instead")
+    root = Path(spec.submodule_search_locations[0]) / "data"
+    files = tuple(root / name for name in PHOTOS[split])
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"no {file.name} in {root}: install scikit-image 0.26, or name a folder of images instead")
+    return ImageSet(f"photos/{split}", files)
+
+
+def folder(path: str | Path) -> ImageSet:
+    """The images that lie directly in a folder (not in folders below it), sorted by file name.
+
+    Suffixes: png, jpg, jpeg, bmp, webp, tif, tiff in any case; hidden files are passed over. The set is named by the
+    folder. Raises InputError where the folder is missing or holds no image.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder: name an existing folder of images instead")
+    files = _images(path)
+    if not files:
+        below = [child.name for child in sorted(path.iterdir()) if child.is_dir() and _images(child)]
+        mend = (
+            f"name a folder below it instead ({', '.join(below[:5])})"
+            if below
+            else f"put {', '.join(SUFFIXES)} files there"
+        )
+        raise InputError(f"{path} holds no images: {mend}")
+    return ImageSet(path.resolve().name, files)
+
+
+def benchmark(name: str, root: str | Path | None = None) -> ImageSet:
+    """A benchmark in the usual layout: benchmark/<Name>/HR/*.png and, where they are, LR_bicubic/X<s>/<image>x<s>.png.
+
+    ``root`` is the data folder that holds benchmark/, or that folder itself; None means the environment variable
+    SRLIB_DATA. BSD100 is also found as B100, DIV2K_val as DIV2K/DIV2K_valid_HR. LR files are looked up when a scale is
+    first used: a scale without a folder X<s> is made from HR instead. Raises InputError where the root or the benchmark
+    is missing or empty.
+    """
+    base = _data_root(root)
+    if base is None:
+        raise InputError(
+            f"{name} needs a data folder: set SRLIB_DATA or --data-root to the one with benchmark/{name}/HR"
+        )
+    if not base.is_dir():
+        raise InputError(f"no folder {base}: set SRLIB_DATA or --data-root to the one with benchmark/{name}/HR")
+    found = _layout(name, base)
+    if found is None:
+        home = base / "benchmark" / name / "HR"
+        raise InputError(f"no {name} in {base}: put its images in {home}, or name another data folder")
+    return _benchmark(name, *found)
+
+
+def find(spec: str, root: str | Path | None = None) -> ImageSet:
+    """An image set by one string: "photos/train", "photos/held-out", a benchmark's name, or the path of a folder.
+
+    A path may be relative to the working folder or to the data folder (``root``, else SRLIB_DATA). A folder that has
+    HR/ in it is read as a benchmark with its LR files. Raises InputError with the choices where nothing fits.
+    """
+    if spec.split("/")[0] == "photos":
+        return photos(spec.removeprefix("photos").removeprefix("/"))
+    base = _data_root(root)
+    if spec in BENCHMARKS or spec in _LAYOUTS:
+        return benchmark(spec, base)
+    for path in [Path(spec).expanduser()] + ([base / spec] if base else []):
+        if spec and path.is_dir():
+            if (path / "HR").is_dir():
+                return _benchmark(path.resolve().name, path / "HR", path / "LR_bicubic")
+            return folder(path)
+    if base is not None and spec and (found := _layout(spec, base)):
+        return _benchmark(spec, *found)
+    where = f" in {base}" if base else " (SRLIB_DATA is not set)"
+    choices = ", ".join([*(f"photos/{split}" for split in PHOTOS), *BENCHMARKS])
+    raise InputError(f"no images called {spec!r}{where}: use {choices} or a folder's path instead")
+
+
+def datasets(root: str | Path | None = None) -> list[Availability]:
+    """The benchmarks that the papers use, and whether they are in the data folder (``root``, else SRLIB_DATA)."""
+    base = _data_root(root)
+    rows = []
+    for name, expected in BENCHMARKS.items():
+        found = _layout(name, base) if base is not None else None
+        rows.append(Availability(name, expected, len(_images(found[0])) if found else 0, found[0] if found else None))
+    return rows
+
+
+def _data_root(root: str | Path | None) -> Path | None:
+    root = root or os.environ.get("SRLIB_DATA")
+    return Path(root).expanduser() if root else None
+
+
+def _images(path: Path) -> tuple[Path, ...]:
+    files = (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    return tuple(sorted((file for file in files if file.is_file()), key=lambda file: file.name))
+
+
+def _layout(name: str, base: Path) -> tuple[Path, Path] | None:
+    """The HR and LR folders of a benchmark under a data or benchmark folder, None where there is no HR folder."""
+    for parent in (base / "benchmark", base):
+        for hr, lr in ((f"{name}/HR", f"{name}/LR_bicubic"), *_LAYOUTS.get(name, ())):
+            if (parent / hr).is_dir():
+                return parent / hr, parent / lr
+    return None
+
+
+def _benchmark(name: str, hr: Path, lr: Path) -> ImageSet:
+    files = folder(hr).files
+    found = [child for child in sorted(lr.iterdir()) if child.is_dir()] if lr.is_dir() else []
+    scales = {int(child.name[1:]): child for child in found if child.name[0] == "X" and child.name[1:].isdecimal()}
+    return ImageSet(name, files, {s: tuple(x / f"{file.stem}x{s}.png" for file in files) for s, x in scales.items()})
+
+
+def decode(data: bytes, label: str) -> np.ndarray:
+    """The pixels of an encoded image as a uint8 array (3, H, W), by the rules at the top of this module.
+
+    ``label`` names the image in the InputError that a truncated, corrupt or floating-point image raises.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):
+                return _sixteen_bits(image, label)
+            if image.mode == "F":
+                raise InputError(f"{label} has floating-point pixels: save it as an 8-bit PNG instead")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+            pixels = np.asarray(image.convert("RGB"))  # (H, W, 3)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "not an image that Pillow can read"
+        raise InputError(
+            f"{label} cannot be decoded ({reason}): fetch it again, or take it out of the folder"
+        ) from error
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _sixteen_bits(image: Image.Image, label: str) -> np.ndarray:
+    wide = np.asarray(image).astype(np.int64)  # (H, W)
+    if wide.min() < 0 or wide.max() > 65535:
+        raise InputError(f"{label} has more than 16 bits a pixel: save it as an 8-bit PNG instead")
+    grey = ((wide + 128) // 257).astype(np.uint8)
+    return np.repeat(grey[None], 3, axis=0)
+
+
+class Store:
+    """The decoded images of a set as uint8 in one memory-mapped file, and their LR images in another one a scale.
+
+    A store lies in a folder of the cache whose name is a hash of the image files' bytes, names and order, so that a
+    changed image gives a new store and the same images in another place give the same one. It is written beside its
+    place and renamed: there is a whole store or none, and processes that build the same one at the same time do not
+    harm each other. Tensors are uint8, CHW, RGB; they are private views of the file, so that writing to one changes
+    neither file nor store.
+    """
+
+    def __init__(self, image_set: ImageSet, cache: Path, key: str, hr: "_Flat") -> None:
+        """Use ``Store.open``."""
+        self.image_set = image_set
+        self.cache = cache
+        self.key = key
+        self._hr = hr
+        self._lr: dict[int, _Flat] = {}
+
+    @classmethod
+    def open(
+        cls, image_set: ImageSet, cache: str | Path | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> "Store":
+        """The store of an image set, built if it is not in the cache yet.
+
+        ``cache`` is a folder, None means the environment variable SRLIB_CACHE, else ~/.cache/srlib. File hashes are
+        remembered by path, size and time stamps, so that only new and changed files are read when a store is opened
+        again. ``progress`` is called with the number of images done and to do while a store is built. Raises InputError
+        for an empty set, an image that is missing or cannot be decoded, or a cache that cannot be written.
+        """
+        if not image_set.files:
+            raise InputError(f"{image_set.name} has no images: name a folder of images instead")
+        place = Path(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser()
+        hashes = _file_hashes(image_set.files, place)
+        key = _digest(["hr", _STORE_FORMAT, *zip(image_set.names, hashes, strict=True)])
+        home = place / "stores" / key
+        flat = _Flat.open(home)
+        if flat is None:
+            images = _decoded(image_set.files, hashes)
+            flat = _Flat.build(home, image_set.names, images, progress)
+        return cls(image_set, place, key, flat)
+
+    @property
+    def name(self) -> str:
+        """The image set's name."""
+        return self.image_set.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The images' names, in order."""
+        return self._hr.names
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the decoded images, their names and order: the same on every machine, wherever the files lie."""
+        return self._hr.fingerprint
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._hr.names)
+
+    def __repr__(self) -> str:
+        """Name, number of images and the start of the fingerprint."""
+        return f"Store({self.name!r}, {len(self)} images, {self.fingerprint[:12]})"
+
+    def hr(self, i: int) -> Tensor:
+        """Image ``i`` as it was decoded: uint8 (3, H, W)."""
+        return self._hr.image(i)
+
+    def lr(self, i: int, scale: int) -> Tensor:
+        """The LR image of image ``i``: uint8 (3, h, w); the LR images of a scale are made or decoded on first use."""
+        return self.build_lr(scale)._lr[scale].image(i)
+
+    def pair(self, i: int, scale: int) -> tuple[Tensor, Tensor]:
+        """LR and HR of image ``i``: uint8 (3, h, w) and (3, scale h, scale w); HR is cropped at its far edges."""
+        lr = self.lr(i, scale)
+        return lr, self.hr(i)[:, : scale * lr.shape[1], : scale * lr.shape[2]]
+
+    def lr_origin(self, scale: int) -> Origin:
+        """Where the LR images come from: "distributed" files, or "matlab-bicubic" made here from HR."""
+        return "distributed" if scale in self.image_set.lr_files else "matlab-bicubic"
+
+    def lr_fingerprint(self, scale: int) -> str:
+        """sha256 over the LR images as ``fingerprint`` is over the HR images."""
+        return self.build_lr(scale)._lr[scale].fingerprint
+
+    def build_lr(self, scale: int, progress: Callable[[int, int], None] | None = None) -> "Store":
+        """Make or open the LR images of a scale and return the store; ``lr``, ``pair`` and ``Patches`` do so themselves.
+
+        Distributed files are used where the set has them; otherwise HR is cropped to multiples of the scale and reduced
+        by ``imresize``. Raises InputError for a scale that is not a positive integer, an image smaller than the scale,
+        a missing LR file, or one whose size is not HR's divided by the scale and rounded down.
+        """
+        if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+            raise InputError(f"scale {scale!r} is not possible: give a whole number from 1 on, such as 2, 3 or 4")
+        if scale in self._lr:
+            return self
+        for name, (height, width) in zip(self.names, self._hr.sizes, strict=True):
+            if min(height, width) < scale:
+                raise InputError(
+                    f"{name} is {width}x{height}, too small for x{scale}: use a smaller scale or leave it out"
+                )
+        if self.lr_origin(scale) == "distributed":
+            files = self.image_set.lr_files[scale]
+            for file in files:
+                if not file.is_file():
+                    raise InputError(
+                        f"{file} is missing: fetch it, or remove {file.parent} to have x{scale} made from HR"
+                    )
+            hashes = _file_hashes(files, self.cache)
+            key = _digest(["distributed", _STORE_FORMAT, *hashes])
+            images = (
+                self._fitting(*row, scale) for row in zip(self._hr.sizes, files, _decoded(files, hashes), strict=True)
+            )
+        else:
+            key = _digest(["matlab-bicubic", _LR_FORMAT])
+            images = _ahead(lambda i: self._reduced(i, scale), len(self))
+        home = self.cache / "stores" / f"{self.key}-x{scale}-{key[:16]}"
+        flat = _Flat.open(home)
+        if flat is None:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # several small images at a time instead of several threads an image
+            try:
+                flat = _Flat.build(home, self.names, images, progress)
+            finally:
+                torch.set_num_threads(threads)
+        self._lr[scale] = flat
+        return self
+
+    @staticmethod
+    def _fitting(size: tuple[int, int], file: Path, lr: np.ndarray, scale: int) -> np.ndarray:
+        height, width = size
+        if lr.shape[1:] != (height // scale, width // scale):
+            raise InputError(
+                f"{file} is {lr.shape[2]}x{lr.shape[1]} but HR {width}x{height} needs {width // scale}x{height // scale}: "
+                f"fetch HR and LR of one release, or remove {file.parent} to have x{scale} made from HR"
+            )
+        return lr
+
+    def _reduced(self, i: int, scale: int) -> np.ndarray:
+        height, width = (side // scale for side in self._hr.sizes[i])
+        return imresize(self.hr(i)[:, : scale * height, : scale * width], size=(height, width)).numpy()
+
+
+class Patches:
+    """Training batches of aligned LR and HR patches, each batch a pure function of (seed, step).
+
+    An image is drawn uniformly (small images as often as large ones), then a position uniformly on its LR grid, then
+    one of the eight flips and quarter turns; the HR patch is ``scale`` times the LR patch, its corner ``scale`` times
+    LR's. The draws are raw words of numpy's PCG64 seeded by SeedSequence((seed, step)), whose streams are fixed, and
+    are made on the CPU: the same batch on every device and machine, whatever was drawn before. A smaller batch is the
+    start of a larger one.
+
+    ``patch`` is in LR pixels. On an accelerator the whole store becomes one uint8 tensor there if it needs at most 4
+    GiB and a quarter of the free memory, and each batch is one gather; otherwise patches are cut from the memory map
+    and sent. ``resident`` forces one or the other. Raises InputError for a size that is not positive, a negative seed,
+    and an image smaller than the patch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        scale: int = 4,
+        patch: int = 64,
+        batch: int = 16,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        resident: bool | None = None,
+    ) -> None:
+        """See the class."""
+        if patch < 1 or batch < 1:
+            raise InputError(f"patch {patch} and batch {batch} do not work: give whole numbers from 1 on")
+        if seed < 0:
+            raise InputError(f"seed {seed} is negative: give a whole number from 0 on")
+        self.scale, self.patch, self.size, self.seed, self.device = scale, patch, batch, seed, torch.device(device)
+        self._lr, self._hr = store.build_lr(scale)._lr[scale], store._hr
+        for name, (height, width) in zip(store.names, self._lr.sizes, strict=True):
+            if min(height, width) < patch:
+                raise InputError(
+                    f"{name} of {store.name} is {width}x{height} at x{scale}, smaller than the patch, {patch}x{patch}: "
+                    f"use a patch of at most {min(map(min, self._lr.sizes))} or leave small images out"
+                )
+        self._rooms = np.array(self._lr.sizes, np.uint64) - np.uint64(patch - 1)  # (N, 2) positions along y and x
+        if resident is None:
+            resident = self.device.type != "cpu" and self._lr.nbytes + self._hr.nbytes <= _room(self.device)
+        self._white = torch.tensor(
+            255.0, device=self.device
+        )  # a tensor: CUDA multiplies by a number's reciprocal instead
+        self._on_device = tuple(flat.tensor(self.device) for flat in (self._lr, self._hr)) if resident else None
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """LR (B, 3, p, p) and HR (B, 3, sp, sp) of a step (from 0 on): float32 in [0, 1] on the device."""
+        image, y, x, turn = self._draw(step)
+        cuts = (
+            _cuts(self._lr, image, y, x, turn, self.patch),
+            _cuts(self._hr, image, y * self.scale, x * self.scale, turn, self.patch * self.scale),
+        )
+        sides = (self.patch, self.patch * self.scale)
+        if self._on_device is not None:
+            tables = torch.from_numpy(np.stack(cuts)).to(self.device)
+            lr, hr = map(_gather, self._on_device, tables, sides)
+        else:
+            lr, hr = map(self._sent, map(_cut, (self._lr.map, self._hr.map), cuts, sides))
+        return lr / self._white, hr / self._white
+
+    def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        if step < 0:
+            raise InputError(f"step {step} is negative: count steps from 0")
+        source = np.random.PCG64(np.random.SeedSequence((self.seed, step)))
+        words = source.random_raw(4 * self.size).reshape(self.size, 4)
+        high, shift = words >> np.uint64(32), np.uint64(32)
+        image = (high[:, 0] * np.uint64(len(self._rooms)) >> shift).astype(np.int64)
+        y, x = ((high[:, 1:3] * self._rooms[image]) >> shift).astype(np.int64).T
+        return image, y, x, (words[:, 3] >> np.uint64(61)).astype(np.int64)
+
+    def _sent(self, patches: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(patches)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+def _room(device: torch.device) -> int:
+    return min(_RESIDENT_BYTES, torch.cuda.mem_get_info(device)[0] // 4) if device.type == "cuda" else _RESIDENT_BYTES
+
+
+def _cuts(flat: "_Flat", image: np.ndarray, y: np.ndarray, x: np.ndarray, turn: np.ndarray, side: int) -> np.ndarray:
+    """Where each patch lies in the flat store: (B, 4) int64 of first byte and steps along channel, row and column.
+
+    Pixel (c, i, j) of a patch lies at first + c * step_c + i * step_i + j * step_j, for each flip and quarter turn: bit
+    0 of ``turn`` reverses the rows, bit 1 the columns, bit 2 swaps the two axes after that.
+    """
+    heights, widths = flat.extents[image].T
+    down, right = (turn & 1) == 1, (turn & 2) == 2
+    first = flat.offsets[image] + (y + down * (side - 1)) * widths + x + right * (side - 1)
+    rows, columns = np.where(down, -widths, widths), np.where(right, -1, 1)
+    swap = (turn & 4) == 4
+    return np.stack([first, heights * widths, np.where(swap, columns, rows), np.where(swap, rows, columns)], axis=1)
+
+
+def _cut(data: np.ndarray, cuts: np.ndarray, side: int) -> np.ndarray:
+    """The patches (B, 3, side, side) copied from the memory map, one strided view each."""
+    patches = np.empty((len(cuts), 3, side, side), np.uint8)
+    for patch, (first, *steps) in zip(patches, cuts.tolist(), strict=True):
+        patch[...] = np.ndarray((3, side, side), np.uint8, data, first, steps)
+    return patches
+
+
+def _gather(data: Tensor, cuts: Tensor, side: int) -> Tensor:
+    """The same patches in one gather from the flat tensor, on its device."""
+    first, plane, rows, columns = cuts[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1) each
+    line = torch.arange(side, device=data.device)
+    channel = torch.arange(3, device=data.device)[:, None, None]
+    return data[first + channel * plane + line[:, None] * rows + line * columns]  # (B, 3, side, side)
+
+
+class _Entry(NamedTuple):
+    name: str
+    height: int
+    width: int
+    offset: int
+
+
+class _Flat:
+    """One folder with images.bin (uint8, CHW an image, one after the other) and index.json."""
+
+    def __init__(self, home: Path, entries: Sequence[_Entry], fingerprint: str) -> None:
+        self.path = home / "images.bin"
+        self.fingerprint = fingerprint
+        self.names = tuple(entry.name for entry in entries)
+        self.sizes = tuple((entry.height, entry.width) for entry in entries)
+        self.extents = np.array(self.sizes, np.int64)  # (N, 2)
+        self.offsets = np.array([entry.offset for entry in entries], np.int64)
+        self.nbytes = entries[-1].offset + 3 * entries[-1].height * entries[-1].width
+        self.map = np.memmap(self.path, np.uint8, "r", shape=(self.nbytes,))
+
+    @classmethod
+    def open(cls, home: Path) -> "_Flat | None":
+        """What lies in a folder, or None where nothing whole does."""
+        try:
+            index = json.loads((home / "index.json").read_text(encoding="utf-8"))
+            flat = cls(home, [_Entry(*row) for row in index["images"]], index["fingerprint"])
+            return flat if flat.path.stat().st_size == flat.nbytes else None
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return None
+
+    @classmethod
+    def build(
+        cls, home: Path, names: Sequence[str], images: Iterable[np.ndarray], progress: Callable[[int, int], None] | None
+    ) -> "_Flat":
+        """Write the images beside their place and rename the folder into it; who comes second takes what is there."""
+        temporary = home.parent / f".building-{uuid.uuid4().hex}"
+        try:
+            home.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(home.parent)
+            temporary.mkdir()
+            entries, fingerprint = _write_images(temporary / "images.bin", names, images, progress)
+            index = {"fingerprint": fingerprint, "columns": _Entry._fields, "images": entries}
+            _write_text(temporary / "index.json", json.dumps(index, ensure_ascii=False))
+            _synchronise(temporary)
+            _put(temporary, home)
+            _synchronise(home.parent)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise InputError(
+                f"cannot write to {home.parent} ({reason}): set SRLIB_CACHE to a folder with room instead"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        flat = cls.open(home)
+        if flat is None:
+            raise InputError(f"the image cache {home} vanished while it was opened: run the same again")
+        return flat
+
+    def image(self, i: int) -> Tensor:
+        """Image ``i`` as uint8 (3, H, W), copied on write: torch wants memory that it may write to."""
+        shape = (3, *self.sizes[i])
+        return torch.from_numpy(np.memmap(self.path, np.uint8, "c", offset=int(self.offsets[i]), shape=shape))
+
+    def tensor(self, device: torch.device) -> Tensor:
+        """The whole file as a flat uint8 tensor on a device."""
+        return torch.from_numpy(np.fromfile(self.path, np.uint8)).to(device)
+
+
+def _write_images(
+    path: Path, names: Sequence[str], images: Iterable[np.ndarray], progress: Callable[[int, int], None] | None
+) -> tuple[list[_Entry], str]:
+    entries: list[_Entry] = []
+    offset, digest = 0, hashlib.sha256()
+    with path.open("wb") as file:
+        for name, image in zip(names, images, strict=True):
+            _, height, width = image.shape
+            data = np.ascontiguousarray(image).data
+            digest.update(f"{name}\0{height}x{width}\0".encode())
+            digest.update(data)
+            file.write(data)
+            entries.append(_Entry(name, height, width, offset))
+            offset += image.size
+            if progress is not None:
+                progress(len(entries), len(names))
+        file.flush()
+        os.fsync(file.fileno())
+    return entries, digest.hexdigest()
+
+
+def _put(temporary: Path, home: Path) -> None:
+    """Rename a folder into place; a whole one that is there stays, a damaged one gives way."""
+    for _ in range(3):
+        try:
+            os.replace(temporary, home)
+            return
+        except OSError:
+            if not home.exists():
+                raise
+        if _Flat.open(home) is not None:
+            return
+        damaged = home.parent / f".building-{uuid.uuid4().hex}"
+        try:
+            os.replace(home, damaged)
+        except FileNotFoundError:  # another process was quicker
+            continue
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what builds that were killed more than a day ago have left."""
+    for left in place.glob(".building-*"):
+        try:
+            if time.time() - left.stat().st_mtime > 86400:
+                shutil.rmtree(left, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def _synchronise(path: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+
+
+def _unreadable(file: Path, error: OSError) -> InputError:
+    return InputError(f"{file} cannot be read ({error.strerror}): check that the file exists and may be read")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _decoded(files: Sequence[Path], hashes: Sequence[str]) -> Iterator[np.ndarray]:
+    """The images in order; each is checked to be the file that was hashed."""
+
+    def one(i: int) -> np.ndarray:
+        data = _read(files[i])
+        if hashlib.sha256(data).hexdigest() != hashes[i]:
+            raise InputError(f"{files[i]} changed while it was read: run the same again")
+        return decode(data, str(files[i]))
+
+    return _ahead(one, len(files))
+
+
+def _ahead(function: Callable[[int], np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """function(0), function(1), ... in order, a few of them computed ahead by threads."""
+    workers = min(8, os.cpu_count() or 1)
+    waiting: deque[Future[np.ndarray]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for i in range(count):
+                waiting.append(pool.submit(function, i))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _file_hashes(files: Sequence[Path], cache: Path) -> list[str]:
+    """sha256 of each file's bytes; an index in the cache remembers those of unchanged files (path, size, times)."""
+    folders = {file.parent: file.parent.resolve() for file in files}
+    indexes = {parent: cache / "hashes" / f"{_digest(str(real))[:32]}.json" for parent, real in folders.items()}
+    tables = {parent: _read_index(path) for parent, path in indexes.items()}
+    hashes, changed = [], set()
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        known = tables[file.parent].get(file.name)
+        if known is not None and known[:-1] == stamp:
+            hashes.append(cast(str, known[-1]))
+            continue
+        hashes.append(hashlib.sha256(_read(file)).hexdigest())
+        if time.time_ns() - max(stamp[1:]) > _RACY_NS:
+            tables[file.parent][file.name] = [*stamp, hashes[-1]]
+            changed.add(file.parent)
+    for parent in changed:
+        _write_index(indexes[parent], tables[parent])
+    return hashes
+
+
+def _read_index(path: Path) -> dict[str, list[int | str]]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {name: row for name, row in table.items() if len(row) == 4}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write_index(path: Path, table: dict[str, list[int | str]]) -> None:
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_text(temporary, json.dumps(table))
+        os.replace(temporary, path)
+    except OSError:  # a cache that cannot be written costs time, not correctness
+        temporary.unlink(missing_ok=True)
