@@ -47,7 +47,7 @@ class TrainConfig:
             if getattr(self, field) < 1:
                 raise InputError(f"{field} is {getattr(self, field)}: give a whole number from 1 up")
         if self.lr <= 0:
-            raise InputError(f"the learning rate is {self.lr}: give a positive number, such as 1e-3")
+            raise InputError(f"lr is {self.lr}: give a positive number, such as 1e-3")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}: give a number from 0 (no average) to below 1")
         choices = {"optimizer": ("adam", "adamw"), "schedule": ("cosine", "multistep"), "precision": ("32-true", "bf16-mixed")}

@@ -1,0 +1,234 @@
+"""Runs: trained once, found again, never served for another configuration; weights that are loaded strictly."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from srlib import runs
+from srlib.data import Store, folder
+from srlib.errors import InputError
+from srlib.models import create
+from srlib.models.safmn import SAFMNConfig
+from srlib.train import TrainConfig
+
+TINY = SAFMNConfig(scale=2, blocks=1, channels=8)
+QUICK = TrainConfig(steps=12, batch=2, patch=8, ema_decay=0.5)
+
+
+def images(path: Path, seed: int = 0) -> Store:
+    path.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed)
+    for i in range(2):
+        small = Image.fromarray(noise.integers(0, 256, (8, 10, 3), dtype=np.uint8))
+        small.resize((40, 32), Image.Resampling.BILINEAR).save(path / f"{i}.png")
+    return Store.open(folder(path), cache=path.parent / "cache")
+
+
+def config_of(store: Store, **changes) -> runs.RunConfig:
+    return replace(runs.configure("safmn", 2, store, network=TINY), train=replace(QUICK, **changes))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, store) -> runs.Run:
+    return runs.train_or_load(config_of(store), store, store, root=tmp_path_factory.mktemp("runs"), device="cpu")
+
+
+def test_a_run_leaves_its_whole_record(trained, store):
+    assert {path.name for path in trained.folder.iterdir()} >= {
+        "config.json", "model.safetensors", "log.csv", "validation.csv", "provenance.json", "metrics.json",
+    }  # fmt: skip
+    assert not (trained.folder / "state.pt").exists()
+    assert trained.metrics["steps"] == 12 and trained.metrics["collapsed_at"] is None
+    assert trained.metrics["held_out"]["protocol"]["name"] == "safmn"
+    assert {"commit", "torch", "device", "seed", "fingerprint", "seconds"} <= trained.provenance.keys()
+    assert trained.provenance["fingerprint"] == store.fingerprint
+    assert list(trained.log()["step"]) == list(range(1, 13)), "12 steps are few enough for a row each"
+    assert trained.log("validation")["psnr"][-1] == pytest.approx(trained.metrics["held_out"]["psnr"])
+
+
+def test_the_saved_network_scores_what_the_record_says(trained, store):
+    from srlib import metrics
+    from srlib.evaluate import score
+
+    again = score(trained.network(), store, 2, metrics.protocol("safmn"))
+    assert again.psnr == pytest.approx(trained.metrics["held_out"]["psnr"], abs=1e-9)
+
+
+def test_a_finished_run_is_loaded_not_trained(trained, store):
+    before = (trained.folder / "model.safetensors").stat().st_mtime_ns
+    again = runs.train_or_load(config_of(store), store, store, root=trained.folder.parent, device="cpu")
+    assert again.folder == trained.folder
+    assert (again.folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_configuration_data_or_code_is_another_run(trained, store, tmp_path, monkeypatch):
+    base = config_of(store)
+    assert base.slug == trained.folder.name
+    others = [
+        config_of(store, seed=1),
+        config_of(store, lr=2e-3),
+        replace(base, scale=3),
+        replace(base, network={**base.network, "norm": "none"}),
+        config_of(images(tmp_path / "other", seed=1)),
+        replace(base, contract="000000000000"),
+    ]
+    assert len({base.key, *(other.key for other in others)}) == 1 + len(others)
+
+
+def test_the_same_images_elsewhere_are_the_same_run(store, tmp_path):
+    moved = images(tmp_path / "moved")
+    assert config_of(moved).data != config_of(store).data and config_of(moved).key == config_of(store).key
+
+
+def test_a_folder_with_another_configuration_is_refused(trained, store, tmp_path):
+    stale = tmp_path / config_of(store).slug
+    stale.mkdir()
+    (stale / "config.json").write_text(json.dumps(config_of(store, lr=5e-4).record()))
+    (stale / "metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="delete the folder"):
+        runs.train_or_load(config_of(store), store, store, root=tmp_path, device="cpu")
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(trained, store, tmp_path, monkeypatch):
+    writes = runs.Log.training
+
+    def interrupted(self, step, *arguments):
+        if step == 8:
+            raise KeyboardInterrupt
+        return writes(self, step, *arguments)
+
+    monkeypatch.setattr(runs.Log, "training", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_or_load(config_of(store), store, store, root=tmp_path, device="cpu")
+    assert not (tmp_path / config_of(store).slug / "metrics.json").exists()
+    monkeypatch.setattr(runs.Log, "training", writes)
+    resumed = runs.train_or_load(config_of(store), store, store, root=tmp_path, device="cpu")
+    assert resumed.provenance["resumed_at"] == 7
+    whole, parts = (load_file(run.folder / "model.safetensors") for run in (trained, resumed))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    np.testing.assert_array_equal(resumed.log()["loss"], trained.log()["loss"])
+    np.testing.assert_array_equal(resumed.log()["step"], trained.log()["step"])
+
+
+def test_a_collapse_is_recorded_with_the_last_good_weights(store, tmp_path):
+    config = replace(config_of(store), train=replace(QUICK, lr=1e30))
+    run = runs.train_or_load(config, store, store, root=tmp_path, device="cpu")
+    assert 1 < run.metrics["collapsed_at"] <= 12
+    assert np.isnan(run.log()["loss"][-1]) or np.isinf(run.log()["loss"][-1])
+    assert all(torch.isfinite(value).all() for value in load_file(run.folder / "model.safetensors").values())
+
+
+def test_the_contract_ignores_comments_and_sees_code(tmp_path, monkeypatch):
+    import ast
+
+    code = '"""A module."""\ndef f(x):\n    """Doc."""\n    return x + 1\n'
+    parse = lambda text: ast.unparse(runs.without_docstrings(ast.parse(text)))  # noqa: E731
+    assert parse(code) == parse('def f(x):\n    # why\n    return (x + 1)\n')
+    assert parse(code) != parse(code.replace("+ 1", "+ 2"))
+    assert runs.contract("srlib.models.safmn") != runs.contract("srlib.models.layers")
+
+
+def test_budgets_scale_the_papers_training():
+    paper, short, smoke = (runs.training("safmn", name) for name in ("paper", "short", "smoke"))
+    assert (paper.steps, paper.batch, paper.patch, paper.lr, paper.ema_decay) == (500_000, 64, 64, 1e-3, 0.999)
+    assert (short.steps, short.batch, short.patch) == (20_000, 32, 64)
+    assert smoke.steps < short.steps and smoke.lr == paper.lr and smoke.lr_final == paper.lr_final
+    assert runs.training("safmn", "short", ablation=True).steps == 5_000
+    assert runs.training("safmn", "smoke", lr=1e-4).lr == 1e-4
+
+
+@pytest.mark.parametrize("call", [
+    lambda: runs.training("safmn", "tiny"),
+    lambda: runs.training("resnet", "smoke"),
+    lambda: runs.pick_device("tpu"),
+    lambda: runs.Run(Path("nowhere")).metrics,
+])  # fmt: skip
+def test_unknown_names_are_one_line(call):
+    with pytest.raises(InputError) as error:
+        call()
+    assert "\n" not in str(error.value) and ":" in str(error.value)
+
+
+def test_the_paper_budget_refuses_the_embedded_photographs():
+    class Photos:
+        name, fingerprint = "photos/train", "0"
+
+    with pytest.raises(InputError, match="--data"):
+        runs.configure("safmn", 4, Photos(), budget="paper")
+
+
+def test_weights_of_another_model_or_scale_are_refused(trained, tmp_path):
+    path = trained.folder / "model.safetensors"
+    with pytest.raises(InputError, match="x2, not x4"):
+        runs.load(path, scale=4)
+    with pytest.raises(InputError, match="safmn, not seemore"):
+        runs.load(path, model="seemore-t")
+    with pytest.raises(InputError, match="no weights at"):
+        runs.load(tmp_path / "missing.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cut.safetensors is no whole"):
+        runs.load(cut)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"conv.weight": torch.zeros(1)}, foreign)
+    with pytest.raises(InputError, match="load_released"):
+        runs.load(foreign)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda weights: weights,
+    lambda weights: {"params": {key: value * 0 for key, value in weights.items()}, "params_ema": weights},
+    lambda weights: {"model_state_dict": {f"module.{key}": value for key, value in weights.items()}},
+])  # fmt: skip
+def test_released_weights_load_through_their_wrappers(wrap, tmp_path):
+    weights = create("safmn", 2, TINY).state_dict()
+    torch.save(wrap(weights), tmp_path / "released.pth")
+    loaded = runs.load_released(create("safmn", 2, TINY), tmp_path / "released.pth").state_dict()
+    assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+
+
+def test_released_weights_must_fit(tmp_path):
+    network = create("safmn", 2, TINY)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    for wrong, reason in (
+        (create("safmn", 4, TINY).state_dict(), r"to_img.0.bias is \(48,\) instead of \(12,\)"),
+        ({}, "lacks"),
+        ({**before, "more": torch.zeros(1)}, "has more"),
+        ({"params": 3}, "no state dictionary"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            runs.load_released(network, wrong)
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path(tmp_path / "exploded").touch, ())
+
+    (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"params": Bomb()}, protocol=2))
+    with pytest.raises(InputError, match="bomb.pth"):
+        runs.load_released(create("safmn", 2, TINY), tmp_path / "bomb.pth")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_released_implementation_gives_the_golden_output(golden, scale):
+    tensors = load_file(golden / f"safmn_x{scale}.safetensors")
+    weights = {key.removeprefix("weights/"): value for key, value in tensors.items() if key.startswith("weights/")}
+    network = runs.load_released(create("safmn", scale), weights).eval()
+    with torch.inference_mode():
+        output = network(tensors["input"])
+    torch.testing.assert_close(output, tensors["output"], atol=1e-5, rtol=0)
