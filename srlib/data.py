@@ -361,7 +361,7 @@ class Store:
         return self.build_lr(scale)._lr[scale].fingerprint
 
     def build_lr(self, scale: int, progress: Callable[[int, int], None] | None = None) -> "Store":
-        """Make or open the LR images of a scale and return the store; ``lr``, ``pair`` and ``Patches`` do so themselves.
+        """Make or open the LR images of a scale, return the store; ``lr``, ``pair`` and ``Patches`` do so themselves.
 
         Distributed files are used where the set has them; otherwise HR is cropped to multiples of the scale and reduced
         by ``imresize``. Raises InputError for a scale that is not a positive integer, an image smaller than the scale,
@@ -408,7 +408,8 @@ class Store:
         height, width = size
         if lr.shape[1:] != (height // scale, width // scale):
             raise InputError(
-                f"{file} is {lr.shape[2]}x{lr.shape[1]} but HR {width}x{height} needs {width // scale}x{height // scale}: "
+                f"{file} is {lr.shape[2]}x{lr.shape[1]} but HR {width}x{height} needs "
+                f"{width // scale}x{height // scale}: "
                 f"fetch HR and LR of one release, or remove {file.parent} to have x{scale} made from HR"
             )
         return lr
@@ -459,9 +460,8 @@ class Patches:
         self._rooms = np.array(self._lr.sizes, np.uint64) - np.uint64(patch - 1)  # (N, 2) positions along y and x
         if resident is None:
             resident = self.device.type != "cpu" and self._lr.nbytes + self._hr.nbytes <= _room(self.device)
-        self._white = torch.tensor(
-            255.0, device=self.device
-        )  # a tensor: CUDA multiplies by a number's reciprocal instead
+        # A tensor, because CUDA multiplies by the reciprocal of a number, which is not the same in the last bit.
+        self._white = torch.tensor(255.0, dtype=torch.float32, device=self.device)
         self._on_device = tuple(flat.tensor(self.device) for flat in (self._lr, self._hr)) if resident else None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
