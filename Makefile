@@ -11,6 +11,8 @@ CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --progress-bar off --no-input --constraint constraints.txt
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m
 
+SNAKEMAKE := --nolock --rerun-incomplete --rerun-triggers mtime input params --scheduler greedy --quiet rules progress host
+
 export PYTHONUNBUFFERED := 1
 export SRLIB_CACHE      ?= .cache
 export OMP_NUM_THREADS  ?= $(CORES)
@@ -22,7 +24,7 @@ endif
 .PHONY: book test lab lint clean help
 
 book: $(VENV)/.ready ## run the reproduction and build the book
-	@$(RUN) snakemake book --cores $(CORES) --config budget=$(BUDGET) </dev/null
+	@$(RUN) snakemake book $(SNAKEMAKE) --cores $(CORES) --config budget=$(BUDGET) </dev/null
 	@echo "The book is at book/_build/html/index.html: open that file, or run 'python3 -m http.server -d book/_build/html' and open http://localhost:8000"
 
 test: $(VENV)/.ready ## run all tests
@@ -35,8 +37,8 @@ lint: $(VENV)/.ready ## check style, and that notebooks carry no outputs
 	@$(RUN) ruff check .
 	@$(RUN) nbstripout --verify $$(find notebooks -name '*.ipynb' -not -path '*/.*')
 
-clean: ## remove what was made, the environment apart (that is the folder .venv)
-	rm -rf .cache .snakemake runs book/_build book/chapters
+clean: ## remove what was made, but for the environment (.venv) and the trained networks (runs)
+	rm -rf .cache .snakemake book/_build book/chapters
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1#/p' Makefile | column -t -s '#'

@@ -2,10 +2,10 @@
 
     python notebooks/run.py SOURCE.ipynb RESULT.ipynb [--timeout SECONDS] [-p NAME VALUE]...
 
-The kernel is this Python, started in the project's folder, with IPython and Jupyter folders of its own: nothing of the
-user's settings, kernels or history is read or written. The result appears whole or not at all; of a notebook that fails,
-the partly executed copy is kept beside it as RESULT.failed.ipynb. Exit codes: 0 done, 1 the notebook failed, 2 it was
-refused before it was started.
+The kernel is this Python, started in the project's folder, with IPython and Jupyter folders of its own: nothing of
+the user's settings, kernels or history is read or written. The result appears whole or not at all; of a notebook that
+fails, the partly executed copy is kept beside it as RESULT.failed.ipynb. Exit codes: 0 done, 1 the notebook failed,
+2 it was refused before it was started.
 """
 
 import argparse

@@ -1,0 +1,144 @@
+"""The whole reproduction as one graph: train -> evaluate -> run each notebook -> build the book.
+
+    snakemake --cores all --config budget=smoke        (`make book` does this, in its own environment)
+
+Budgets: smoke (minutes on two CPU cores), short, paper. Interrupted, it goes on where it stopped; after an edit it runs
+what depends on it: a page of prose rebuilds the book, a notebook is run again by itself, a change in srlib runs everything
+again, and the trained runs are then loaded, not trained, unless the change touches what determines their weights.
+"""
+
+import fcntl
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from srlib.papers import slug
+
+BUDGETS = {"smoke": 900, "short": 7200, "paper": 86400}  # seconds that a notebook may take, unless --config timeout=...
+
+# The trained networks that a notebook reads: the paper's main one, or a row of an ablation table by its printed label.
+# A notebook that is not named here reads none.
+MAIN = ("safmn", None, "main")
+PLAIN = ("safmn", 3, "Baseline")
+NO_NORM = ("safmn", 3, "LN -> None, lr=1x10^-3 *")
+ROWS = {
+    "safmn/2-training": [MAIN],
+    "safmn/3-tables": [MAIN],
+    "safmn/5-inside": [MAIN, PLAIN, NO_NORM],
+}
+# Notebooks that measure time, and so must have the machine to themselves.
+TIMED = {"safmn/4-ablations", "safmn/6-speed"}
+
+BUDGET = str(config.get("budget", "smoke"))
+if BUDGET not in BUDGETS:
+    sys.exit(f"unknown budget {BUDGET!r}: choose one of {', '.join(BUDGETS)}, as in `make book BUDGET=short`")
+TIMEOUT = float(config.get("timeout", BUDGETS[BUDGET]))
+
+PYTHON = shlex.quote(sys.executable)
+CORES = workflow.cores or 2  # on a cluster: what a job asks for
+DATA = os.environ.get("SRLIB_DATA", "")  # another data folder, or none, gives other results
+RECORDS = ".cache/records"
+TRAINED = {(paper, slug(label)): (table, label) for rows in ROWS.values() for paper, table, label in rows}
+
+
+def files(folder, *patterns):
+    """The files below a folder, those that are made or hidden left out."""
+    made = ("book/_build/", "book/chapters/")
+    found = sorted(str(path) for pattern in patterns for path in Path(folder).rglob(pattern) if path.is_file())
+    return [path for path in found if "/." not in path and "__pycache__" not in path and not path.startswith(made)]
+
+
+SOURCES = files("srlib", "*.py", "*.csv")
+NOTEBOOKS = [path.removeprefix("notebooks/").removesuffix(".ipynb") for path in files("notebooks", "*.ipynb")]
+PROSE = files("book", "*")
+
+
+def records(wildcards):
+    """The records of the trained rows that a notebook reads."""
+    return [f"{RECORDS}/{BUDGET}/{paper}/{slug(label)}.eval.json" for paper, _, label in ROWS.get(wildcards.notebook, [])]
+
+
+def which(wildcards):
+    """The options of `srlib train` that name the network of a record."""
+    table, label = TRAINED[wildcards.paper, wildcards.row]
+    return "" if table is None else f"--table {table} --row {shlex.quote(label)}"
+
+
+# Snakemake's own lock outlives a killed run and then blocks the next, so it is run with --nolock. This one is the system's:
+# it keeps a second run out while the first one lives, and is gone with it however it ends.
+onstart:
+    global LOCK
+    os.makedirs(".snakemake", exist_ok=True)
+    LOCK = open(".snakemake/running", "w")
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit("another run is at work in this folder: wait for it to end, or stop it, and start again")
+
+
+wildcard_constraints:
+    notebook=".+",
+    paper="[^/.]+",
+    row="[^/.]+",
+
+
+rule book:
+    input:
+        expand("book/chapters/{notebook}.ipynb", notebook=NOTEBOOKS),
+        "_config.yml",
+        "book/_toc.yml",
+        PROSE,
+        SOURCES,
+    output:
+        "book/_build/html/index.html",
+    log:
+        ".cache/book.log",
+    shell:
+        # from scratch, as a build over an older one is silent about the warnings of pages that it does not read again
+        "rm -rf book/_build && echo 'building the book' && "
+        "{PYTHON} -m jupyter_book build --quiet --path-output book --config _config.yml --toc book/_toc.yml "
+        "-W -n --keep-going book >{log}"
+
+
+rule notebook:
+    input:
+        "notebooks/run.py",
+        SOURCES,
+        records,
+        notebook="notebooks/{notebook}.ipynb",
+    output:
+        "book/chapters/{notebook}.ipynb",
+    params:
+        budget=BUDGET,
+        data=DATA,
+    threads: lambda wildcards: CORES if wildcards.notebook in TIMED else 1
+    shell:
+        "{PYTHON} notebooks/run.py {input.notebook:q} {output:q} --timeout {TIMEOUT} -p budget {params.budget}"
+
+
+rule evaluate:
+    input:
+        SOURCES,
+        record=f"{RECORDS}/{BUDGET}/{{paper}}/{{row}}.json",
+    output:
+        f"{RECORDS}/{BUDGET}/{{paper}}/{{row}}.eval.json",
+    params:
+        data=DATA,
+    threads: min(CORES, 2)
+    shell:
+        "{PYTHON} -m srlib evaluate --record {input.record:q} --out {output:q}"
+
+
+rule train:
+    input:
+        SOURCES,
+    output:
+        f"{RECORDS}/{BUDGET}/{{paper}}/{{row}}.json",
+    params:
+        which=which,
+        budget=BUDGET,
+    threads: CORES
+    shell:
+        "echo training {wildcards.paper:q}, {wildcards.row:q}, budget {params.budget} && "
+        "{PYTHON} -m srlib train {wildcards.paper:q} {params.which} --budget {params.budget} --record {output:q}"
