@@ -11,6 +11,7 @@ that Pillow hands out); of several frames the first is taken; colour profiles ar
 refused.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import io
@@ -31,8 +32,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .errors import InputError
-from .resize import imresize
+from srlib.errors import InputError
+from srlib.resize import imresize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -748,4 +749,5 @@ def _write_index(path: Path, table: dict[str, list[int | str]]) -> None:
         _write_text(temporary, json.dumps(table))
         os.replace(temporary, path)
     except OSError:  # a cache that cannot be written costs time, not correctness
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -243,9 +243,9 @@ def test_lr_is_made_from_hr_cropped_to_multiples(images: Path, cache: Path) -> N
 
 
 def test_making_lr_keeps_the_number_of_threads(images: Path, cache: Path) -> None:
-    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     Store.open(data.folder(images), cache).build_lr(2)
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
 
 
 def test_nothing_is_decoded_or_read_twice(images: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +342,11 @@ def test_a_damaged_store_is_made_again(images: Path, cache: Path) -> None:
     assert left_in(cache) == [first.key]
 
 
-def test_a_cache_that_cannot_be_written(images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("racy", [0, 10**18])  # with and without file hashes to remember
+def test_a_cache_that_cannot_be_written(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, racy: int
+) -> None:
+    monkeypatch.setattr(data, "_RACY_NS", racy)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write to .*SRLIB_CACHE"):
         Store.open(data.folder(images), tmp_path / "file")
