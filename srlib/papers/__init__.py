@@ -1,0 +1,378 @@
+"""What the papers claim: every printed table as data, beside what this library computes, with a verdict for each cell.
+
+``table("safmn", 3)`` gives Table 3 of SAFMN's paper. A table's printed cells lie in a CSV file in the folder data; the
+paper's module (``srlib.papers.safmn``) says which configuration each printed row is, and its ledger explains each count
+that doesn't come out as printed. Importing this package imports no torch: names, labels and slugs are cheap.
+
+Verdicts: "exact", ours rounds to the printed digits; "within", inside the tolerance (a count: one unit of the last
+printed digit; PSNR 0.02 dB, SSIM 0.0006); "differs", neither; "not-run", with the reason in the note.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from srlib.errors import InputError
+
+PAPERS = ("safmn",)
+VERDICTS = ("exact", "within", "differs", "not-run")
+STATIC = ("params", "flops", "macs", "acts")
+SCALING = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+TOLERANCE = {"psnr": Decimal("0.02"), "ssim": Decimal("0.0006")}
+
+_DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A printed row that this library can build: its label, verbatim, the network's configuration, and the learning
+    rate that the row is trained with where it is not the paper's usual one."""
+
+    label: str
+    config: Any
+    lr: float | None = None
+
+    @property
+    def slug(self) -> str:
+        """The label as part of a file's name or a test's."""
+        return slug(self.label)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed number and ours.
+
+    ``row`` and ``variant`` are the printed row, ``printed`` the printed text, ``ours`` our number in the printed
+    ``unit`` (None where there is none), ``verdict`` one of ``VERDICTS``, ``note`` what has to be said about it.
+    """
+
+    row: str
+    variant: str
+    scale: int
+    dataset: str
+    metric: str
+    printed: str
+    ours: float | None
+    unit: str
+    verdict: str
+    note: str
+
+    @property
+    def ours_text(self) -> str:
+        """Ours with two digits more than printed, so that one can see which way it rounds; "" where there is none."""
+        if self.ours is None:
+            return ""
+        return str(Decimal(repr(self.ours)).quantize(last_digit(self.printed) / 100, ROUND_HALF_EVEN))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A printed table: ``cells`` in the paper's order."""
+
+    paper: str
+    number: int | str
+    cells: tuple[Cell, ...]
+
+    def cell(self, row: str, metric: str, scale: int | None = None, dataset: str = "") -> Cell:
+        """The one cell with this row, metric, scale (None: whichever there is) and data set. Raises ``InputError``."""
+        found = [
+            c for c in self.cells
+            if (c.row, c.metric, c.dataset) == (row, metric, dataset) and scale in (None, c.scale)
+        ]
+        if len(found) != 1:
+            raise InputError(
+                f"table {self.number} of {self.paper} has {len(found)} cells for row {row!r}, metric {metric!r}, "
+                f"scale {scale}, data set {dataset!r}; give the printed label and, where needed, the scale"
+            )
+        return found[0]
+
+    def csv(self) -> str:
+        """The table as CSV, one line a printed cell; the columns are the fields of ``Cell``."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Cell))
+        for c in self.cells:
+            writer.writerow(
+                (c.row, c.variant, c.scale, c.dataset, c.metric, c.printed, c.ours_text, c.unit, c.verdict, c.note)
+            )
+        return text.getvalue()
+
+    def counts(self) -> dict[str, int]:
+        """How many cells have each verdict, in the order of ``VERDICTS``."""
+        return _tally(self.cells)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the ledger: something printed that isn't what comes out, or that the paper leaves open.
+
+    ``kind`` is "cell" (a printed number that isn't met to the last digit), "release" (paper and released code differ,
+    or only the code says it) or "choice" (neither says it; ours is the choice that meets the printed counts). Cells
+    name ``table``, ``row``, ``scale`` and ``metric``, and their ``ours`` and ``verdict`` are computed; the other
+    kinds have a ``row`` that names the subject, and may have no table. ``evidence`` is what can be checked.
+    """
+
+    kind: str
+    table: int | str | None
+    row: str
+    scale: int | None
+    metric: str
+    printed: str
+    ours: str
+    verdict: str
+    explanation: str
+    evidence: str
+    dataset: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a paper's ledger says of one cell in each of ``rows``; ``ledger`` adds printed, ours and the verdict."""
+
+    table: int | str
+    rows: tuple[str, ...]
+    scale: int
+    metric: str
+    text: str
+    evidence: str
+    dataset: str = ""
+
+
+def slug(label: str) -> str:
+    """A printed label as a name for folders, files and tests: lower-case letters, digits and single hyphens.
+
+    "CCM -> Channel MLP" gives "ccm-to-channel-mlp". Raises ``InputError`` for a label without a letter or digit.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", label.lower().replace("->", " to ")).strip("-")
+    if not name:
+        raise InputError(f"label {label!r} has no letter or digit to make a name of; give a printed row's label")
+    return name
+
+
+def tables() -> list[tuple[str, int | str]]:
+    """Every table that there is, as (paper, number), in order; a number with a letter is text ("3a")."""
+    numbers = [re.fullmatch(r"(\w+)_table(\d+)(\w*)", path.stem) for path in _DATA.glob("*_table*.csv")]
+    found = [(n[1], int(n[2]), n[3]) for n in numbers if n and n[1] in PAPERS]
+    found.sort(key=lambda key: (PAPERS.index(key[0]), *key[1:]))
+    return [(paper, f"{number}{letter}" if letter else number) for paper, number, letter in found]
+
+
+def labels(paper: str, number: int | str) -> tuple[str, ...]:
+    """The printed row labels of a table, each once, in the paper's order."""
+    return tuple(dict.fromkeys(line["row"] for line in _printed(paper, number)))
+
+
+def rows(paper: str, number: int | str) -> tuple[Row, ...]:
+    """The rows of a table that this library builds, as label and configuration; empty for a table of measured times."""
+    number = _number(paper, number)
+    return _module(paper).rows().get(number, ())
+
+
+def row(paper: str, number: int | str, label: str, scale: int | None = None) -> Row:
+    """The row of a table with this printed label, or its slug; ``scale`` where a label is printed at several.
+
+    Raises ``InputError`` for a paper, table or row that there isn't, and for a row that this library can't build.
+    """
+    known = rows(paper, number)
+    found = [r for r in known if label in (r.label, r.slug) and scale in (None, r.config.scale)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        scales = ", ".join(str(r.config.scale) for r in found)
+        raise InputError(f"table {number} of {paper} prints {label!r} at scales {scales}; name one of them")
+    choices = "; ".join(dict.fromkeys(r.label for r in known)) or "none, it prints measurements"
+    at = "" if scale is None else f" at scale {scale}"
+    raise InputError(f"table {number} of {paper} has no row {label!r}{at} that can be built; choose one of: {choices}")
+
+
+def table(paper: str, number: int | str, counts: bool = True, records: Path | None = None) -> Table:
+    """A printed table with ours and a verdict for each cell.
+
+    Parameters, multiply-adds and activations are counted now, a fraction of a second a row; with ``counts`` False they
+    are left out, and torch isn't imported. ``records`` is a folder of score records (``srlib.evaluate``) from which
+    bicubic interpolation's PSNR and SSIM are read. Raises ``InputError`` for an unknown paper or table.
+    """
+    return _fill(paper, number, counts, records, {})
+
+
+def scoreboard(counts: bool = True, records: Path | None = None) -> dict[tuple[str, int | str], dict[str, int]]:
+    """For each table, how many cells have each verdict."""
+    counted: dict[Any, dict[str, int]] = {}
+    return {(paper, number): _fill(paper, number, counts, records, counted).counts() for paper, number in tables()}
+
+
+def ledger(paper: str, records: Path | None = None) -> tuple[Entry, ...]:
+    """Every printed cell that is explained, and every difference between paper, release and ours.
+
+    Counts are counted now. Scores are explained where ``records`` has them. Raises ``InputError`` for an unknown paper,
+    and if an explanation names a cell that there isn't, or a count that is exact.
+    """
+    module = _module(paper)
+    counted: dict[Any, dict[str, int]] = {}
+    numbers = dict.fromkeys(explanation.table for explanation in module.EXPLANATIONS)
+    filled = {number: _fill(paper, number, True, records, counted) for number in numbers}
+    entries = []
+    for explanation in module.EXPLANATIONS:
+        for label in explanation.rows:
+            cell = filled[explanation.table].cell(label, explanation.metric, explanation.scale, explanation.dataset)
+            if cell.verdict in ("within", "differs"):
+                entries.append(
+                    Entry(
+                        kind="cell",
+                        table=explanation.table,
+                        row=label,
+                        scale=cell.scale,
+                        metric=cell.metric,
+                        printed=f"{cell.printed} {cell.unit}".strip(),
+                        ours=f"{cell.ours_text} {cell.unit}".strip(),
+                        verdict=cell.verdict,
+                        explanation=explanation.text,
+                        evidence=explanation.evidence,
+                        dataset=cell.dataset,
+                    )
+                )
+            elif cell.metric in STATIC:
+                raise InputError(
+                    f"the ledger of {paper} explains {label!r} in table {explanation.table}, but that cell is "
+                    f"{cell.verdict}; take the entry out"
+                )
+    return (*entries, *module.DIFFERENCES)
+
+
+def settings(paper: str) -> list[dict[str, str]]:
+    """A paper's training and model settings as printed: key, value ("not stated" where it is silent) and source."""
+    _check_paper(paper)
+    return _read(_DATA / f"{paper}_settings.csv")
+
+
+def last_digit(printed: str) -> Decimal:
+    """What one unit of the last printed digit is worth: 0.01 for "76.70", 1 for "228"."""
+    return Decimal(1).scaleb(int(Decimal(printed).as_tuple().exponent))
+
+
+def verdict(printed: str, ours: Decimal, tolerance: Decimal | None = None) -> str:
+    """Compare a printed text with our number, both in the printed unit: "exact", "within" or "differs".
+
+    Ours is exact if it rounds to the printed digits; a tie may go up or to the even digit, as programs do both. The
+    tolerance is one unit of the last printed digit where none is given.
+    """
+    digit = last_digit(printed)
+    if any(ours.quantize(digit, tie) == Decimal(printed) for tie in (ROUND_HALF_UP, ROUND_HALF_EVEN)):
+        return "exact"
+    return "within" if abs(ours - Decimal(printed)) <= (digit if tolerance is None else tolerance) else "differs"
+
+
+def _check_paper(paper: str) -> None:
+    if paper not in PAPERS:
+        raise InputError(f"unknown paper {paper!r}; choose one of: {', '.join(PAPERS)}")
+
+
+def _module(paper: str) -> Any:
+    _check_paper(paper)
+    return import_module(f"srlib.papers.{paper}")
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(paper: str, number: int | str) -> int | str:
+    """A table's number as ``tables`` gives it: "3" is 3. Raises ``InputError`` for an unknown paper or table."""
+    _check_paper(paper)
+    known = {str(n): n for name, n in tables() if name == paper}
+    if str(number) not in known:
+        raise InputError(f"{paper} has no table {number}; choose one of: {', '.join(known)}")
+    return known[str(number)]
+
+
+def _printed(paper: str, number: int | str) -> list[dict[str, str]]:
+    return _read(_DATA / f"{paper}_table{_number(paper, number)}.csv")
+
+
+def _tally(cells: Iterable[Cell]) -> dict[str, int]:
+    found = Counter(cell.verdict for cell in cells)
+    return {name: found[name] for name in VERDICTS}
+
+
+def _fill(
+    paper: str, number: int | str, counts: bool, records: Path | None, counted: dict[Any, dict[str, int]]
+) -> Table:
+    """Build a table; ``counted`` keeps what a configuration was found to cost, so that one call counts it once."""
+    number = _number(paper, number)
+    printed, module = _printed(paper, number), _module(paper)
+    scores = _scores(records, module.BICUBIC_PROTOCOLS)
+    configs = {(r.label, r.config.scale): r.config for r in rows(paper, number)} if counts else {}
+    cells = []
+    for line in printed:
+        label, scale, dataset, metric = line["row"], int(line["scale"]), line["dataset"], line["metric"]
+        ours, notes = None, [line["note"]]
+        if metric in STATIC and (label, scale) in configs:
+            cost = _cost(paper, configs[label, scale], counted)
+            ours = Decimal(cost[metric]) / SCALING[line["unit"]]
+        elif label == "Bicubic" and (dataset, scale) in scores:
+            score = scores[dataset, scale]
+            ours = Decimal(repr(score[metric]))
+            notes.append(f"protocol {score['protocol']}")
+        else:
+            notes.append(module.not_run(number, label, dataset, metric))
+        outcome = "not-run" if ours is None else verdict(line["value"], ours, TOLERANCE.get(metric))
+        cells.append(
+            Cell(
+                row=label,
+                variant=line["variant"],
+                scale=scale,
+                dataset=dataset,
+                metric=metric,
+                printed=line["value"],
+                ours=None if ours is None else float(ours),
+                unit=line["unit"],
+                verdict=outcome,
+                note="; ".join(filter(None, notes)),
+            )
+        )
+    return Table(paper, number, tuple(cells))
+
+
+def _cost(paper: str, config: Any, counted: dict[Any, dict[str, int]]) -> dict[str, int]:
+    if config not in counted:
+        from srlib.complexity import count, lr_size
+        from srlib.models import create
+
+        found = count(create(paper, config.scale, config), lr_size(config.scale))
+        counted[config] = {"params": found.params, "flops": found.macs, "macs": found.macs, "acts": found.acts}
+    return counted[config]
+
+
+def _scores(records: Path | None, protocols: tuple[str, ...]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Bicubic interpolation's scores in a folder of records by (data set, scale), under the first of ``protocols``.
+
+    A record is what ``srlib evaluate --out`` writes (its "bicubic" list), or a file "bicubic*.json" of one score.
+    """
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in sorted(records.rglob("*.json")) if records else ():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"score record {path.name} can't be read: {error}; delete it and evaluate again") from None
+        content = content if isinstance(content, dict) else {}
+        scores = content.get("bicubic", [content] if path.stem.startswith("bicubic") else [])
+        for score in scores if isinstance(scores, list) else ():
+            if not isinstance(score, dict) or not {"dataset", "scale", "protocol", "psnr", "ssim"} <= score.keys():
+                continue
+            name, key = score["protocol"].get("name"), (score["dataset"], score["scale"])
+            before = found.get(key)
+            if name in protocols and (before is None or protocols.index(name) < protocols.index(before["protocol"])):
+                found[key] = {metric: float(score[metric]) for metric in ("psnr", "ssim")} | {"protocol": name}
+    return found
+
