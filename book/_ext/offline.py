@@ -1,7 +1,7 @@
 """A Sphinx extension that lets equations show without a network.
 
-MathJax is taken from the installed package ``sphinx-mathjax-offline`` as its one-file SVG build, which needs no font files and so
-also works when a page is opened from a disk instead of a server.
+MathJax is taken from the installed package ``sphinx-mathjax-offline`` as its one-file SVG build, which needs no font
+files and so also works when a page is opened from a disk instead of a server.
 """
 
 import shutil

@@ -1,0 +1,865 @@
+"""Figures and tables: the only module that draws.
+
+Every function returns an object that shows itself, as HTML, in a live notebook and on a page of the book. Figures
+need ``alt``, a text that stands in for the picture. Line charts come as a light and a dark drawing of which the page
+shows one; photographs and feature maps are shown pixel for pixel, with their labels as text of the page. One style
+and one colour per model (``COLOURS``) hold throughout; marker and dash tell models apart as well, so nothing rests on
+colour alone.
+"""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from srlib.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Theme = Literal["light", "dark"]
+
+COLOURS: Mapping[str, str] = MappingProxyType(
+    {
+        "bicubic": "#7a7a7a",
+        "safmn": "#3a4eff",
+        "seemore": "#b23f18",
+        "ssiu": "#43a55e",
+        "liif": "#977bb7",
+        "lte": "#4e87fe",
+        "moeisr": "#e17702",
+    }
+)
+"""One colour per model, told apart with red-green colour blindness too, and readable on white and on the dark page."""
+
+MARKERS: Mapping[str, str] = MappingProxyType(
+    {"bicubic": "x", "safmn": "o", "seemore": "s", "ssiu": "D", "liif": "^", "lte": "v", "moeisr": "P"}
+)
+"""One marker per model, so that a figure reads without its colours."""
+
+VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "exact": ("=", "exact"),
+        "within": ("~", "within"),
+        "differs": ("\u2260", "differs"),
+        "not-run": ("\u00b7", "not run"),
+    }
+)
+"""The symbol and the word of each verdict."""
+
+METRICS: Mapping[str, str] = MappingProxyType(
+    {
+        "params": "#Params",
+        "flops": "#FLOPs",
+        "macs": "#MACs",
+        "acts": "#Acts",
+        "psnr": "PSNR",
+        "ssim": "SSIM",
+        "gpu_memory": "GPU memory",
+        "time": "Time",
+        "runtime": "Runtime",
+    }
+)
+"""How the columns of the papers' tables are headed."""
+
+PAGE: Mapping[str, str] = MappingProxyType({"light": "#ffffff", "dark": "#14181e"})
+"""The background that a drawing is made for."""
+
+STYLE = """
+.srlib-viz, .srlib-table { --viz-rule: #d5dae0; --viz-muted: #57606a; --viz-soft: #f3f5f7; --viz-mix: 30%; margin:
+  1.25rem 0; }
+[data-theme="dark"] .srlib-viz, [data-theme="dark"] .srlib-table, [data-jp-theme-light="false"] .srlib-viz,
+[data-jp-theme-light="false"] .srlib-table { --viz-rule: #3d444d; --viz-muted: #a3adb8; --viz-soft: #1f252d;
+  --viz-mix: 45%; }
+.srlib-viz img { max-width: 100%; height: auto; margin: 0; background: none !important; filter: none !important;
+  border-radius: 0; }
+.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-muted); font-size: .92em; line-height: 1.45;
+  margin: .5rem 0; text-align: left; max-width: 44rem; }
+.srlib-viz .only-dark { display: none; }
+[data-theme="dark"] .srlib-viz .only-dark, [data-jp-theme-light="false"] .srlib-viz .only-dark { display: inline
+  !important; }
+[data-theme="dark"] .srlib-viz .only-light, [data-jp-theme-light="false"] .srlib-viz .only-light { display: none
+  !important; }
+.srlib-panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(8.5rem, 45%), 1fr)); gap: .75rem;
+  align-items: start; }
+.srlib-panels.srlib-few { grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr)); }
+.srlib-panel { margin: 0; }
+.srlib-panel img { width: 100%; display: block; image-rendering: pixelated; }
+.srlib-full { margin: 0 0 .75rem; max-width: 32rem; }
+.srlib-full img { display: block; width: 100%; }
+.srlib-label { display: block; font-size: .88em; line-height: 1.35; margin-top: .3rem; overflow-wrap: anywhere; }
+.srlib-label span { color: var(--viz-muted); display: block; font-variant-numeric: tabular-nums; }
+.srlib-scroll { overflow-x: auto; max-width: 100%; }
+.srlib-scroll:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
+.srlib-table table { border-collapse: collapse; font-size: .9em; line-height: 1.35; font-variant-numeric:
+  tabular-nums; margin: 0; width: auto; border: 0; table-layout: auto; }
+.srlib-table th, .srlib-table td { padding: .4rem .7rem; border: 0; border-bottom: 1px solid var(--viz-rule);
+  text-align: right; vertical-align: top; white-space: nowrap; background: none; }
+.srlib-table thead th { font-weight: 600; vertical-align: bottom; }
+.srlib-table thead tr:last-child th { border-bottom: 2px solid var(--viz-muted); }
+.srlib-table thead th[colspan] { text-align: center; }
+.srlib-table th[scope="row"], .srlib-table thead th:first-child, .srlib-table tr.srlib-group th { text-align: left;
+  }
+.srlib-table th[scope="row"] { font-weight: 500; white-space: normal; min-width: 8.5rem; max-width: 17rem; }
+.srlib-table tr.srlib-group th { background: var(--viz-soft); font-weight: 600; }
+.srlib-unit, .srlib-variant { color: var(--viz-muted); font-weight: 400; font-size: .9em; }
+.srlib-printed, .srlib-ours { display: block; }
+.srlib-ours { font-size: .88em; color: var(--viz-muted); }
+.srlib-table ol.srlib-notes { font-size: .88em; line-height: 1.45; padding-left: 1.6rem; margin: .6rem 0 0;
+  max-width: 44rem; }
+.srlib-table sup { font-size: .75em; padding-left: .15em; }
+.srlib-heat-pos { background: color-mix(in srgb, #3a4eff var(--heat), transparent) !important; }
+.srlib-heat-neg { background: color-mix(in srgb, #e17702 var(--heat), transparent) !important; }
+.srlib-stack { display: flex; min-width: 11rem; height: 1.1rem; border-radius: 3px; overflow: hidden; gap: 1px; }
+.srlib-stack i { display: block; }
+.srlib-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space:
+  nowrap; }
+.verdict { --verdict: #4b5563; display: inline-block; padding: 0 .45em; border: 1px solid var(--verdict);
+  border-radius: 99px; color: var(--verdict); font-size: .82rem; line-height: 1.45; font-weight: 500; white-space:
+  nowrap; }
+.verdict-exact { --verdict: #1a6b35; } .verdict-within { --verdict: #1d5f9e; } .verdict-differs { --verdict:
+  #a8350c; } .verdict-not-run { --verdict: #57606a; border-style: dashed; }
+[data-theme="dark"] .verdict-exact, [data-jp-theme-light="false"] .verdict-exact { --verdict: #6fd08c; }
+[data-theme="dark"] .verdict-within, [data-jp-theme-light="false"] .verdict-within { --verdict: #7cc0ee; }
+[data-theme="dark"] .verdict-differs, [data-jp-theme-light="false"] .verdict-differs { --verdict: #ffa37c; }
+[data-theme="dark"] .verdict-not-run, [data-jp-theme-light="false"] .verdict-not-run { --verdict: #a3adb8; }
+.srlib-stack .verdict-exact { background: #2e8b4f; } .srlib-stack .verdict-within { background: #3b82c4; }
+.srlib-stack .verdict-differs { background: #d5541a; } .srlib-stack .verdict-not-run { background: #8b949e; }
+""".strip()
+"""What the HTML needs to look right where no style sheet knows it, such as in JupyterLab. The book's own style sheet
+repeats it."""
+
+
+class PrintedCell(Protocol):
+    """What a printed-against-ours table needs of a cell: ``srlib.papers.Cell`` has it."""
+
+    row: str
+    variant: str
+    scale: int
+    dataset: str
+    metric: str
+    printed: Any
+    ours: Any
+    unit: str
+    verdict: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Something drawn: HTML that shows itself, and the text that stands in for it."""
+
+    html: str
+    alt: str
+
+    def _repr_html_(self) -> str:
+        return f"<style>{STYLE}</style>\n{self.html}"
+
+    def __repr__(self) -> str:
+        return self.alt
+
+
+def colour(model: str) -> str:
+    """The colour of a model, as #rrggbb. ``model`` is a key of ``COLOURS``. Raises ``InputError`` for another name."""
+    if model not in COLOURS:
+        raise InputError(f"no colour for model {model!r}; choose one of: {', '.join(COLOURS)}")
+    return COLOURS[model]
+
+
+def shades(model: str, count: int) -> tuple[str, ...]:
+    """``count`` distinct colours for variants of one model, the first of them the model's own.
+
+    The others run around the model's hue at a luminance that keeps a contrast of 3 to white and to the dark page.
+    """
+    import colorsys
+
+    red, green, blue = (int(colour(model)[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, _, saturation = colorsys.rgb_to_hls(red, green, blue)
+    found = [colour(model)]
+    for k in range(1, count):
+        turned = colorsys.hls_to_rgb((hue + k / max(count, 2)) % 1, 0.5, 0.35 + 0.4 * min(saturation, 1))
+        found.append(_with_luminance(turned, (0.2, 0.145, 0.27)[k % 3]))
+    return tuple(found)
+
+
+@contextmanager
+def style(theme: Theme = "light") -> Iterator[None]:
+    """The book's look for anything that is drawn with matplotlib inside this context."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    if theme not in PAGE:
+        raise InputError(f"unknown theme {theme!r}; choose light or dark")
+    ink, faint = ("#1f2328", "#d5dae0") if theme == "light" else ("#e6edf3", "#3d444d")
+    settings = {
+        "figure.facecolor": PAGE[theme],
+        "axes.facecolor": PAGE[theme],
+        "savefig.facecolor": PAGE[theme],
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "grid.color": faint,
+        "grid.linewidth": 0.8,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titleweight": "normal",
+        "axes.labelsize": 10,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.fontsize": 9,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "svg.hashsalt": "srlib",
+        "svg.fonttype": "path",
+    }
+    with (
+        mpl.rc_context(),
+        sns.axes_style("whitegrid", rc={k: v for k, v in settings.items()}),
+        mpl.rc_context(settings),
+    ):
+        yield
+
+
+def images(
+    panels: Mapping[str, Any],
+    *,
+    alt: str,
+    crop: tuple[int, int, int, int] | None = None,
+    scores: Mapping[str, str] | None = None,
+    caption: str = "",
+) -> Shown:
+    """Images side by side, the high-resolution one first.
+
+    ``panels`` gives for each label a tensor or array, CHW, HWC with three channels, HW, or a batch of one, as uint8
+    or float in [0, 1]. ``crop`` is (top, left, height, width) in pixels of the first panel: that panel is then shown
+    whole with the crop's box drawn in, and every panel's crop below it, enlarged by nearest neighbour. A smaller
+    panel, such as the LR image, is cropped at the same place. ``scores`` gives a line of text below a label. Raises
+    ``InputError`` for no panel, a crop that leaves the image, or a panel that isn't an image.
+    """
+    if not panels:
+        raise InputError("there is no image to show; give at least one panel")
+    pixels = {label: _pixels(panel, label) for label, panel in panels.items()}
+    first, whole = next(iter(pixels.items()))
+    height, width = whole.shape[:2]
+    parts = []
+    if crop is not None:
+        top, left, tall, wide = crop
+        if top < 0 or left < 0 or tall < 1 or wide < 1 or top + tall > height or left + wide > width:
+            raise InputError(
+                f"crop {crop} leaves the image of {height} x {width}; give (top, left, height, width) inside it"
+            )
+        boxed = _box(whole, crop)
+        parts.append(
+            f'<div class="srlib-full">{_img(boxed, f"{first}, whole, with a box around the crop: {alt}")}</div>'
+        )
+        pixels = {label: _enlarge(_cut(panel, (height, width), crop, label)) for label, panel in pixels.items()}
+    for label, panel in pixels.items():
+        note = (scores or {}).get(label, "")
+        shown = f"<span>{escape(note)}</span>" if note else ""
+        text = f"{label}, {note}: {alt}" if note else f"{label}: {alt}"
+        parts.append(
+            f'<div class="srlib-panel">{_img(panel, text)}<span class="srlib-label">{escape(label)}{shown}</span></div>'
+        )
+    cut = 0 if crop is None else 1
+    few = " srlib-few" if crop is None and len(pixels) <= 3 else ""
+    grid = f'<div class="srlib-panels{few}">{"".join(parts[cut:])}</div>'
+    return _figure("".join(parts[:cut]) + grid, alt, caption)
+
+
+def features(
+    maps: Mapping[str, Any],
+    *,
+    alt: str,
+    channel: int | None = None,
+    caption: str = "",
+) -> Shown:
+    """Feature maps, all drawn alike: for each label a CHW tensor, shown as its mean over channels or as one
+    ``channel``.
+
+    Each map is stretched from its 1st to its 99th percentile and coloured from dark (low) to light (high); the range
+    is written below it, so that maps of different size can be told apart. A map that holds a NaN or an infinity is
+    refused with ``InputError``.
+    """
+    import matplotlib as mpl
+
+    if not maps:
+        raise InputError("there is no feature map to show; give at least one")
+    panels, ranges = {}, {}
+    for label, tensor in maps.items():
+        array = np.squeeze(_array(tensor).astype(np.float64))
+        if array.ndim not in (2, 3):
+            raise InputError(
+                f"feature map {label!r} has shape {array.shape}; give one image's map, channels x height x width"
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"feature map {label!r} holds values that aren't finite; look at the weights that made it")
+        if array.ndim == 3:
+            if channel is not None and not 0 <= channel < len(array):
+                raise InputError(
+                    f"feature map {label!r} has {len(array)} channels; choose one below that, not {channel}"
+                )
+            array = array.mean(0) if channel is None else array[channel]
+        low, high = np.percentile(array, (1, 99))
+        scaled = np.clip((array - low) / max(high - low, 1e-12), 0, 1)
+        coloured = mpl.colormaps["cividis"](scaled)[..., :3]
+        panels[label] = (coloured * 255).round().astype(np.uint8)
+        ranges[label] = f"{low:.3g} to {high:.3g}"
+    return images(panels, alt=alt, scores=ranges, caption=caption)
+
+
+def curves(
+    logs: Mapping[str, Any],
+    x: str,
+    y: str,
+    *,
+    alt: str,
+    model: str = "safmn",
+    smooth: float = 0.98,
+    raw: bool = True,
+    logy: bool = False,
+    xlabel: str = "",
+    ylabel: str = "",
+    caption: str = "",
+) -> Shown:
+    """Training curves, smoothed over the raw ones (SAFMN, Figure 7).
+
+    ``logs`` gives for each label columns by name (a mapping or a data frame) of which ``x`` and ``y`` are drawn. A
+    label that is a model's name gets the model's colour, the others shades of ``model``'s. ``smooth`` is the weight
+    of the past in an exponential moving average, corrected for its start: 0 leaves the curve as it is. A cross marks
+    where a run stopped being finite, and the curve ends there: a collapse is shown, not hidden. Rows without a value
+    of ``y`` are passed over. Raises ``InputError`` for a missing column or a weight outside [0, 1).
+    """
+    if not logs:
+        raise InputError("there is no log to draw; give at least one")
+    if not 0 <= smooth < 1:
+        raise InputError(f"smoothing weight {smooth} is outside [0, 1); give 0 for none, 0.98 for a lot")
+    data = {label: _columns(columns, (x, y), label) for label, columns in logs.items()}
+    painted = _colours(list(data), model)
+
+    def draw(axes: "Axes") -> None:
+        for k, (label, (steps, values)) in enumerate(data.items()):
+            finite = np.isfinite(values)
+            end = len(values) if finite.all() else int(np.argmin(finite))
+            steps, values, collapsed = steps[:end], values[:end], end < len(steps)
+            thin = max(1, len(steps) // 600)
+            if raw and smooth > 0:
+                axes.plot(steps[::thin], values[::thin], color=painted[label], alpha=0.22, linewidth=0.8)
+            dash = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))[k % 4]
+            smoothed = _smooth(values, smooth)
+            axes.plot(steps[::thin], smoothed[::thin], color=painted[label], linestyle=dash, label=label)
+            if collapsed and end:
+                axes.plot(steps[-1], smoothed[-1], marker="X", markersize=9, color=painted[label], linestyle="")
+        if logy:
+            axes.set_yscale("log")
+        axes.set_xlabel(xlabel or x)
+        axes.set_ylabel(ylabel or y)
+        if len(data) > 1:
+            axes.legend()
+
+    return _chart(draw, alt, caption)
+
+
+def scatter(
+    points: Mapping[str, tuple[float, float, float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    sizes: str = "parameters",
+    models: Mapping[str, str] | None = None,
+    logx: bool = True,
+    caption: str = "",
+) -> Shown:
+    """Quality against complexity (SAFMN, Figure 1): for each label (x, y, size), the circle's area growing with size.
+
+    ``models`` names the model whose colour a label gets; labels without one are drawn grey and hollow, as points that
+    are only quoted. ``sizes`` says what the circles stand for. Raises ``InputError`` for a point that isn't finite.
+    """
+    if not points:
+        raise InputError("there is no point to draw; give at least one")
+    for label, point in points.items():
+        if not all(math.isfinite(value) for value in point):
+            raise InputError(f"point {label!r} is {point}; leave out points without a number")
+    largest = max(size for _, _, size in points.values()) or 1
+    named = {label.lower(): label.lower() for label in points if label.lower() in COLOURS}
+    owner = {**{label: named[label.lower()] for label in points if label.lower() in named}, **(models or {})}
+
+    def draw(axes: "Axes") -> None:
+        for label, (across, up, size) in points.items():
+            ours = owner.get(label)
+            edge = colour(ours) if ours else "#7a7a7a"
+            area = 40 + 900 * size / largest
+            axes.scatter(
+                across,
+                up,
+                s=area,
+                facecolor=edge if ours else "none",
+                edgecolor=edge,
+                alpha=0.85,
+                linewidth=1.4,
+                zorder=3,
+            )
+            axes.annotate(
+                label,
+                (across, up),
+                (0, math.sqrt(area) / 2 + 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                weight="bold" if ours else "normal",
+            )
+        if logx:
+            axes.set_xscale("log")
+        axes.margins(0.14, 0.16)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.text(1, 1.01, f"area of a circle: {sizes}", transform=axes.transAxes, ha="right", fontsize=8.5)
+
+    return _chart(draw, alt, caption)
+
+
+def bars(
+    values: Mapping[str, float],
+    *,
+    unit: str,
+    alt: str,
+    printed: Mapping[str, float] | None = None,
+    printed_unit: str = "",
+    model: str = "safmn",
+    caption: str = "",
+) -> Shown:
+    """Horizontal bars with their values written out, such as operator times (SAFMN, Table 5).
+
+    ``printed`` puts the paper's values beside ours, hatched and grey, on an axis of their own where ``printed_unit``
+    differs: the two then compare in proportion only. Raises ``InputError`` for a value that isn't finite.
+    """
+    for label, value in {**values, **(printed or {})}.items():
+        if not math.isfinite(value):
+            raise InputError(f"bar {label!r} is {value}; leave out bars without a number")
+    labels = list(values)
+
+    def draw(axes: "Axes") -> None:
+        rows = np.arange(len(labels))[::-1]
+        half = 0.38 if printed else 0.7
+        shift = half / 2 if printed else 0
+        ours = axes.barh(rows + shift, [values[k] for k in labels], half, color=colour(model), label=f"ours [{unit}]")
+        axes.bar_label(ours, fmt="%.3g", padding=3, fontsize=8.5)
+        axes.set_yticks(rows, labels)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(unit)
+        axes.margins(x=0.12)
+        if printed:
+            apart = bool(printed_unit) and printed_unit != unit
+            other = axes.twiny() if apart else axes
+            numbers = [printed.get(k, math.nan) for k in labels]
+            theirs = other.barh(
+                rows - shift,
+                numbers,
+                half,
+                color="none",
+                edgecolor="#7a7a7a",
+                hatch="///",
+                label=f"printed [{printed_unit or unit}]",
+            )
+            other.bar_label(theirs, fmt="%.4g", padding=3, fontsize=8.5)
+            other.margins(x=0.12)
+            if apart:
+                other.grid(visible=False)
+                other.set_xlabel(printed_unit)
+                other.spines["top"].set_visible(True)
+            axes.figure.legend(handles=[ours, theirs], loc="outside upper right", ncols=2)
+
+    return _chart(draw, alt, caption, height=1.2 + (0.62 if printed else 0.38) * len(labels))
+
+
+def protocol_matrix(
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    caption: str,
+    reference: str,
+    digits: int = 2,
+    unit: str = "dB",
+    heading: str = "protocol",
+) -> Shown:
+    """The same images scored in several ways: rows by columns, each cell with its value and its distance from
+    ``reference``.
+
+    ``values`` gives for each row (a protocol) its columns (a set, a scale, a metric); ``reference`` is the row that
+    the others are compared with. Distance is a signed number in the cell; a tint repeats it. Raises ``InputError``
+    for an unknown reference.
+    """
+    if reference not in values:
+        raise InputError(f"reference row {reference!r} isn't among the rows; choose one of: {', '.join(values)}")
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    base = values[reference]
+    far = {
+        c: max((abs(row[c] - base[c]) for row in values.values() if c in row and c in base), default=0) for c in columns
+    }
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = []
+    for label, row in values.items():
+        cells = []
+        for column in columns:
+            if column not in row:
+                cells.append("<td>\u2013</td>")
+                continue
+            distance = row[column] - base.get(column, math.nan)
+            text = f'<span class="srlib-printed">{row[column]:.{digits}f}</span>'
+            if label == reference or not math.isfinite(distance):
+                cells.append(f"<td>{text}</td>")
+                continue
+            signed = f"{distance:+.{digits}f}".replace("-", "\u2212")
+            heat = 0 if far[column] == 0 else 26 * abs(distance) / far[column]
+            kind = "pos" if distance > 0 else "neg"
+            tint = f' class="srlib-heat-{kind}" style="--heat:{heat:.0f}%"' if heat >= 1 else ""
+            cells.append(f'<td{tint}>{text}<span class="srlib-ours">{signed}</span></td>')
+        mark = ' <span class="srlib-variant">(reference)</span>' if label == reference else ""
+        body.append(f'<tr><th scope="row">{escape(label)}{mark}</th>{"".join(cells)}</tr>')
+    inner = f'<thead><tr><th scope="col">{escape(heading)}</th>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
+    below = (
+        f"{caption} Each cell: the value{f' in {unit}' if unit else ''}, and below it the distance from {reference}."
+    )
+    return _table(inner, below, alt=f"{below} {len(values)} rows, {len(columns)} columns.")
+
+
+def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "row") -> Shown:
+    """A printed table, printed against ours, rows by metrics as in the paper, each cell with a verdict in symbol and
+    word.
+
+    ``cells`` are those of a ``srlib.papers.Table``, in the paper's order. Each cell shows the printed number, below
+    it ours with the verdict; a row of which nothing was run shows that once, beside its name. Notes are numbered
+    below the table. Scales, and printed groups of rows, have headings of their own. Raises ``InputError`` for no
+    cells or an unknown verdict.
+    """
+    cells = list(cells)
+    if not cells:
+        raise InputError("there is no cell to show; give the cells of a table")
+    for cell in cells:
+        if cell.verdict not in VERDICTS:
+            raise InputError(f"unknown verdict {cell.verdict!r}; choose one of: {', '.join(VERDICTS)}")
+    columns = list(dict.fromkeys((cell.dataset, cell.metric) for cell in cells))
+    units = {column: {c.unit for c in cells if (c.dataset, c.metric) == column} for column in columns}
+    many_scales = len({cell.scale for cell in cells}) > 1
+    notes: dict[str, int] = {}
+    lines: dict[tuple[int, str, str], dict[tuple[str, str], list[PrintedCell]]] = {}
+    for cell in cells:
+        line = lines.setdefault((cell.scale, cell.row, cell.variant), {})
+        line.setdefault((cell.dataset, cell.metric), []).append(cell)
+    body, last = [], None
+    for (scale, row, variant), line in lines.items():
+        keys = dict(part.partition("=")[::2] for part in variant.split(";") if part)
+        group = " \u00b7 ".join(filter(None, (f"\u00d7{scale}" if many_scales else "", keys.pop("group", ""))))
+        if group != last and group:
+            body.append(
+                f'<tr class="srlib-group"><th colspan="{len(columns) + 1}" scope="rowgroup">{escape(group)}</th></tr>'
+            )
+        last = group
+        shown = [cell for parts in line.values() for cell in parts]
+        quiet = all(cell.verdict == "not-run" for cell in shown)
+        extra = ", ".join(f"{k} {v}" for k, v in keys.items() if f"{v}" not in row)
+        name = escape(row) + (f' <span class="srlib-variant">{escape(extra)}</span>' if extra else "")
+        if quiet:
+            common = list(dict.fromkeys(cell.note for cell in shown if cell.note))
+            name += f" {badge('not-run')}" + "".join(_note(note, notes) for note in common)
+        filled = [_printed_cell(line.get(column, []), quiet, notes) for column in columns]
+        body.append(f'<tr><th scope="row">{name}</th>{"".join(filled)}</tr>')
+    inner = _heads(columns, units, heading) + f"<tbody>{''.join(body)}</tbody>"
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    after = f'<ol class="srlib-notes">{listed}</ol>' if notes else ""
+    tally = {verdict: sum(cell.verdict == verdict for cell in cells) for verdict in VERDICTS}
+    said = ", ".join(f"{count} {VERDICTS[verdict][1]}" for verdict, count in tally.items() if count)
+    return _table(inner, caption, alt=f"{caption} {len(cells)} printed cells: {said}.", after=after)
+
+
+def verdict_summary(
+    counts: Mapping[str, Mapping[str, int]], *, caption: str = "Verdicts over all printed cells."
+) -> Shown:
+    """The scoreboard: for each label (a table), how many printed cells have each verdict, as numbers and as a stacked
+    bar.
+
+    ``counts`` gives a label's counts by verdict, missing ones meaning none. The last line adds them up where there
+    are several.
+    """
+    for row in counts.values():
+        for verdict in row:
+            if verdict not in VERDICTS:
+                raise InputError(f"unknown verdict {verdict!r}; choose one of: {', '.join(VERDICTS)}")
+    total = {verdict: sum(row.get(verdict, 0) for row in counts.values()) for verdict in VERDICTS}
+    rows = {**counts, "all": total} if len(counts) > 1 else dict(counts)
+    head = "".join(f'<th scope="col">{badge(verdict)}</th>' for verdict in VERDICTS)
+    body = []
+    for label, row in rows.items():
+        cells = sum(row.values())
+        parts = "".join(
+            f'<i class="verdict-{verdict}" style="flex:{row[verdict]}"></i>'
+            for verdict in VERDICTS
+            if row.get(verdict, 0)
+        )
+        numbers = "".join(f"<td>{row.get(verdict, 0)}</td>" for verdict in VERDICTS)
+        bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
+        body.append(f'<tr><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
+    inner = (
+        f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th><th scope="col">share</th></tr></thead>'
+        f"<tbody>{''.join(body)}</tbody>"
+    )
+    said = ", ".join(f"{count} {VERDICTS[verdict][1]}" for verdict, count in total.items())
+    return _table(inner, caption, alt=f"{caption} {said}.")
+
+
+def plain_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, caption: str, digits: int = 3) -> Shown:
+    """Any other table in the book's look: each row's first entry names it, floats are shown with ``digits``
+    significant digits.
+
+    An entry that is one of ``VERDICTS`` is shown as its badge. Raises ``InputError`` for a row of another length than
+    ``columns``.
+    """
+    body = []
+    count = 0
+    for row in rows:
+        if len(row) != len(columns):
+            raise InputError(f"row {row!r} has {len(row)} entries; give {len(columns)}, one for each column")
+        count += 1
+        cells = "".join(f"<td>{_entry(value, digits)}</td>" for value in row[1:])
+        body.append(f'<tr><th scope="row">{_entry(row[0], digits)}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return _table(inner, caption, alt=f"{caption} {count} rows, {len(columns)} columns.")
+
+
+def badge(verdict: str) -> str:
+    """A verdict as HTML: its symbol, its word and its class, such as ``verdict-exact``."""
+    symbol, word = VERDICTS[verdict]
+    return f'<span class="verdict verdict-{verdict}">{symbol} {word}</span>'
+
+
+def _entry(value: object, digits: int) -> str:
+    if isinstance(value, str) and value in VERDICTS:
+        return badge(value)
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return escape(str(value))
+
+
+def _heads(columns: list[tuple[str, str]], units: Mapping[tuple[str, str], set[str]], heading: str) -> str:
+    """The two header lines of a printed table: data sets over metrics with their units."""
+
+    def metric(column: tuple[str, str]) -> str:
+        unit = f' <span class="srlib-unit">[{escape(next(iter(units[column])))}]</span>' if units[column] - {""} else ""
+        return escape(METRICS.get(column[1], column[1])) + (unit if len(units[column]) == 1 else "")
+
+    upper, k = [], 0
+    while k < len(columns):
+        span = next((n for n in range(k, len(columns)) if columns[n][0] != columns[k][0]), len(columns)) - k
+        if columns[k][0]:
+            upper.append(f'<th scope="colgroup" colspan="{span}">{escape(columns[k][0])}</th>')
+        elif any(dataset for dataset, _ in columns):
+            upper.append(f'<td colspan="{span}"></td>')
+        k += span
+    lower = "".join(f'<th scope="col">{metric(column)}</th>' for column in columns)
+    first = f'<th scope="col">{escape(heading)}</th>'
+    return f"<thead>{f'<tr><td></td>{chr(32).join(upper)}</tr>' if upper else ''}<tr>{first}{lower}</tr></thead>"
+
+
+def _printed_cell(parts: Sequence[PrintedCell], quiet: bool, notes: dict[str, int]) -> str:
+    if not parts:
+        return "<td>\u2013</td>"
+    texts = []
+    for cell in parts:
+        texts.append(f'<span class="srlib-printed">{escape(str(cell.printed))}</span>')
+        if not quiet:
+            ours = "" if cell.ours is None else f"{escape(_ours(cell))} "
+            texts.append(f'<span class="srlib-ours">{ours}{badge(cell.verdict)}{_note(cell.note, notes)}</span>')
+    kinds = " ".join(dict.fromkeys(f"cell-{cell.verdict}" for cell in parts))
+    return f'<td class="{kinds}">{"".join(texts)}</td>'
+
+
+def _ours(cell: PrintedCell) -> str:
+    """Ours with the printed digits, or with more of them where it would otherwise read like a number that it isn't."""
+    printed = str(cell.printed)
+    digits = len(printed.partition(".")[2])
+    for more in range(3):
+        text = f"{float(cell.ours):.{digits + more}f}"
+        if cell.verdict == "exact" or more and text.rstrip("0").rstrip(".") != printed.rstrip("0").rstrip("."):
+            return text
+    return text
+
+
+def _note(note: str, notes: dict[str, int]) -> str:
+    if not note:
+        return ""
+    number = notes.setdefault(note, len(notes) + 1)
+    return f"<sup>{number}</sup>"
+
+
+def _table(inner: str, caption: str, alt: str, after: str = "") -> Shown:
+    named = escape(caption, quote=True)
+    box = f'<div class="srlib-scroll" role="region" tabindex="0" aria-label="{named}"><table>{inner}</table></div>'
+    return Shown(f'<div class="srlib-table"><p class="srlib-caption">{escape(caption)}</p>{box}{after}</div>', alt)
+
+
+def _figure(inner: str, alt: str, caption: str) -> Shown:
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return Shown(f'<figure class="srlib-viz">{inner}{below}</figure>', _said(alt))
+
+
+def _said(alt: str) -> str:
+    if not alt.strip():
+        raise InputError("a figure without a text alternative; say in alt what it shows")
+    return alt
+
+
+def _chart(draw: Any, alt: str, caption: str, height: float = 3.6) -> Shown:
+    """Draw once for a light page and once for a dark one."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    _said(alt)
+    shown = []
+    for theme in ("light", "dark"):
+        with style(theme):
+            figure = Figure(figsize=(7.2, height), layout="constrained")
+            FigureCanvasSVG(figure)
+            draw(figure.subplots())
+            file = io.BytesIO()
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        small = re.sub(rb' d="[^"]*"', _coarse, re.sub(rb"<!--.*?-->", b"", file.getvalue()))
+        data = base64.b64encode(small).decode()
+        hidden = ' style="display:none"' if theme == "dark" else ""
+        shown.append(
+            f'<img class="only-{theme}"{hidden} src="data:image/svg+xml;base64,{data}" alt="{escape(alt, quote=True)}">'
+        )
+    return _figure("".join(shown), alt, caption)
+
+
+def _coarse(path: re.Match[bytes]) -> bytes:
+    """A path of an SVG in hundredths of a point, which is finer than any screen, on one line."""
+    return b" " + b" ".join(re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]).split())
+
+
+def _img(pixels: np.ndarray, alt: str) -> str:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
+    return f'<img class="dark-light" {size} src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}">'
+
+
+def _array(value: Any) -> np.ndarray:
+    """A tensor on any device, or anything array-like, as an array."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float().numpy() if value.is_floating_point() else value.numpy()
+    return np.asarray(value)
+
+
+def _pixels(value: Any, label: str) -> np.ndarray:
+    """Anything image-like as height x width x 3, uint8."""
+    array = _array(value)
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim == 3 and array.shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim != 3 or array.shape[2] not in (1, 3) or 0 in array.shape:
+        raise InputError(f"panel {label!r} has shape {array.shape}; give one image with one or three channels")
+    if array.dtype != np.uint8:
+        array = array.astype(np.float64)
+        if not np.isfinite(array).all():
+            raise InputError(f"panel {label!r} holds values that aren't finite; look at what made it")
+        array = np.floor(np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(array, 3, 2) if array.shape[2] == 1 else array)
+
+
+def _cut(pixels: np.ndarray, whole: tuple[int, int], crop: tuple[int, int, int, int], label: str) -> np.ndarray:
+    """The crop of a panel whose size is the first panel's, or that divided by one factor."""
+    factor = whole[0] / pixels.shape[0]
+    if abs(whole[1] / pixels.shape[1] - factor) > 0.02 * factor:
+        raise InputError(
+            f"panel {label!r} is {pixels.shape[0]} x {pixels.shape[1]}, another shape than the first panel's "
+            f"{whole[0]} x {whole[1]}; give it at that size or at a whole fraction of it"
+        )
+    top, left, tall, wide = (round(value / factor) for value in crop)
+    return pixels[top : top + max(tall, 1), left : left + max(wide, 1)]
+
+
+def _enlarge(pixels: np.ndarray, side: int = 240) -> np.ndarray:
+    """Nearest neighbour, by the smallest whole factor that makes the longer side ``side`` or more."""
+    factor = max(1, math.ceil(side / max(pixels.shape[:2])))
+    return pixels.repeat(factor, 0).repeat(factor, 1)
+
+
+def _box(pixels: np.ndarray, crop: tuple[int, int, int, int]) -> np.ndarray:
+    """The image with a frame around the crop: white inside black, so that it shows on any image."""
+    height, width = pixels.shape[:2]
+    line = max(1, round(max(height, width) / 260))
+    top, left, tall, wide = crop
+    drawn = pixels.copy()
+    for inset, value in ((2 * line, 0), (line, 255)):
+        y0, y1 = max(top - inset, 0), min(top + tall + inset, height)
+        x0, x1 = max(left - inset, 0), min(left + wide + inset, width)
+        drawn[y0:y1, x0:x1] = value
+    drawn[top : top + tall, left : left + wide] = pixels[top : top + tall, left : left + wide]
+    return drawn
+
+
+def _columns(columns: Any, names: tuple[str, str], label: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns as floats, without the rows that have nothing in the second one."""
+    for name in names:
+        if name not in columns:
+            raise InputError(f"log {label!r} has no column {name!r}; choose one of: {', '.join(map(str, columns))}")
+    first, second = (list(columns[name]) for name in names)
+    kept = [(a, b) for a, b in zip(first, second, strict=True) if b is not None and b != ""]
+    if not kept:
+        raise InputError(f"log {label!r} has no value in column {names[1]!r}; draw another column")
+    return np.array([float(a) for a, _ in kept]), np.array([float(b) for _, b in kept])
+
+
+def _smooth(values: np.ndarray, weight: float) -> np.ndarray:
+    """An exponential moving average that starts unbiased: divided by what the weights so far add up to."""
+    smoothed, past, total = np.empty_like(values), 0.0, 0.0
+    for k, value in enumerate(values):
+        past, total = weight * past + (1 - weight) * value, weight * total + (1 - weight)
+        smoothed[k] = past / total
+    return smoothed
+
+
+def _colours(labels: Sequence[str], model: str) -> dict[str, str]:
+    """A model's own colour for its name, shades of ``model``'s for the other labels in their order."""
+    others = [label for label in labels if label.lower() not in COLOURS]
+    shaded = dict(zip(others, shades(model, len(others)), strict=False))
+    return {label: COLOURS.get(label.lower()) or shaded[label] for label in labels}
+
+
+def _luminance(rgb: Sequence[float]) -> float:
+    """Relative luminance of an sRGB colour in [0, 1] (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _with_luminance(rgb: Sequence[float], target: float) -> str:
+    """The colour mixed with black or white until it has the relative luminance ``target``."""
+    end = 1.0 if _luminance(rgb) < target else 0.0
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        mixed = [c + (end - c) * middle for c in rgb]
+        if (_luminance(mixed) < target) == (end == 1.0):
+            low = middle
+        else:
+            high = middle
+    return "#" + "".join(f"{round(c * 255):02x}" for c in mixed)
