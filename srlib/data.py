@@ -477,7 +477,13 @@ class Patches:
             tables = torch.from_numpy(np.stack(cuts)).to(self.device)
             lr, hr = map(_gather, self._on_device, tables, sides)
         else:
-            lr, hr = map(self._sent, map(_cut, (self._lr.map, self._hr.map), cuts, sides))
+            pieces = map(_cut, (self._lr.map, self._hr.map), cuts, sides)
+            if (
+                self.device.type == "cpu"
+            ):  # numpy's one thread is as fast, and does not wait for others on a busy machine
+                lr, hr = (torch.from_numpy(np.divide(piece, np.float32(255), dtype=np.float32)) for piece in pieces)
+                return lr, hr
+            lr, hr = map(self._sent, pieces)
         return lr / self._white, hr / self._white
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

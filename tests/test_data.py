@@ -72,7 +72,8 @@ def test_photos_have_the_documented_sizes(tmp_path: Path) -> None:
     for split, count in (("train", 11), ("held-out", 4)):
         for file in data.photos(split).files:
             width, height = map(int, re.search(rf'"{file.name}",  # (\d+)x(\d+)', source).groups())
-            assert Image.open(file).size == (width, height)
+            with Image.open(file) as image:
+                assert image.size == (width, height)
         assert len(data.PHOTOS[split]) == count
 
 
