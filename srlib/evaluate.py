@@ -1,0 +1,183 @@
+"""Scores of an upscaler on a set of images: under a stated protocol, per image and mean, as a record."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from srlib import metrics
+from srlib.errors import InputError
+from srlib.metrics import Protocol
+from srlib.resize import imresize
+
+if TYPE_CHECKING:
+    from srlib.data import Store
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's PSNR in dB and SSIM."""
+
+    name: str
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores on one dataset at one scale, with everything that they depend on but the upscaler.
+
+    ``fingerprint`` identifies the HR images' content; ``lr_origin`` says where the LR images came from.
+    """
+
+    dataset: str
+    fingerprint: str
+    lr_origin: str
+    scale: float
+    protocol: Protocol
+    images: tuple[ImageScore, ...]
+
+    @property
+    def psnr(self) -> float:
+        """Mean over the images, in dB; not rounded."""
+        return sum(image.psnr for image in self.images) / len(self.images)
+
+    @property
+    def ssim(self) -> float:
+        """Mean over the images; not rounded."""
+        return sum(image.ssim for image in self.images) / len(self.images)
+
+    def record(self) -> dict[str, object]:
+        """All of it, ready for JSON; the PSNR of equal images is infinite, which Python's json writes as Infinity."""
+        return {
+            "dataset": self.dataset,
+            "fingerprint": self.fingerprint,
+            "lr_origin": self.lr_origin,
+            "scale": self.scale,
+            "protocol": self.protocol.record(),
+            "psnr": self.psnr,
+            "ssim": self.ssim,
+            "images": [asdict(image) for image in self.images],
+        }
+
+    def write(self, path_stem: str | Path) -> tuple[Path, Path]:
+        """Write ``path_stem.json`` (the record) and ``path_stem.csv`` (one line an image, then the mean), each at once.
+
+        The folder is made where it is missing. Returns both paths.
+        """
+        stem = Path(path_stem)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        record, table = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".csv")
+        _write_at_once(record, json.dumps(self.record(), indent=2) + "\n")
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(("image", "psnr", "ssim"))
+        rows.writerows((image.name, image.psnr, image.ssim) for image in self.images)
+        rows.writerow(("mean", self.psnr, self.ssim))
+        _write_at_once(table, text.getvalue())
+        return record, table
+
+
+def score(
+    upscale: Callable[[Tensor], Tensor],
+    store: "Store",
+    scale: float,
+    protocol: Protocol,
+    device: str | torch.device = "cpu",
+) -> Scores:
+    """Upscale every LR image of a store and compare the result with its HR image under the protocol.
+
+    ``upscale`` takes float32 images in [0, 1], 1x3xHxW on ``device``, and returns float images of ``scale`` times the
+    size; a network is put into evaluation mode meanwhile. Raises InputError where the store is empty, a result has the
+    wrong size, or an image is too small for the protocol.
+    """
+    if len(store) == 0:
+        raise InputError(f"{store.name} holds no images; give a folder with at least one")
+    images = []
+    with torch.inference_mode(), _evaluation_mode(upscale):
+        for index, name in enumerate(store.names):
+            lr, hr = (image.to(device) for image in store.pair(index, scale))
+            sr = upscale(lr[None].to(torch.float32) / 255)
+            if sr.shape != (1, *hr.shape):
+                raise InputError(
+                    f"{name}: the upscaler made {tuple(sr.shape)} of {(1, *lr.shape)}, not {(1, *hr.shape)};"
+                    f" use one for scale {scale:g}"
+                )
+            images.append(_compare(name, sr, hr[None], protocol, scale))
+    return Scores(store.name, store.fingerprint, store.lr_origin(scale), scale, protocol, tuple(images))
+
+
+def bicubic(scale: float) -> Callable[[Tensor], Tensor]:
+    """An upscaler for ``score``: MATLAB's bicubic on 8-bit images, the baseline of every paper's tables.
+
+    It takes float images in [0, 1], rounds them to 8 bits and returns 8-bit values as floats in [0, 1].
+    """
+    if not math.isfinite(scale) or scale <= 0:
+        raise InputError(f"scale {scale!r} is not positive; give a number above 0")
+
+    def upscale(lr: Tensor) -> Tensor:
+        eight_bit = (lr * 255).round().clamp(0, 255).to(torch.uint8)
+        return imresize(eight_bit, scale=scale).to(lr.dtype) / 255
+
+    return upscale
+
+
+def luma_bicubic(store: "Store", scale: float) -> Scores:
+    """MATLAB's bicubic on the luma plane alone: how the bicubic rows that papers copy from one another were made.
+
+    The HR image's 8-bit luma is reduced and enlarged as one floating-point plane, rounded to 8 bits and compared with
+    itself (the convention of SRCNN's evaluation, Dong et al., 2014). RGB images reduced, stored in 8 bits and enlarged,
+    as networks are given them, score a little lower. Raises InputError as ``score`` does.
+    """
+    plane = "MATLAB bicubic, not rounded, of the 8-bit luma of the HR image cropped to a multiple of the scale"
+    protocol = replace(metrics.protocol("matlab"), name="matlab-luma", lr_origin=plane)
+    if len(store) == 0:
+        raise InputError(f"{store.name} holds no images; give a folder with at least one")
+    images = []
+    for index, name in enumerate(store.names):
+        lr, hr = store.pair(index, scale)
+        luma = metrics.luma(hr[None].to(torch.float64), protocol) / 255
+        sr = imresize(imresize(luma, size=lr.shape[-2:]), size=luma.shape[-2:])
+        images.append(_compare(name, sr, luma, protocol, scale))
+    return Scores(store.name, store.fingerprint, "matlab-bicubic of luma", scale, protocol, tuple(images))
+
+
+def _compare(name: str, sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> ImageScore:
+    try:
+        psnr, ssim = (metric(sr, hr, protocol, scale).item() for metric in (metrics.psnr, metrics.ssim))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    return ImageScore(name, psnr, ssim)
+
+
+@contextmanager
+def _evaluation_mode(upscale: object) -> Iterator[None]:
+    """Evaluation mode for a network and its parts, each put back afterwards; nothing for any other callable."""
+    modules = list(upscale.modules()) if isinstance(upscale, nn.Module) else []
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    """Readers see the old file or the whole new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

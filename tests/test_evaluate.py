@@ -1,0 +1,170 @@
+"""Scores: right sizes only, whole records, and the literature's bicubic rows to the printed digit."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from srlib.errors import InputError
+from srlib.evaluate import ImageScore, Scores, bicubic, luma_bicubic, score
+from srlib.metrics import protocol, psnr, ssim
+from srlib.resize import imresize
+
+
+class Shelf:
+    """What ``score`` asks of a store, on images in memory."""
+
+    name = "shelf"
+    fingerprint = "0123abcd"
+
+    def __init__(self, images: dict[str, Tensor]) -> None:
+        self.images = images
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pair(self, i: int, scale: int) -> tuple[Tensor, Tensor]:
+        hr = self.images[self.names[i]]
+        height, width = (side // scale for side in hr.shape[1:])
+        hr = hr[:, : scale * height, : scale * width]
+        return imresize(hr, size=(height, width)), hr
+
+    def lr_origin(self, scale: int) -> str:
+        return "matlab-bicubic"
+
+
+def photograph(height: int, width: int, seed: int = 0) -> Tensor:
+    small = torch.rand(3, height // 6 + 1, width // 6 + 1, generator=torch.Generator().manual_seed(seed))
+    return (imresize(small, size=(height, width)).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    return Shelf({"one": photograph(50, 61), "two": photograph(48, 40, seed=1)})
+
+
+def test_scores_are_the_metrics_of_each_image(shelf: Shelf) -> None:
+    safmn = protocol("safmn")
+    scores = score(bicubic(3), shelf, 3, safmn)
+    assert [image.name for image in scores.images] == ["one", "two"]
+    for index, image in enumerate(scores.images):
+        lr, hr = shelf.pair(index, 3)
+        sr = imresize(lr, scale=3)
+        assert image.psnr == pytest.approx(psnr(sr, hr, safmn, 3).item(), abs=1e-9)
+        assert image.ssim == pytest.approx(ssim(sr, hr, safmn, 3).item(), abs=1e-9)
+    assert scores.psnr == pytest.approx((scores.images[0].psnr + scores.images[1].psnr) / 2)
+    assert scores.ssim == pytest.approx((scores.images[0].ssim + scores.images[1].ssim) / 2)
+    assert (scores.dataset, scores.fingerprint, scores.lr_origin) == ("shelf", "0123abcd", "matlab-bicubic")
+
+
+def test_the_callable_sees_float_batches_without_gradients(shelf: Shelf) -> None:
+    seen = []
+
+    def upscale(lr: Tensor) -> Tensor:
+        seen.append((lr.dtype, lr.dim(), float(lr.min()) >= 0, float(lr.max()) <= 1, torch.is_inference_mode_enabled()))
+        return bicubic(2)(lr)
+
+    score(upscale, shelf, 2, protocol("matlab"))
+    assert seen == [(torch.float32, 4, True, True, True)] * 2
+
+
+def test_a_network_is_scored_in_evaluation_mode_and_put_back(shelf: Shelf) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen = nn.Dropout(0.5).eval()
+            self.modes: list[bool] = []
+
+        def forward(self, lr: Tensor) -> Tensor:
+            self.modes.append(self.training)
+            return bicubic(2)(lr)
+
+    network = Network()
+    score(network, shelf, 2, protocol("matlab"))
+    assert network.modes == [False, False]
+    assert network.training and not network.frozen.training
+
+
+def test_bicubic_is_matlabs_on_eight_bits() -> None:
+    lr = photograph(12, 10)
+    sr = bicubic(4)(lr[None].float() / 255)
+    assert sr.dtype == torch.float32
+    assert torch.equal((sr * 255).round().to(torch.uint8)[0], imresize(lr, scale=4))
+    nudged = lr[None].float() / 255 + 0.3 / 255
+    assert torch.equal(bicubic(4)(nudged), sr)
+
+
+def test_records_are_whole(shelf: Shelf, tmp_path: Path) -> None:
+    scores = score(bicubic(4), shelf, 4, protocol("seemore-l"))
+    record = scores.record()
+    assert record["protocol"] == protocol("seemore-l").record()
+    assert {key: record[key] for key in ("dataset", "fingerprint", "lr_origin", "scale", "psnr", "ssim")} == {
+        "dataset": "shelf", "fingerprint": "0123abcd", "lr_origin": "matlab-bicubic", "scale": 4,
+        "psnr": scores.psnr, "ssim": scores.ssim,
+    }  # fmt: skip
+    written = scores.write(tmp_path / "new" / "shelf_x4.bicubic")
+    assert [path.name for path in written] == ["shelf_x4.bicubic.json", "shelf_x4.bicubic.csv"]
+    assert json.loads(written[0].read_text()) == record
+    with written[1].open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == ["one", "two", "mean"]
+    assert float(rows[-1]["psnr"]) == scores.psnr and float(rows[0]["ssim"]) == scores.images[0].ssim
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in written)
+
+
+def test_a_failed_write_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = Scores("d", "f", "distributed", 2, protocol("matlab"), (ImageScore("a", 30.0, 0.9),))
+    record, _ = scores.write(tmp_path / "scores")
+    before = record.read_text()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="space"):
+        Scores("d", "f", "distributed", 2, protocol("matlab"), (ImageScore("a", 1.0, 0.1),)).write(tmp_path / "scores")
+    assert record.read_text() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.json"]
+
+
+def test_perfect_images_survive_a_record() -> None:
+    scores = Scores("d", "f", "distributed", 2, protocol("matlab"), (ImageScore("a", math.inf, 1.0),))
+    assert json.loads(json.dumps(scores.record()))["psnr"] == math.inf
+
+
+def test_bad_input_is_refused_in_one_line(shelf: Shelf) -> None:
+    matlab = protocol("matlab")
+    cases = [
+        (lambda: score(bicubic(2), shelf, 4, matlab), r"one: .*\(1, 3, 24, 30\).*\(1, 3, 48, 60\)"),
+        (lambda: score(bicubic(2), Shelf({}), 2, matlab), "no images"),
+        (lambda: luma_bicubic(Shelf({}), 2), "no images"),
+        (lambda: score(bicubic(2), Shelf({"tiny": photograph(12, 12)}), 2, matlab), "tiny: .*window"),
+        (lambda: bicubic(0), "scale 0"),
+    ]
+    for call, words in cases:
+        with pytest.raises(InputError, match=words) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_printed_bicubic_rows_of_set5(data_root: Path) -> None:
+    folder = data_root / "benchmark" / "Set5" / "HR"
+    images = {
+        file.stem: torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
+        for file in sorted(folder.glob("*.png"))
+    }
+    printed = {2: (33.66, 0.9299), 3: (30.39, 0.8682), 4: (28.42, 0.8104)}
+    for scale, row in printed.items():
+        scores = luma_bicubic(Shelf(images), scale)
+        assert (round(scores.psnr, 2), round(scores.ssim, 4)) == row
+        assert scores.protocol.name == "matlab-luma" and "luma" in scores.lr_origin

@@ -1,0 +1,214 @@
+"""Protocols: each choice does what it says, SSIM is scikit-image's, and the literature's numbers come out."""
+
+import json
+import math
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from srlib.errors import InputError
+from srlib.metrics import PROTOCOLS, Protocol, protocol, psnr, ssim
+from srlib.resize import imresize
+
+PLAIN = Protocol("plain", "all channels as they are", channel="rgb", border_per_scale=0, clamp=False, round_image=False)
+
+
+def pair(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """An image of smooth and noisy parts, and a disturbed copy, uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    ramp = torch.linspace(0, 200, shape[-1]).expand(shape)
+    hr = ramp + 50 * torch.rand(shape, generator=generator)
+    sr = hr + 20 * torch.randn(shape, generator=generator)
+    return sr.clamp(0, 255).to(torch.uint8), hr.clamp(0, 255).to(torch.uint8)
+
+
+def skimage_ssim(one: Tensor, other: Tensor) -> float:
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    return structural_similarity(one.double().numpy(), other.double().numpy(), **options)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (23, 40), (64, 31)])
+def test_ssim_is_scikit_images(size: tuple[int, int]) -> None:
+    sr, hr = pair(3, *size)
+    expected = np.mean([skimage_ssim(one, other) for one, other in zip(sr, hr, strict=True)])
+    assert abs(ssim(sr, hr, PLAIN, 1).item() - expected) < 1e-6
+
+
+def test_ssim_on_luma_is_scikit_images() -> None:
+    sr, hr = pair(3, 40, 50)
+    planes = [(torch.tensor([65.481, 128.553, 24.966]).double() @ x.flatten(1).double() / 255 + 16) for x in (sr, hr)]
+    planes = [plane.view(40, 50)[2:-2, 2:-2] for plane in planes]
+    assert abs(ssim(sr, hr, protocol("safmn"), 2).item() - skimage_ssim(*planes)) < 1e-6
+    rounded = [torch.floor(plane + 0.5) for plane in planes]
+    assert abs(ssim(sr, hr, protocol("matlab"), 2).item() - skimage_ssim(*rounded)) < 1e-6
+
+
+def test_psnr_by_hand() -> None:
+    hr = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    sr = hr.clone()
+    sr[0, 1, 1] = 255  # one of 48 values is wrong by the whole range
+    assert psnr(sr, hr, PLAIN, 1).item() == pytest.approx(10 * math.log10(48))
+    assert psnr(sr, hr, protocol("seemore"), 1).item() == pytest.approx(10 * math.log10(4 * 255**2 / 65.481**2))
+    assert psnr(sr, hr, protocol("matlab"), 1).item() == pytest.approx(10 * math.log10(4 * 255**2 / 65**2))
+    assert psnr(sr, hr, protocol("liif"), 1).item() == pytest.approx(10 * math.log10(4 * 256**2 / 65.738**2))
+
+
+def test_equal_images() -> None:
+    _, hr = pair(2, 3, 32, 32)
+    for one in PROTOCOLS.values():
+        assert psnr(hr, hr, one, 2).tolist() == [math.inf, math.inf]
+        assert ssim(hr, hr, one, 2).tolist() == pytest.approx([1.0, 1.0], abs=1e-12 if one.name != "ssiu" else 1e-3)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_batch_is_its_images_in_float64(name: str) -> None:
+    sr, hr = pair(3, 3, 40, 36)
+    for metric in (psnr, ssim):
+        together = metric(sr, hr, protocol(name), 2)
+        assert together.shape == (3,) and together.dtype == torch.float64
+        alone = torch.cat([metric(one, other, protocol(name), 2) for one, other in zip(sr, hr, strict=True)])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_uint8_and_float_images_agree(name: str) -> None:
+    sr, hr = pair(3, 40, 36)
+    mixed = psnr(sr.float() / 255, hr, protocol(name), 2)
+    torch.testing.assert_close(mixed, psnr(sr, hr, protocol(name), 2), rtol=0, atol=1e-4)
+
+
+def test_rounding_and_clamping_are_choices() -> None:
+    hr = torch.full((3, 8, 8), 0.5, dtype=torch.float64) * 254 / 255  # 127 of 255
+    near = hr + 0.4 / 255
+    assert psnr(near, hr, PLAIN, 1).item() == pytest.approx(20 * math.log10(255 / 0.4))
+    assert psnr(near, hr, replace(PLAIN, round_image=True), 1).item() == math.inf
+    white, over = torch.ones(3, 8, 8), torch.full((3, 8, 8), 1.1)
+    assert psnr(over, white, PLAIN, 1).item() == pytest.approx(20.0, abs=1e-4)
+    assert psnr(over, white, replace(PLAIN, clamp=True), 1).item() == math.inf
+
+
+def test_borders() -> None:
+    assert [protocol("safmn").border(scale) for scale in (2, 3, 4)] == [2, 3, 4]
+    assert [protocol("seemore-l").border(scale) for scale in (2, 3, 4)] == [2, 3, 3]
+    assert [protocol("liif-div2k").border(scale) for scale in (2, 4, 30)] == [8, 10, 36]
+    hr = torch.zeros(3, 20, 20, dtype=torch.uint8)
+    sr = hr.clone()
+    sr[:, 3, :] = 255
+    assert psnr(sr, hr, protocol("safmn"), 4).item() == math.inf
+    assert psnr(sr, hr, protocol("seemore-l"), 4).item() < 60
+
+
+def test_ssius_offset_moves_ssim_but_not_psnr() -> None:
+    sr, hr = pair(3, 48, 48)
+    sr = (sr.float() * 0.9).to(torch.uint8)  # darker: the luminance term is what notices
+    right = replace(protocol("ssiu"), luma_offset=16.0)
+    torch.testing.assert_close(psnr(sr, hr, protocol("ssiu"), 2), psnr(sr, hr, right, 2))
+    assert ssim(sr, hr, protocol("ssiu"), 2) > ssim(sr, hr, right, 2) + 0.001
+
+
+def test_means_as_a_release_prints_them() -> None:
+    assert protocol("ssiu").printed(28.431, 2) == 28.44
+    assert protocol("ssiu").printed(0.81151, 4) == 0.8116
+    assert protocol("safmn").printed(28.431, 2) == 28.43
+
+
+def test_one_channel_is_luma() -> None:
+    sr, hr = pair(1, 30, 30)
+    assert psnr(sr, hr, protocol("matlab"), 2) == psnr(sr, hr, replace(protocol("matlab"), channel="rgb"), 2)
+
+
+def test_protocols_are_complete_and_frozen() -> None:
+    assert set(PROTOCOLS) == {"matlab", "safmn", "seemore", "seemore-l", "ssiu", "liif", "liif-div2k", "moeisr"}
+    for name, one in PROTOCOLS.items():
+        assert one.name == name and one.about
+        assert json.loads(json.dumps(one.record())) == one.record()
+        assert replace(one, about="") == one
+    with pytest.raises(FrozenInstanceError):
+        protocol("matlab").clamp = False
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_cuda_equals_cpu(name: str) -> None:
+    sr, hr = pair(2, 3, 64, 48)
+    for metric, tolerance in ((psnr, 1e-9), (ssim, 1e-9 if name != "ssiu" else 1e-3)):
+        there = metric(sr.cuda(), hr.cuda(), protocol(name), 4)
+        assert there.is_cuda
+        torch.testing.assert_close(there.cpu(), metric(sr, hr, protocol(name), 4), rtol=0, atol=tolerance)
+
+
+IMAGE = torch.zeros(3, 16, 16, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("sr", "hr", "scale", "words"),
+    [
+        (IMAGE, IMAGE[:, :8], 2, "differ"),
+        (IMAGE[0], IMAGE[0], 2, "CHW"),
+        (IMAGE.int(), IMAGE.int(), 2, "uint8"),
+        (IMAGE[:, :8], IMAGE[:, :8], 4, "border of 4"),
+        (IMAGE, IMAGE, 0, "scale 0"),
+        (IMAGE[:2], IMAGE[:2], 2, "3 channels"),
+        (IMAGE, IMAGE, 3, "window"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(sr: Tensor, hr: Tensor, scale: int, words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        ssim(sr, hr, protocol("safmn"), scale)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_and_choices() -> None:
+    with pytest.raises(InputError, match="matlab, safmn"):
+        protocol("sfamn")
+    for wrong in ({"channel": "luma"}, {"means": "down"}, {"ssim_window": 10}, {"ssim_precision": "half"}):
+        with pytest.raises(InputError, match="plain"):
+            replace(PLAIN, **wrong)
+
+
+def set5(data_root: Path, scale: int) -> list[tuple[Tensor, Tensor]]:
+    folder = data_root / "benchmark" / "Set5"
+    pairs = []
+    for file in sorted((folder / "HR").glob("*.png")):
+        lr, hr = (
+            torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+            for path in (folder / "LR_bicubic" / f"X{scale}" / f"{file.stem}x{scale}.png", file)
+        )
+        pairs.append((lr, hr[:, : scale * lr.shape[1], : scale * lr.shape[2]]))
+    return pairs
+
+
+def mean(metric, pairs: list[tuple[Tensor, Tensor]], one: Protocol, scale: int) -> float:
+    return sum(metric(imresize(lr, scale=scale), hr, one, scale).item() for lr, hr in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("scale", "all_of_it", "saturation"), [(2, 0.0013, 0.00003), (3, 0.0022, 0.0002), (4, 0.0033, 0.0007)]
+)
+def test_ssius_offset_on_set5(data_root: Path, scale: int, all_of_it: float, saturation: float) -> None:
+    # How single precision errs depends on the order of the sums, so that the whole effect is known to some 0.0005 only.
+    pairs = set5(data_root, scale)
+    ssiu = protocol("ssiu")
+    right = mean(ssim, pairs, replace(ssiu, luma_offset=16.0), scale)
+    assert mean(ssim, pairs, ssiu, scale) - right == pytest.approx(all_of_it, abs=0.0006)
+    exact = replace(ssiu, ssim_precision="float64")
+    assert mean(ssim, pairs, exact, scale) - right == pytest.approx(saturation, abs=0.00005)
+
+
+@pytest.mark.parametrize(
+    ("scale", "decibels", "similarity"), [(2, 33.66, 0.9299), (3, 30.39, 0.8682), (4, 28.42, 0.8104)]
+)
+def test_protocols_stay_near_the_printed_bicubic_rows(
+    data_root: Path, scale: int, decibels: float, similarity: float
+) -> None:
+    # The printed rows come from luma planes (test_evaluate); 8-bit RGB images in between move them by this little.
+    pairs = set5(data_root, scale)
+    for name in ("matlab", "safmn"):
+        assert mean(psnr, pairs, protocol(name), scale) == pytest.approx(decibels, abs=0.021)
+        assert mean(ssim, pairs, protocol(name), scale) == pytest.approx(similarity, abs=0.0008)
