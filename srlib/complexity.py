@@ -69,18 +69,18 @@ class Memory:
 
     ``rise``: the peak above what was allocated when the call began, so without weights and input. ``peak``: the peak
     of everything that this process holds, weights and input included (what SAFMN's Table 2 prints); only CUDA's
-    allocator knows it, so it is None on a CPU. ``how`` says what was read.
+    allocator knows it, so it is None on a CPU. ``method`` says what was read.
     """
 
     rise: int
     peak: int | None
     device: str
-    how: str
+    method: str
 
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One operator in ``operator_times``: calls, and seconds a run of ``call`` (``own`` without what it calls itself)."""
+    """One operator in ``operator_times``: calls and seconds a run; ``own`` leaves out the operators that it calls."""
 
     calls: float
     total: float
@@ -153,7 +153,7 @@ def _analysis(model: nn.Module, image: Tensor) -> Any:
 def latency(
     call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
 ) -> Timing:
-    """Time ``call``: ``warmup`` untimed calls, then the median, minimum and maximum of ``repeats`` timed ones, in seconds.
+    """Time ``call``: ``warmup`` untimed calls, then median, minimum and maximum of ``repeats`` timed ones, in seconds.
 
     On CUDA the device is synchronised before and after each call, so that its work is in the time. The caller
     chooses inference mode and evaluation mode. Raises ``InputError`` if nothing would be timed.
@@ -192,6 +192,43 @@ def unit(device: str | torch.device = "cpu") -> float:
         return latency(lambda: F.conv2d(x, weight, bias, padding=1), warmup=1, repeats=5, device=device).minimum
 
 
+@dataclass(frozen=True)
+class Units:
+    """A time as a multiple of the yardstick: the median of ``repeats`` calls, each divided by a unit taken just before
+    it, the spread, and the median length of the unit itself in seconds.
+    """
+
+    median: float
+    minimum: float
+    maximum: float
+    repeats: int
+    unit: float
+    device: str
+
+
+def in_units(
+    call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
+) -> Units:
+    """Time ``call`` in units of :func:`unit`, so that the figure can be compared between machines.
+
+    Use a fresh process: one that has run anything larger before keeps its memory and is faster for it.
+    """
+    for _ in range(warmup):
+        call()
+    units, ratios = [], []
+    for _ in range(repeats):
+        units.append(unit(device))
+        ratios.append(latency(call, warmup=0, repeats=1, device=device).median / units[-1])
+    return Units(
+        median=statistics.median(ratios),
+        minimum=min(ratios),
+        maximum=max(ratios),
+        repeats=repeats,
+        unit=statistics.median(units),
+        device=describe_device(device),
+    )
+
+
 def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") -> Memory:
     """The most tensor memory that one ``call`` holds at once, in bytes.
 
@@ -225,7 +262,7 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
 def operator_times(
     call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
 ) -> dict[str, OperatorTime]:
-    """Time each of torch's operators in ``call`` with ``torch.profiler``, slowest first; seconds are the mean of ``repeats``.
+    """Time each of torch's operators in ``call`` with ``torch.profiler``: seconds, mean of ``repeats``, slowest first.
 
     SAFMN's Table 5 was taken so. On CUDA the times are those of the kernels that an operator started, on a CPU those
     of the operator, the profiler's own cost included. Names are torch's ("aten::mul"). Raises ``InputError`` if
@@ -265,8 +302,8 @@ def describe_device(device: str | torch.device = "cpu") -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0] if models else name
+        lines = cpuinfo.read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{name}, {torch.get_num_threads()} threads"
 
 

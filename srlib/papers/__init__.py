@@ -195,6 +195,13 @@ def row(paper: str, number: int | str, label: str, scale: int | None = None) -> 
     raise InputError(f"table {number} of {paper} has no row {label!r}{at} that can be built; choose one of: {choices}")
 
 
+def create_row(paper: str, row: Row) -> Any:
+    """Build a row's network with fresh random weights."""
+    from srlib.models import create
+
+    return create(paper, row.config.scale, row.config)
+
+
 def table(paper: str, number: int | str, counts: bool = True, records: Path | None = None) -> Table:
     """A printed table with ours and a verdict for each cell.
 
@@ -205,26 +212,33 @@ def table(paper: str, number: int | str, counts: bool = True, records: Path | No
     return _fill(paper, number, counts, records, {})
 
 
+def all_tables(counts: bool = True, records: Path | None = None) -> tuple[Table, ...]:
+    """Every table of every paper, as ``table`` gives it; a network that several tables print is counted once."""
+    counted: dict[Any, dict[str, int]] = {}
+    return tuple(_fill(paper, number, counts, records, counted) for paper, number in tables())
+
+
 def scoreboard(counts: bool = True, records: Path | None = None) -> dict[tuple[str, int | str], dict[str, int]]:
     """For each table, how many cells have each verdict."""
-    counted: dict[Any, dict[str, int]] = {}
-    return {(paper, number): _fill(paper, number, counts, records, counted).counts() for paper, number in tables()}
+    return {(t.paper, t.number): t.counts() for t in all_tables(counts, records)}
 
 
-def ledger(paper: str, records: Path | None = None) -> tuple[Entry, ...]:
+def ledger(paper: str, filled: Iterable[Table] = ()) -> tuple[Entry, ...]:
     """Every printed cell that is explained, and every difference between paper, release and ours.
 
-    Counts are counted now. Scores are explained where ``records`` has them. Raises ``InputError`` for an unknown paper,
-    and if an explanation names a cell that there isn't, or a count that is exact.
+    The numbers are read from the tables in ``filled`` (say, those of ``all_tables``); a table that isn't among them is
+    filled now, with counts and without score records. Raises ``InputError`` for an unknown paper, and if an explanation
+    names a cell that there isn't, or a count that is exact.
     """
     module = _module(paper)
     counted: dict[Any, dict[str, int]] = {}
-    numbers = dict.fromkeys(explanation.table for explanation in module.EXPLANATIONS)
-    filled = {number: _fill(paper, number, True, records, counted) for number in numbers}
+    given = {t.number: t for t in filled if t.paper == paper}
+    missing = dict.fromkeys(e.table for e in module.EXPLANATIONS if e.table not in given)
+    given |= {number: _fill(paper, number, True, None, counted) for number in missing}
     entries = []
     for explanation in module.EXPLANATIONS:
         for label in explanation.rows:
-            cell = filled[explanation.table].cell(label, explanation.metric, explanation.scale, explanation.dataset)
+            cell = given[explanation.table].cell(label, explanation.metric, explanation.scale, explanation.dataset)
             if cell.verdict in ("within", "differs"):
                 entries.append(
                     Entry(
@@ -246,7 +260,12 @@ def ledger(paper: str, records: Path | None = None) -> tuple[Entry, ...]:
                     f"the ledger of {paper} explains {label!r} in table {explanation.table}, but that cell is "
                     f"{cell.verdict}; take the entry out"
                 )
-    return (*entries, *module.DIFFERENCES)
+    return (*entries, *differences(paper))
+
+
+def differences(paper: str) -> tuple[Entry, ...]:
+    """The ledger without its cells: differences between paper, release and ours. Nothing is counted for it."""
+    return _module(paper).DIFFERENCES
 
 
 def settings(paper: str) -> list[dict[str, str]]:
@@ -347,9 +366,8 @@ def _fill(
 def _cost(paper: str, config: Any, counted: dict[Any, dict[str, int]]) -> dict[str, int]:
     if config not in counted:
         from srlib.complexity import count, lr_size
-        from srlib.models import create
 
-        found = count(create(paper, config.scale, config), lr_size(config.scale))
+        found = count(create_row(paper, Row("", config)), lr_size(config.scale))
         counted[config] = {"params": found.params, "flops": found.macs, "macs": found.macs, "acts": found.acts}
     return counted[config]
 

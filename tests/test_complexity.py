@@ -1,0 +1,127 @@
+"""Counting by hand beside counting by fvcore, and measurements whose answer is known."""
+
+import time
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srlib import complexity
+from srlib.errors import InputError
+from srlib.models.layers import LayerNorm
+
+
+class Small(nn.Module):
+    """Convolutions, a batch norm, a layer norm, pooling and nearest upsampling: each thing that is told apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 4, 3, padding=1)
+        self.body = nn.Sequential(nn.BatchNorm2d(4), LayerNorm(4), nn.Conv2d(4, 4, 3, padding=1, groups=4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        return F.interpolate(F.max_pool2d(self.body(x), 2), scale_factor=2, mode="nearest") * F.gelu(x)
+
+
+def test_lr_sizes_are_those_of_a_1280x720_image() -> None:
+    assert [complexity.lr_size(scale) for scale in (1, 2, 3, 4)] == [(720, 1280), (360, 640), (240, 427), (180, 320)]
+    with pytest.raises(InputError, match="scale 0"):
+        complexity.lr_size(0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_counts_follow_the_papers_convention(training: bool) -> None:
+    height, width = 6, 10
+    pixels = height * width
+    found = complexity.count(Small(), (height, width), training)
+    assert found.params == (3 * 9 + 1) * 4 + 2 * 4 + 2 * 4 + (9 + 1) * 4
+    assert found.macs_by_operator == {
+        "conv": pixels * (3 * 9 * 4 + 9 * 4),
+        "batch_norm": pixels * 4 * (5 if training else 2),
+        "upsample_nearest2d": pixels * 4,
+    }
+    assert found.macs == sum(found.macs_by_operator.values()) == found.macs_by_module[""]
+    assert found.acts == 8 * pixels == found.acts_by_module[""]
+    assert found.macs_by_module["head"] == pixels * 108 and found.acts_by_module["body"] == 4 * pixels
+    assert found.macs_by_module["body"] == found.macs_by_module["body.0"] + found.macs_by_module["body.2"]
+    assert found.macs_by_module["body.1"] == 0
+    assert {"gelu": 1, "max_pool2d": 1, "mul": 1}.items() <= found.uncounted.items()
+    assert not found.uncounted.keys() & {"_convolution", "layer_norm", "batch_norm", "upsample_nearest2d"}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_counting_leaves_the_model_as_it_is(mode: bool) -> None:
+    model = Small().train(mode)
+    model.body[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    complexity.count(model, (8, 8), training=True)
+    assert model.training is mode and model.body[0].training is mode and not model.body[1].training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model._forward_hooks and not model.head._forward_pre_hooks
+
+
+def test_counting_is_silent(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        complexity.count(Small(), (4, 4))
+    assert not caplog.records and capfd.readouterr() == ("", "")
+
+
+def test_an_empty_image_is_refused() -> None:
+    with pytest.raises(InputError, match="0 x 4"):
+        complexity.count(Small(), (0, 4))
+
+
+def test_latency_takes_the_median_of_the_timed_calls_only() -> None:
+    waits = iter([0.05, 0.001, 0.002, 0.02])
+    timing = complexity.latency(lambda: time.sleep(next(waits)), warmup=1, repeats=3)
+    assert next(waits, None) is None and timing.repeats == 3 and timing.threads == torch.get_num_threads()
+    assert 0.001 <= timing.minimum < 0.002 <= timing.median < 0.02 <= timing.maximum < 0.05
+    with pytest.raises(InputError, match="0 repeats"):
+        complexity.latency(lambda: None, repeats=0)
+
+
+def test_the_unit_is_that_convolution() -> None:
+    unit = complexity.unit()
+    x, weight = torch.randn(1, 64, 180, 320), torch.randn(64, 64, 3, 3)
+    with torch.inference_mode():
+        by_hand = complexity.latency(lambda: F.conv2d(x, weight, padding=1), repeats=5).minimum
+    assert by_hand / 20 < unit < by_hand * 20
+
+
+def test_times_in_units_are_ratios_to_the_unit() -> None:
+    calls = []
+    found = complexity.in_units(lambda: (calls.append(1), time.sleep(0.02)), warmup=1, repeats=2)
+    assert len(calls) == 3 and found.repeats == 2 and found.minimum <= found.median <= found.maximum
+    assert found.minimum > 0.02 / (found.unit * 20) and found.unit > 0
+
+
+def test_peak_memory_is_what_is_held_at_once() -> None:
+    mebibyte = 2**20
+    before = torch.zeros(4 * mebibyte // 4)  # what was there before isn't counted
+
+    def call() -> None:
+        first = before + 1  # 4 MiB
+        del first
+        second = before + 2  # 4 MiB again, in place of the first
+        torch.cat([second, second])  # and 8 MiB beside it
+
+    memory = complexity.peak_memory(call)
+    assert memory.peak is None and memory.rise == pytest.approx(12 * mebibyte, rel=0.01)
+
+
+def test_operator_times_are_a_run_s() -> None:
+    x = torch.randn(64, 64)
+    times = complexity.operator_times(lambda: (x @ x) * x * x, warmup=1, repeats=4)
+    assert times["aten::mul"].calls == 2 and times["aten::matmul"].calls == 1
+    assert times["aten::matmul"].total >= times["aten::mm"].total > 0
+    assert list(times) == sorted(times, key=lambda name: -times[name].own)
+    with pytest.raises(InputError, match="0 repeats"):
+        complexity.operator_times(lambda: None, repeats=0)
+
+
+def test_a_device_is_named_with_its_threads() -> None:
+    assert complexity.describe_device("cpu").endswith(f"{torch.get_num_threads()} threads")
