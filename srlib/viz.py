@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -70,19 +71,20 @@ METRICS: Mapping[str, str] = MappingProxyType(
 )
 """How the columns of the papers' tables are headed."""
 
-PAGE: Mapping[str, str] = MappingProxyType({"light": "#ffffff", "dark": "#14181e"})
+PAGE: Mapping[str, str] = MappingProxyType({"light": "#ffffff", "dark": "#121212"})
 """The background that a drawing is made for."""
 
 STYLE = """
-.srlib-viz, .srlib-table { --viz-rule: #d5dae0; --viz-muted: #57606a; --viz-soft: #f3f5f7; --viz-mix: 30%; margin:
-  1.25rem 0; }
+.srlib-viz, .srlib-table { --viz-rule: #d5dae0; --viz-muted: #57606a; --viz-soft: #f3f5f7; --viz-page:
+  var(--pst-color-background, var(--jp-layout-color1, Canvas)); margin: .25rem 0 1rem; }
 [data-theme="dark"] .srlib-viz, [data-theme="dark"] .srlib-table, [data-jp-theme-light="false"] .srlib-viz,
-[data-jp-theme-light="false"] .srlib-table { --viz-rule: #3d444d; --viz-muted: #a3adb8; --viz-soft: #1f252d;
-  --viz-mix: 45%; }
+[data-jp-theme-light="false"] .srlib-table { --viz-rule: #3d444d; --viz-muted: #a3adb8; --viz-soft: #1f252d; }
+figure.srlib-viz { margin: .25rem 0 1rem; padding: 0; }
 .srlib-viz img { max-width: 100%; height: auto; margin: 0; background: none !important; filter: none !important;
-  border-radius: 0; }
-.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-muted); font-size: .92em; line-height: 1.45;
-  margin: .5rem 0; text-align: left; max-width: 44rem; }
+  border-radius: 0;
+  padding: 0 !important; }
+figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-muted) !important; font-weight: 400;
+  font-size: .92em; line-height: 1.45; margin: .5rem 0; padding: 0; text-align: left; max-width: 44rem; }
 .srlib-viz .only-dark { display: none; }
 [data-theme="dark"] .srlib-viz .only-dark, [data-jp-theme-light="false"] .srlib-viz .only-dark { display: inline
   !important; }
@@ -108,10 +110,12 @@ STYLE = """
 .srlib-table thead th[colspan] { text-align: center; }
 .srlib-table th[scope="row"], .srlib-table thead th:first-child, .srlib-table tr.srlib-group th { text-align: left;
   }
-.srlib-table th[scope="row"] { font-weight: 500; white-space: normal; min-width: 8.5rem; max-width: 17rem; }
+.srlib-table th[scope="row"] { font-weight: 500; white-space: normal; min-width: min(11rem, 34vw); max-width:
+  min(17rem, 42vw); position: sticky; left: 0; z-index: 1; background: var(--viz-page); overflow-wrap: break-word; }
 .srlib-table tr.srlib-group th { background: var(--viz-soft); font-weight: 600; }
 .srlib-unit, .srlib-variant { color: var(--viz-muted); font-weight: 400; font-size: .9em; }
 .srlib-printed, .srlib-ours { display: block; }
+.srlib-mark { white-space: nowrap; }
 .srlib-ours { font-size: .88em; color: var(--viz-muted); }
 .srlib-table ol.srlib-notes { font-size: .88em; line-height: 1.45; padding-left: 1.6rem; margin: .6rem 0 0;
   max-width: 44rem; }
@@ -120,8 +124,6 @@ STYLE = """
 .srlib-heat-neg { background: color-mix(in srgb, #e17702 var(--heat), transparent) !important; }
 .srlib-stack { display: flex; min-width: 11rem; height: 1.1rem; border-radius: 3px; overflow: hidden; gap: 1px; }
 .srlib-stack i { display: block; }
-.srlib-hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space:
-  nowrap; }
 .verdict { --verdict: #4b5563; display: inline-block; padding: 0 .45em; border: 1px solid var(--verdict);
   border-radius: 99px; color: var(--verdict); font-size: .82rem; line-height: 1.45; font-weight: 500; white-space:
   nowrap; }
@@ -200,9 +202,10 @@ def style(theme: Theme = "light") -> Iterator[None]:
         raise InputError(f"unknown theme {theme!r}; choose light or dark")
     ink, faint = ("#1f2328", "#d5dae0") if theme == "light" else ("#e6edf3", "#3d444d")
     settings = {
-        "figure.facecolor": PAGE[theme],
-        "axes.facecolor": PAGE[theme],
-        "savefig.facecolor": PAGE[theme],
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "patch.edgecolor": "none",
         "text.color": ink,
         "axes.labelcolor": ink,
         "axes.edgecolor": ink,
@@ -315,7 +318,7 @@ def features(
         scaled = np.clip((array - low) / max(high - low, 1e-12), 0, 1)
         coloured = mpl.colormaps["cividis"](scaled)[..., :3]
         panels[label] = (coloured * 255).round().astype(np.uint8)
-        ranges[label] = f"{low:.3g} to {high:.3g}"
+        ranges[label] = f"{low:.3g} to {high:.3g}".replace("-", "\u2212")
     return images(panels, alt=alt, scores=ranges, caption=caption)
 
 
@@ -387,6 +390,8 @@ def scatter(
     ``models`` names the model whose colour a label gets; labels without one are drawn grey and hollow, as points that
     are only quoted. ``sizes`` says what the circles stand for. Raises ``InputError`` for a point that isn't finite.
     """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     if not points:
         raise InputError("there is no point to draw; give at least one")
     for label, point in points.items():
@@ -397,35 +402,24 @@ def scatter(
     owner = {**{label: named[label.lower()] for label in points if label.lower() in named}, **(models or {})}
 
     def draw(axes: "Axes") -> None:
+        radii = {}
         for label, (across, up, size) in points.items():
             ours = owner.get(label)
             edge = colour(ours) if ours else "#7a7a7a"
-            area = 40 + 900 * size / largest
-            axes.scatter(
-                across,
-                up,
-                s=area,
-                facecolor=edge if ours else "none",
-                edgecolor=edge,
-                alpha=0.85,
-                linewidth=1.4,
-                zorder=3,
-            )
-            axes.annotate(
-                label,
-                (across, up),
-                (0, math.sqrt(area) / 2 + 3),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8.5,
-                weight="bold" if ours else "normal",
-            )
+            area = 40 + 700 * size / largest
+            radii[label] = math.sqrt(area) / 2
+            face = edge if ours else "none"
+            axes.scatter(across, up, s=area, facecolor=face, edgecolor=edge, alpha=0.85, linewidth=1.4, zorder=3)
         if logx:
             axes.set_xscale("log")
-        axes.margins(0.14, 0.16)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(0.14, 0.18)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
-        axes.text(1, 1.01, f"area of a circle: {sizes}", transform=axes.transAxes, ha="right", fontsize=8.5)
+        axes.text(0.99, 0.02, f"area of a circle: {sizes}", transform=axes.transAxes, ha="right", fontsize=8.5)
+        _place_labels(axes, points, radii, owner)
 
     return _chart(draw, alt, caption)
 
@@ -549,7 +543,7 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
     for cell in cells:
         if cell.verdict not in VERDICTS:
             raise InputError(f"unknown verdict {cell.verdict!r}; choose one of: {', '.join(VERDICTS)}")
-    columns = list(dict.fromkeys((cell.dataset, cell.metric) for cell in cells))
+    columns = sorted(dict.fromkeys((cell.dataset, cell.metric) for cell in cells), key=lambda column: bool(column[0]))
     units = {column: {c.unit for c in cells if (c.dataset, c.metric) == column} for column in columns}
     many_scales = len({cell.scale for cell in cells}) > 1
     notes: dict[str, int] = {}
@@ -569,10 +563,10 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
         shown = [cell for parts in line.values() for cell in parts]
         quiet = all(cell.verdict == "not-run" for cell in shown)
         extra = ", ".join(f"{k} {v}" for k, v in keys.items() if f"{v}" not in row)
-        name = escape(row) + (f' <span class="srlib-variant">{escape(extra)}</span>' if extra else "")
+        name = escape(_typeset(row)) + (f' <span class="srlib-variant">{escape(extra)}</span>' if extra else "")
         if quiet:
             common = list(dict.fromkeys(cell.note for cell in shown if cell.note))
-            name += f" {badge('not-run')}" + "".join(_note(note, notes) for note in common)
+            name += f' <span class="srlib-mark">{badge("not-run")}{_notes(common, notes)}</span>'
         filled = [_printed_cell(line.get(column, []), quiet, notes) for column in columns]
         body.append(f'<tr><th scope="row">{name}</th>{"".join(filled)}</tr>')
     inner = _heads(columns, units, heading) + f"<tbody>{''.join(body)}</tbody>"
@@ -680,7 +674,8 @@ def _printed_cell(parts: Sequence[PrintedCell], quiet: bool, notes: dict[str, in
         texts.append(f'<span class="srlib-printed">{escape(str(cell.printed))}</span>')
         if not quiet:
             ours = "" if cell.ours is None else f"{escape(_ours(cell))} "
-            texts.append(f'<span class="srlib-ours">{ours}{badge(cell.verdict)}{_note(cell.note, notes)}</span>')
+            mark = f'<span class="srlib-mark">{badge(cell.verdict)}{_notes([cell.note], notes)}</span>'
+            texts.append(f'<span class="srlib-ours">{ours}{mark}</span>')
     kinds = " ".join(dict.fromkeys(f"cell-{cell.verdict}" for cell in parts))
     return f'<td class="{kinds}">{"".join(texts)}</td>'
 
@@ -696,11 +691,17 @@ def _ours(cell: PrintedCell) -> str:
     return text
 
 
-def _note(note: str, notes: dict[str, int]) -> str:
-    if not note:
-        return ""
-    number = notes.setdefault(note, len(notes) + 1)
-    return f"<sup>{number}</sup>"
+def _notes(texts: Iterable[str], notes: dict[str, int]) -> str:
+    """The numbers of these notes, raised; ``notes`` numbers each text when it first comes."""
+    numbers = [str(notes.setdefault(text, len(notes) + 1)) for text in texts if text]
+    return f"<sup>{', '.join(numbers)}</sup>" if numbers else ""
+
+
+def _typeset(label: str) -> str:
+    """A printed label, kept in ASCII in the data, as the paper prints it: arrows, and powers of ten."""
+    powers = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+    arrows = label.replace("->", "\u2192")
+    return re.sub(r"(\d)x10\^(-?\d+)", lambda m: f"{m[1]}\u00d710{m[2].translate(powers)}", arrows)
 
 
 def _table(inner: str, caption: str, alt: str, after: str = "") -> Shown:
@@ -741,6 +742,41 @@ def _chart(draw: Any, alt: str, caption: str, height: float = 3.6) -> Shown:
             f'<img class="only-{theme}"{hidden} src="data:image/svg+xml;base64,{data}" alt="{escape(alt, quote=True)}">'
         )
     return _figure("".join(shown), alt, caption)
+
+
+def _covered(
+    at: tuple[float, float, float, float], taken: list[tuple[float, float, float, float]], side: tuple[Any, ...]
+) -> float:
+    """How much of the ``taken`` boxes a label, ``at`` x, y, width, height, would cover on this side of its point."""
+    left, low = at[0] + side[0], at[1] + side[1]
+    right, high = left + at[2], low + at[3]
+    return sum(
+        max(0.0, min(right, box[2]) - max(left, box[0])) * max(0.0, min(high, box[3]) - max(low, box[1]))
+        for box in taken
+    )
+
+
+def _place_labels(
+    axes: "Axes", points: Mapping[str, tuple[float, float, float]], radii: Mapping[str, float], bold: Mapping[str, str]
+) -> None:
+    """Write each label beside its circle, on the side where it covers least of the circles and of the other labels."""
+    axes.figure.draw_without_rendering()
+    centre = {k: axes.transData.transform(point[:2]) * 72 / axes.figure.dpi for k, point in points.items()}
+    taken = [(x - radii[k], y - radii[k], x + radii[k], y + radii[k]) for k, (x, y) in centre.items()]
+    for label, (x, y) in centre.items():
+        wide, tall, gap = 5.4 * len(label), 10.0, radii[label] + 3
+        sides = (
+            (-wide / 2, gap, "center", 0.0, gap),
+            (-wide / 2, -gap - tall, "center", 0.0, -gap - tall + 2),
+            (gap, -tall / 2, "left", gap, -tall / 2 + 1.5),
+            (-gap - wide, -tall / 2, "right", -gap, -tall / 2 + 1.5),
+        )
+
+        best = min(sides, key=partial(_covered, (x, y, wide, tall), taken))
+        taken.append((x + best[0], y + best[1], x + best[0] + wide, y + best[1] + tall))
+        weight = "bold" if label in bold else "normal"
+        where = {"xytext": best[3:], "textcoords": "offset points", "ha": best[2], "fontsize": 8.5, "weight": weight}
+        axes.annotate(label, points[label][:2], **where)
 
 
 def _coarse(path: re.Match[bytes]) -> bytes:
