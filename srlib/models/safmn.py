@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib.errors import InputError
-from srlib.models.layers import LayerNorm, check_images
+from srlib.models.layers import LayerNorm, check_images, in_strips
 
 SCALES = (2, 3, 4)
 
@@ -132,21 +132,25 @@ class SAFM(nn.Module):
         self.aggr = nn.Conv2d(config.channels, config.channels, 1) if config.aggregation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[-2:]
-        groups = list(x.chunk(self.config.levels, dim=1))
-        for level, conv in enumerate(self.mfr):
-            if level == 0 or not self.config.multi_scale:
-                groups[level] = conv(groups[level])
-            else:
-                small = conv(pool(groups[level], level, self.config.pooling))
-                groups[level] = F.interpolate(small, size, mode="nearest")
-        attention = self.aggr(torch.cat(groups, dim=1))
+        attention = self.aggr(self.multi_scale_features(x))
         match self.config.gate:
             case "gelu":
                 attention = F.gelu(attention)
             case "sigmoid":
                 attention = torch.sigmoid(attention)
         return attention * x if self.config.modulation else attention
+
+    def multi_scale_features(self, x: Tensor) -> Tensor:
+        """The groups of Equation 1, side by side as Equation 2 wants them; (B, C, H, W) in and out."""
+        size = x.shape[-2:]
+        groups = list(x.chunk(self.config.levels, dim=1))
+        for level, conv in enumerate(self.mfr):
+            if level == 0 or not self.config.multi_scale:
+                groups[level] = conv(groups[level])
+            else:
+                small = conv(pool(groups[level], level, self.config.pooling))  # (B, C / levels, H / 2^i, W / 2^i)
+                groups[level] = F.interpolate(small, size, mode="nearest")
+        return torch.cat(groups, dim=1)
 
 
 class SqueezeExcitation(nn.Module):
@@ -173,11 +177,15 @@ class CCM(nn.Module):
     (B, C, H, W) in and out. The variants of Table 3 put squeeze-excitation behind GELU, make the first convolution
     1x1 (channel MLP), or put a depth-wise 3x3 convolution and GELU in between (inverted residual block: its printed
     parameters, FLOPs and activations are met when the expansion stays 3x3).
+
+    Without gradients on a CPU the layers inside see one strip of rows after the other, and so do hooks on them; a hook
+    on the CCM itself sees the whole.
     """
 
     def __init__(self, config: SAFMNConfig) -> None:
         super().__init__()
         channels, hidden = config.channels, 2 * config.channels
+        self.kind = config.ccm
         kernel = 1 if config.ccm == "channel_mlp" else 3
         layers = [nn.Conv2d(channels, hidden, kernel, padding=kernel // 2), nn.GELU()]
         if config.ccm == "se":
@@ -187,7 +195,9 @@ class CCM(nn.Module):
         self.ccm = nn.Sequential(*layers, nn.Conv2d(hidden, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ccm(x)
+        if self.kind == "se":  # its global average needs the whole image
+            return self.ccm(x)
+        return in_strips(self.ccm, x, halo=2 if self.kind == "inverted_residual" else 1)
 
 
 class FMM(nn.Module):
