@@ -9,7 +9,7 @@ VENV   ?= .venv
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --progress-bar off --no-input --constraint constraints.txt
-RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m
+RUN := PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m
 
 SNAKEMAKE := --nolock --rerun-incomplete --rerun-triggers mtime input params --scheduler greedy --quiet rules progress host
 

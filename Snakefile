@@ -13,22 +13,25 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.logging import logger
+
 from srlib.papers import slug
 
 BUDGETS = {"smoke": 900, "short": 7200, "paper": 86400}  # seconds that a notebook may take, unless --config timeout=...
 
-# The trained networks that a notebook reads: the paper's main one, or a row of an ablation table by its printed label.
-# A notebook that is not named here reads none.
+# The trained networks that a notebook loads: the paper's main one, or a row of an ablation table by its printed label.
+# The main ones are scored as well. A notebook that is not named here loads none.
 MAIN = ("safmn", None, "main")
 PLAIN = ("safmn", 3, "Baseline")
-NO_NORM = ("safmn", 3, "LN -> None, lr=1x10^-3 *")
+FIGURE7 = ("LN -> None, lr=1x10^-3 *", "LN -> None, lr=1x10^-4", "LN -> BN", "LN -> FBN*", "LN -> L2 normalization")
 ROWS = {
     "safmn/2-training": [MAIN],
     "safmn/3-tables": [MAIN],
-    "safmn/5-inside": [MAIN, PLAIN, NO_NORM],
+    "safmn/4-ablations": [PLAIN, ("safmn", 3, "CCM -> Channel MLP")],
+    "safmn/5-inside": [MAIN, PLAIN, *(("safmn", 3, label) for label in FIGURE7)],
 }
 # Notebooks that measure time, and so must have the machine to themselves.
-TIMED = {"safmn/4-ablations", "safmn/6-speed"}
+TIMED = {"safmn/3-tables", "safmn/4-ablations", "safmn/6-speed"}
 
 BUDGET = str(config.get("budget", "smoke"))
 if BUDGET not in BUDGETS:
@@ -36,6 +39,7 @@ if BUDGET not in BUDGETS:
 TIMEOUT = float(config.get("timeout", BUDGETS[BUDGET]))
 
 PYTHON = shlex.quote(sys.executable)
+JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 CORES = workflow.cores or 2  # on a cluster: what a job asks for
 DATA = os.environ.get("SRLIB_DATA", "")  # another data folder, or none, gives other results
 RECORDS = ".cache/records"
@@ -52,17 +56,25 @@ def files(folder, *patterns):
 SOURCES = files("srlib", "*.py", "*.csv")
 NOTEBOOKS = [path.removeprefix("notebooks/").removesuffix(".ipynb") for path in files("notebooks", "*.ipynb")]
 PROSE = files("book", "*")
+SCORES = files("book/results", "*.json")
 
 
 def records(wildcards):
-    """The records of the trained rows that a notebook reads."""
-    return [f"{RECORDS}/{BUDGET}/{paper}/{slug(label)}.eval.json" for paper, _, label in ROWS.get(wildcards.notebook, [])]
+    """The records of the trained networks that a notebook loads."""
+    return [
+        f"{RECORDS}/{BUDGET}/{paper}/{slug(label)}{'.eval' if table is None else ''}.json"
+        for paper, table, label in ROWS.get(wildcards.notebook, [])
+    ]
 
 
 def which(wildcards):
     """The options of `srlib train` that name the network of a record."""
     table, label = TRAINED[wildcards.paper, wildcards.row]
     return "" if table is None else f"--table {table} --row {shlex.quote(label)}"
+
+
+# A line for each step of the scheduler's says nothing that the jobs' own lines do not.
+logger.addFilter(lambda record: not str(record.msg).startswith(("Select jobs", "Execute ")))
 
 
 # Snakemake's own lock outlives a killed run and then blocks the next, so it is run with --nolock. This one is the system's:
@@ -96,15 +108,16 @@ rule book:
         ".cache/book.log",
     shell:
         # from scratch, as a build over an older one is silent about the warnings of pages that it does not read again
-        "rm -rf book/_build && echo 'building the book' && "
-        "{PYTHON} -m jupyter_book build --quiet --path-output book --config _config.yml --toc book/_toc.yml "
-        "-W -n --keep-going book >{log}"
+        "rm -rf book/_build && echo building the book && NO_COLOR=1 "
+        "{JUPYTER_BOOK} build --path-output book --config _config.yml -W -n --keep-going book >{log} 2>&1 || "
+        "{{ grep -E 'WARNING|ERROR|Error:' {log} >&2; echo 'the book could not be built: {log} holds the rest' >&2; exit 1; }}"
 
 
 rule notebook:
     input:
         "notebooks/run.py",
         SOURCES,
+        SCORES,
         records,
         notebook="notebooks/{notebook}.ipynb",
     output:
@@ -114,7 +127,7 @@ rule notebook:
         data=DATA,
     threads: lambda wildcards: CORES if wildcards.notebook in TIMED else 1
     shell:
-        "{PYTHON} notebooks/run.py {input.notebook:q} {output:q} --timeout {TIMEOUT} -p budget {params.budget}"
+        "{PYTHON} notebooks/run.py {input.notebook:q} {output:q} --timeout {TIMEOUT} --offer budget {params.budget}"
 
 
 rule evaluate:

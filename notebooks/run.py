@@ -1,6 +1,6 @@
 """Run a notebook from top to bottom in a clean kernel, and keep the result only if every cell ran.
 
-    python notebooks/run.py SOURCE.ipynb RESULT.ipynb [--timeout SECONDS] [-p NAME VALUE]...
+    python notebooks/run.py SOURCE.ipynb RESULT.ipynb [--timeout SECONDS] [-p NAME VALUE]... [--offer NAME VALUE]...
 
 The kernel is this Python, started in the project's folder, with IPython and Jupyter folders of its own: nothing of
 the user's settings, kernels or history is read or written. The result appears whole or not at all; of a notebook that
@@ -196,8 +196,11 @@ def execute(source: Path, partly: Path, values: dict[str, object], timeout: floa
         raise Failed(f"the kernel could not be used: {str(error).splitlines()[0]}") from None
 
 
-def run(source: Path, result: Path, given: list[list[str]], timeout: float) -> str:
-    """Run one notebook; the line that says how it went. Raises Refused or Failed, each with one line."""
+def run(source: Path, result: Path, given: list[list[str]], offered: list[list[str]], timeout: float) -> str:
+    """Run one notebook; the line that says how it went. Raises Refused or Failed, each with one line.
+
+    Of the ``offered`` parameters those are set that the notebook has; a ``given`` one that it has not is refused.
+    """
     name = shown(source)
     notebook = read(source)
     if result == source:
@@ -207,7 +210,7 @@ def run(source: Path, result: Path, given: list[list[str]], timeout: float) -> s
     if not timeout > 0:
         raise Refused(f"--timeout {timeout:g}: the limit is a number of seconds above 0")
     known = defaults(notebook, name)
-    values = parameters(given, known, name)
+    values = parameters([pair for pair in offered if pair[0] in known] + given, known, name)
     failed = result.with_name(f"{result.stem}.failed.ipynb")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="srlib-notebook-", ignore_cleanup_errors=True) as folder:
@@ -234,9 +237,11 @@ def main() -> int:
     parser.add_argument("result", type=Path, help="where the executed notebook goes")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for the notebook as a whole")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter")
+    offer = "set a parameter if the notebook has it"
+    parser.add_argument("--offer", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=offer)
     asked = parser.parse_args()
     try:
-        print(run(asked.source.resolve(), asked.result.resolve(), asked.p, asked.timeout), flush=True)
+        print(run(asked.source.resolve(), asked.result.resolve(), asked.p, asked.offer, asked.timeout), flush=True)
     except Refused as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,0 +1,223 @@
+"""The notebook runner and the workflow's graph: what is refused, what is kept, what an edit runs again."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srlib import papers
+
+nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra: pip install -e .[book]")
+pytest.importorskip("papermill", reason="the notebooks need the extra: pip install -e .[book]")
+pytest.importorskip("snakemake", reason="the workflow needs the extra: pip install -e .[book]")
+yaml = pytest.importorskip("yaml")
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNNER = ROOT / "notebooks" / "run.py"
+
+
+def notebook(path: Path, *cells: str, tagged: bool = True) -> Path:
+    """Write a notebook of a heading and these code cells, the first of them tagged parameters."""
+    code = [nbformat.v4.new_code_cell(cell) for cell in cells]
+    if tagged:
+        code[0].metadata["tags"] = ["parameters"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title"), *code]), path)
+    return path
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the notebook runner as the workflow does."""
+    command = [sys.executable, str(RUNNER), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, env=os.environ | environment)
+
+
+def source(path: Path) -> str:
+    """All that a notebook's code cells printed."""
+    outputs = [out for cell in nbformat.read(path, 4).cells if cell.cell_type == "code" for out in cell.outputs]
+    return "".join(out.get("text", "") for out in outputs)
+
+
+def test_notebook_runs_in_a_kernel_of_its_own(tmp_path: Path) -> None:
+    """This Python, the project's folder, no history, nothing of the user's; parameters set; no path kept."""
+    foreign = tmp_path / "home" / ".local" / "share" / "jupyter" / "kernels" / "python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "no", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    told = "import os, sys, json; from IPython import get_ipython; print(json.dumps([sys.executable, os.getcwd(), "
+    told += "get_ipython().history_manager.enabled, os.environ['IPYTHONDIR'], budget, seed, scale]))"
+    page = notebook(tmp_path / "in.ipynb", 'budget: str = "smoke"\nseed = 0\nscale = 4', told)
+    out = tmp_path / "deep" / "out.ipynb"
+    asked = ("-p", "seed", "7", "--offer", "budget", "short", "--offer", "colour", "red")
+    home = str(tmp_path / "home")
+    done = run(page, out, *asked, HOME=home, JUPYTER_PATH=str(foreign.parents[1]), IPYTHONDIR=f"{home}/.ipython")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("in.ipynb: 2 cells in ")
+    executable, folder, history, ipython, *values = json.loads(source(out))
+    assert (executable, folder, history) == (sys.executable, str(ROOT), False)
+    assert values == ["short", 7, 4]
+    assert not Path(ipython).exists() and not (tmp_path / "home" / ".ipython").exists()
+    result = nbformat.read(out, 4)
+    nbformat.validate(result)
+    metadata = json.dumps([result.metadata, *(cell.metadata for cell in result.cells)])
+    assert str(tmp_path) not in metadata and str(ROOT) not in metadata and "start_time" not in metadata
+    (injected,) = [cell for cell in result.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert "hide-input" in injected.metadata.tags
+    assert [path.name for path in out.parent.iterdir()] == ["out.ipynb"]
+
+
+def test_failing_notebook_is_reported_with_its_cell_and_kept(tmp_path: Path) -> None:
+    page = notebook(tmp_path / "bad.ipynb", 'budget = "smoke"', "print('so far')", "x = 1\n\nx / 0", "print('never')")
+    out = tmp_path / "out.ipynb"
+    out.write_text("older result")
+    done = run(page, out, "-p", "budget", "smoke")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "bad.ipynb failed in cell 4 (x = 1): ZeroDivisionError: division by zero" in lines[0]
+    assert source(tmp_path / "out.failed.ipynb") == "so far\n"
+    assert out.read_text() == "older result"
+
+
+def test_limit_holds_for_the_notebook_as_a_whole(tmp_path: Path) -> None:
+    """No cell alone reaches the limit; a later success takes the partly executed copy away."""
+    page = notebook(tmp_path / "slow.ipynb", "import time; nap = 0.8", *["time.sleep(nap)"] * 6)
+    out = tmp_path / "out.ipynb"
+    done = run(page, out, "--timeout", "2")
+    assert done.returncode == 1 and not out.exists()
+    assert re.search(r"slow.ipynb failed in cell [2-5] \(.*\): stopped at the limit of 2 s", done.stderr)
+    assert (tmp_path / "out.failed.ipynb").exists()
+    assert run(page, out, "-p", "nap", "0").returncode == 0
+    assert out.exists() and not (tmp_path / "out.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments", "message"),
+    [
+        ("ok", ["-p", "bugdet", "short"], "no parameter 'bugdet': its parameters are budget, seed"),
+        ("bare", ["-p", "budget", "short"], "takes no parameters"),
+        ("missing", [], "no notebook missing.ipynb"),
+        ("text", [], "not a notebook"),
+        ("ok", ["--timeout", "0"], "above 0"),
+    ],
+)
+def test_what_cannot_run_is_refused(tmp_path: Path, case: str, arguments: list[str], message: str) -> None:
+    touched = tmp_path / "touched"
+    cell = f"open({str(touched)!r}, 'w')"
+    notebook(tmp_path / "ok.ipynb", 'budget = "smoke"\nseed = 0', cell)
+    notebook(tmp_path / "bare.ipynb", cell, tagged=False)
+    (tmp_path / "text.ipynb").write_text("no json")
+    done = run(tmp_path / f"{case}.ipynb", tmp_path / "out.ipynb", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not touched.exists() and not list(tmp_path.glob("out*"))
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in a folder, with the options that the Makefile gives it."""
+    options = re.search(r"^SNAKEMAKE := (.*?) --quiet", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert options
+    command = [sys.executable, "-m", "snakemake", "book", "--cores", "2", *options[1].split(), *arguments]
+    environment = os.environ | {"SRLIB_DATA": "", "XDG_CACHE_HOME": str(folder / "cache")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, env=environment)
+
+
+def planned(folder: Path, *arguments: str) -> dict[str, int]:
+    """The rules that would run, with how often."""
+    done = snakemake(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stderr
+    table = re.search(r"^job +count\n-[- ]+\n(.*?)^total", done.stdout + done.stderr, re.MULTILINE | re.DOTALL)
+    return {line.split()[0]: int(line.split()[1]) for line in table[1].splitlines()} if table else {}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with the real Snakefile and library, all made; one of its two notebooks loads a trained network."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("Snakefile", "_config.yml", "notebooks/run.py", "book/_toc.yml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "srlib", folder / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "book" / "intro.md").write_text("# Intro\n")
+    for name in ("safmn/2-training", "other"):
+        notebook(folder / "notebooks" / f"{name}.ipynb", 'budget = "smoke"')
+    records = folder / ".cache" / "records" / "smoke" / "safmn"
+    made = [records / "main.json", records / "main.eval.json", folder / "book/_build/html/index.html"]
+    made += [folder / f"book/chapters/{name}.ipynb" for name in ("safmn/2-training", "other")]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    done = snakemake(folder, "--touch")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def edit(path: Path) -> None:
+    """Change a file, later than all that was made from it."""
+    path.write_text(path.read_text() + "\n")
+    later = max(file.stat().st_mtime for file in path.parents[0].rglob("*") if file.is_file()) + 60
+    os.utime(path, (later, later))
+
+
+def test_an_edit_runs_what_depends_on_it(project: Path) -> None:
+    """Nothing changed: nothing runs. Then a page, a notebook, and the library are edited, one after the other."""
+    assert planned(project) == {}
+    edit(project / "book" / "intro.md")
+    assert planned(project) == {"book": 1}
+    edit(project / "notebooks" / "other.ipynb")
+    assert planned(project) == {"notebook": 1, "book": 1}
+    edit(project / "srlib" / "errors.py")
+    assert planned(project) == {"train": 1, "evaluate": 1, "notebook": 2, "book": 1}
+
+
+def test_another_budget_runs_everything(project: Path) -> None:
+    assert planned(project, "--config", "budget=short") == {"train": 1, "evaluate": 1, "notebook": 2, "book": 1}
+
+
+def test_unknown_budget_is_refused_in_one_line(project: Path) -> None:
+    done = snakemake(project, "--quiet", "rules", "progress", "host", "--config", "budget=huge")
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if "huge" in line]
+    assert "choose one of smoke, short, paper" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_snakefile_names_notebooks_and_rows_that_exist() -> None:
+    """The book's chapters are the notebooks; the Snakefile names chapters of them, and printed labels."""
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    chapters = set(re.findall(r"'file': 'chapters/([^']+)'", str(toc)))
+    folder = ROOT / "notebooks"
+    sources = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.ipynb")}
+    assert chapters == {name for name in sources if ".ipynb_checkpoints" not in name}
+    text = (ROOT / "Snakefile").read_text()
+    named: dict[str, Any] = {}
+    exec(text[text.index("\nMAIN =") : text.index("\nBUDGET =")], named)
+    assert set(named["ROWS"]) | named["TIMED"] <= chapters
+    for paper, table, label in {row for rows in named["ROWS"].values() for row in rows}:
+        assert table is None or papers.row(paper, table, label).label == label
+
+
+def test_snakefile_imports_no_torch() -> None:
+    """The graph is read anew for every job."""
+    code = "import sys, srlib.papers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_second_run_at_once_is_refused_and_a_killed_one_blocks_nothing(project: Path) -> None:
+    import fcntl
+
+    held = (project / ".snakemake" / "running").open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    edit(project / "book" / "intro.md")
+    done = snakemake(project, "--quiet", "rules", "progress", "host")
+    assert done.returncode != 0 and "another run is at work" in done.stderr
+    held.close()  # as the system does when a run is killed
+    (project / ".snakemake" / "locks").mkdir(exist_ok=True)
+    (project / ".snakemake" / "locks" / "0.output.lock").write_text("book/_build/html/index.html\n")
+    assert "book" in planned(project)
