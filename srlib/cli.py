@@ -92,8 +92,11 @@ def ablation(model: str, table: int | None, row: str | None) -> tuple[Any, float
 
     if table is None or row is None:
         raise InputError('--table and --row go together, as in: srlib train safmn --table 3 --row "LN -> BN"')
-    found = papers.row(model, table, row)
-    return found.config, found.lr
+    for found in papers.rows(model, table):
+        if found.label == row:
+            return found.config, found.lr
+    known = "; ".join(found.label for found in papers.rows(model, table)) or "none that can be trained"
+    raise InputError(f"table {table} of {model} has no row {row!r}: its rows are {known}")
 
 
 @app.command()
@@ -104,6 +107,7 @@ def evaluate(
     scale: Scale = 4,
     data: Annotated[list[str] | None, typer.Option(help="Images; may be repeated. Default: held-out photographs and what is there of Set5 and Set14.")] = None,
     protocol: Annotated[list[str] | None, typer.Option(help="Evaluation protocol; may be repeated. Default: the paper's.")] = None,
+    luma: Annotated[bool, typer.Option(help="Bicubic as the papers' tables quote it: the luma plane alone is reduced and enlarged.")] = False,
     data_root: DataRoot = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -117,34 +121,40 @@ def evaluate(
     """
     from srlib import metrics
     from srlib import runs as engine
-    from srlib.evaluate import bicubic, score
+    from srlib.evaluate import bicubic, luma_bicubic, score
 
     if (record is not None) + (model != "") != 1:
         raise InputError("name either a model or a run's --record: srlib evaluate safmn --weights F, or srlib evaluate --record R.json")
+    if luma and (model != "bicubic" or protocol):
+        raise InputError("--luma is a way to score bicubic, with its own protocol: srlib evaluate bicubic --luma")
     where = engine.pick_device(device)
     origin: dict[str, Any] = {}
+    network = None
     if record is not None:
         origin = engine.read_json(record)
         run = engine.Run(runs / origin["run"])
         model, scale = origin["config"]["model"], origin["config"]["scale"]
-        network: Any = run.network(where)
-    elif model == "bicubic":
-        network = bicubic(scale)
-    elif weights is None:
-        raise InputError(f"no weights for {model}: give --weights FILE or --record RUN.json")
-    else:
+        network = run.network(where)
+    elif model != "bicubic":
+        if weights is None:
+            engine.recipe(model)
+            raise InputError(f"no weights for {model}: give --weights FILE or --record RUN.json")
         network = read_weights(weights, model, scale).eval().to(where)
-    chosen = protocol or ["matlab" if model == "bicubic" else engine.recipe(model).protocol]
+    chosen = protocol or ["matlab" if network is None else engine.recipe(model).protocol]
     protocols = [metrics.protocol(name) for name in chosen]
     stores = [open_store(name, data_root) for name in data] if data else default_sets(data_root)
-    scores = [score(network, store, scale, each, device=where).record() for store in stores for each in protocols]
-    baseline = [score(bicubic(scale), store, scale, each, device=where).record() for store in stores for each in protocols]
-    answer = origin | {"model": model, "scale": scale, "scores": scores, "bicubic": baseline, "commit": engine.commit()}
+    if luma:
+        baseline = [luma_bicubic(store, scale) for store in stores]
+    else:
+        baseline = [score(bicubic(scale), store, scale, each, device=where) for store in stores for each in protocols]
+    scores = [score(network, store, scale, each, device=where) for store in stores for each in protocols] if network else []
+    found = {model: scores, "bicubic": baseline}
     if out:
-        engine.write_json(out, answer)
+        lists = {"scores": [one.record() for one in scores], "bicubic": [one.record() for one in baseline]}
+        engine.write_json(out, origin | {"model": model, "scale": scale, "commit": engine.commit()} | lists)
     rows = [
-        {"dataset": one["dataset"], "scale": scale, "model": name, "protocol": one["protocol"]["name"], "psnr": one["psnr"], "ssim": one["ssim"]}
-        for name, part in ((model, scores), ("bicubic", baseline)) for one in part if name != "bicubic" or part is baseline
+        {"dataset": one.dataset, "scale": scale, "model": name, "protocol": one.protocol.name, "psnr": one.psnr, "ssim": one.ssim}
+        for name, part in found.items() for one in part
     ]  # fmt: skip
     show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}"})
 
@@ -161,8 +171,8 @@ def read_weights(path: Path, model: str, scale: int) -> Any:
 @app.command()
 def table(
     paper: Annotated[str, typer.Argument(help="Paper: safmn.")],
-    number: Annotated[str, typer.Argument(help="Number of the table.")],
-    records: Annotated[Path | None, typer.Option(help="Folder of score records; default: the book's.")] = None,
+    number: Annotated[int, typer.Argument(help="Number of the table.")],
+    records: Annotated[Path | None, typer.Option(help="Folder of score records, such as book/results.")] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -178,7 +188,7 @@ def table(
     if as_csv:
         sys.stdout.write(found.csv())
     else:
-        show([{name: value for name, value in asdict(cell).items()} for cell in found.cells], as_json, False)
+        show([asdict(cell) | {"ours": cell.ours_text} for cell in found.cells], as_json, False)
 
 
 @app.command()
@@ -203,6 +213,56 @@ def complexity(
     counts = counting.count(network, size)
     row = {"model": model, "scale": scale, "lr_height": size[0], "lr_width": size[1]}
     show([row | {"params": counts.params, "macs": counts.macs, "acts": counts.acts}], as_json, as_csv)
+
+
+@app.command()
+def speed(
+    model: Model,
+    scale: Scale = 4,
+    training: Annotated[bool, typer.Option(help="Time a training step instead: batch 16, LR patches of 32x32.")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Time a model in units of one 3x3 convolution (64 to 64 channels, 180x320), taken anew before each call.
+
+    Example: srlib speed safmn --scale 4
+    """
+    import torch
+
+    from srlib import complexity as measuring
+    from srlib import runs as engine
+    from srlib.losses import l1_fft
+    from srlib.models import create
+    from srlib.train import make_optimizer
+
+    if threads < 1:
+        raise InputError(f"{threads} threads cannot compute: give --threads 1 or more")
+    where = engine.pick_device(device)
+    torch.set_num_threads(threads)
+    network = create(model, scale).to(where)
+    if training:
+        lr, hr = torch.rand(16, 3, 32, 32, device=where), torch.rand(16, 3, 32 * scale, 32 * scale, device=where)
+        settings = engine.recipe(model).train
+        optimizer = make_optimizer(network, settings)
+
+        def call() -> None:
+            l1_fft(network(lr), hr, settings.fft_weight).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    else:
+        network.eval()
+        image = torch.rand(1, 3, *measuring.lr_size(scale), device=where)
+
+        def call() -> None:
+            with torch.inference_mode():
+                network(image)
+
+    found = measuring.in_units(call, device=where)
+    row = {"model": model, "scale": scale, "what": "training step" if training else "image", "units": found.median}
+    row |= {"minimum": found.minimum, "maximum": found.maximum, "unit_ms": 1e3 * found.unit, "device": found.device}
+    show([row], as_json, as_csv, formats={"units": "{:.1f}", "minimum": "{:.1f}", "maximum": "{:.1f}", "unit_ms": "{:.1f}"})
 
 
 def open_store(spec: str, root: Path | None) -> "Store":

@@ -344,6 +344,11 @@ class Store:
         """Image ``i`` as it was decoded: uint8 (3, H, W)."""
         return self._hr.image(i)
 
+    def grey(self, i: int) -> bool:
+        """Whether image ``i`` is stored with one channel, which MATLAB evaluations take for the luma itself."""
+        with Image.open(self.image_set.files[i]) as image:
+            return image.mode in ("1", "L", "I;16")
+
     def lr(self, i: int, scale: int) -> Tensor:
         """The LR image of image ``i``: uint8 (3, h, w); the LR images of a scale are made or decoded on first use."""
         return self.build_lr(scale)._lr[scale].image(i)

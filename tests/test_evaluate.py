@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from srlib.data import Store, find
 from srlib.errors import InputError
 from srlib.evaluate import ImageScore, Scores, bicubic, luma_bicubic, score
 from srlib.metrics import protocol, psnr, ssim
@@ -41,6 +42,9 @@ class Shelf:
 
     def lr_origin(self, scale: int) -> str:
         return "matlab-bicubic"
+
+    def grey(self, i: int) -> bool:
+        return self.names[i].startswith("grey")
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Tensor:
@@ -168,3 +172,18 @@ def test_printed_bicubic_rows_of_set5(data_root: Path) -> None:
         scores = luma_bicubic(Shelf(images), scale)
         assert (round(scores.psnr, 2), round(scores.ssim, 4)) == row
         assert scores.protocol.name == "matlab-luma" and "luma" in scores.lr_origin
+
+
+def test_printed_bicubic_psnr_of_set14_takes_the_grey_file_as_luma(data_root: Path, tmp_path: Path) -> None:
+    store = Store.open(find("Set14", data_root), cache=tmp_path)
+    printed = {2: (30.24, 0.8688), 3: (27.55, 0.7742), 4: (26.00, 0.7027)}
+    for scale, (psnr_printed, ssim_printed) in printed.items():
+        scores = luma_bicubic(store, scale)
+        assert scores.psnr == pytest.approx(psnr_printed, abs=0.02)
+        assert scores.ssim == pytest.approx(ssim_printed, abs=0.001)
+
+
+def test_grey_images_keep_their_full_range() -> None:
+    grey = photograph(50, 61)[:1].expand(3, -1, -1)
+    full, squeezed = (luma_bicubic(Shelf({name: grey}), 2).psnr for name in ("grey", "colour"))
+    assert squeezed - full == pytest.approx(20 * np.log10(255 / 219), abs=0.1)
