@@ -41,7 +41,7 @@ clean: ## remove what was made, but for the environment (.venv) and the trained 
 	rm -rf .cache .snakemake book/_build book/chapters
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1#/p' Makefile | column -t -s '#'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
