@@ -81,8 +81,7 @@ STYLE = """
 [data-jp-theme-light="false"] .srlib-table { --viz-rule: #3d444d; --viz-muted: #a3adb8; --viz-soft: #1f252d; }
 figure.srlib-viz { margin: .25rem 0 1rem; padding: 0; }
 .srlib-viz img { max-width: 100%; height: auto; margin: 0; background: none !important; filter: none !important;
-  border-radius: 0;
-  padding: 0 !important; }
+  border-radius: 0; padding: 0 !important; }
 figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-muted) !important; font-weight: 400;
   font-size: .92em; line-height: 1.45; margin: .5rem 0; padding: 0; text-align: left; max-width: 44rem; }
 .srlib-viz .only-dark { display: none; }
@@ -90,7 +89,9 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-mute
   !important; }
 [data-theme="dark"] .srlib-viz .only-light, [data-jp-theme-light="false"] .srlib-viz .only-light { display: none
   !important; }
-.srlib-panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(8.5rem, 45%), 1fr)); gap: .75rem;
+.srlib-chart { overflow-x: auto; max-width: 100%; }
+@media (max-width: 480px) { .srlib-viz .srlib-chart img { min-width: 30rem; } }
+.srlib-panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(7.2rem, 45%), 1fr)); gap: .75rem;
   align-items: start; }
 .srlib-panels.srlib-few { grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr)); }
 .srlib-panel { margin: 0; }
@@ -301,7 +302,8 @@ def features(
         raise InputError("there is no feature map to show; give at least one")
     panels, ranges = {}, {}
     for label, tensor in maps.items():
-        array = np.squeeze(_array(tensor).astype(np.float64))
+        array = _array(tensor).astype(np.float64)
+        array = array[0] if array.ndim == 4 and len(array) == 1 else array
         if array.ndim not in (2, 3):
             raise InputError(
                 f"feature map {label!r} has shape {array.shape}; give one image's map, channels x height x width"
@@ -741,7 +743,9 @@ def _chart(draw: Any, alt: str, caption: str, height: float = 3.6) -> Shown:
         shown.append(
             f'<img class="only-{theme}"{hidden} src="data:image/svg+xml;base64,{data}" alt="{escape(alt, quote=True)}">'
         )
-    return _figure("".join(shown), alt, caption)
+    said = escape(caption or alt, quote=True)
+    box = f'<div class="srlib-chart" role="region" tabindex="0" aria-label="{said}">{"".join(shown)}</div>'
+    return _figure(box, alt, caption)
 
 
 def _covered(

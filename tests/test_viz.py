@@ -1,0 +1,321 @@
+"""What is drawn says what it shows, comes light and dark, and never rests on colour alone."""
+
+import base64
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srlib import viz
+from srlib.errors import InputError
+
+BOOK_STYLE = Path(__file__).resolve().parent.parent / "book" / "_static" / "book.css"
+
+
+@dataclass(frozen=True)
+class Cell:
+    row: str
+    metric: str
+    printed: str
+    ours: Decimal | None
+    verdict: str
+    note: str = ""
+    variant: str = ""
+    scale: int = 4
+    dataset: str = ""
+    unit: str = "G"
+
+
+class Tags(HTMLParser):
+    """Every opening tag with its attributes; fails where tags aren't closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag != "img":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.found if name == tag]
+
+
+def shown(thing: viz.Shown) -> Tags:
+    return Tags(thing._repr_html_())
+
+
+def text(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+def pixels(source: str | None) -> np.ndarray:
+    assert source is not None
+    return np.asarray(Image.open(BytesIO(base64.b64decode(source.partition("base64,")[2]))))
+
+
+def luminance(colour: str) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb(colour)]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def rgb(colour: str) -> list[float]:
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+
+
+CHARTS = {
+    "curves": lambda alt: viz.curves({"LN": {"step": [0, 1, 2], "loss": [3, 2, 1]}}, "step", "loss", alt=alt),
+    "scatter": lambda alt: viz.scatter(
+        {"SAFMN": (52, 38.0, 228), "IMDN": (159, 38.0, 694)}, xlabel="x", ylabel="y", alt=alt
+    ),
+    "bars": lambda alt: viz.bars({"LayerNorm": 2.0, "split": 1.0}, unit="us", alt=alt),
+}
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_chart_comes_light_and_dark_with_its_text(name: str) -> None:
+    alt = 'loss < 1 & "falling"'
+    light, dark = shown(CHARTS[name](alt)).named("img")
+    assert (light["class"], dark["class"]) == ("only-light", "only-dark")
+    assert light["alt"] == dark["alt"] == alt
+    assert light["src"] != dark["src"] and str(light["src"]).startswith("data:image/svg+xml;base64,")
+    assert "display:none" in str(dark["style"]), "where no style sheet is known, one of the two must stay hidden"
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_chart_is_the_same_each_time(name: str) -> None:
+    assert CHARTS[name]("same")._repr_html_() == CHARTS[name]("same")._repr_html_()
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_chart_without_text_alternative_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="text alternative"):
+        CHARTS[name]("  ")
+
+
+def test_images_crop_by_nearest_neighbour_at_the_same_place() -> None:
+    hr = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    lr = hr[:, ::4, ::4]
+    page = shown(
+        viz.images({"HR": hr, "LR": lr, "ours": hr / 255}, crop=(16, 32, 8, 16), alt="noise", scores={"ours": "30 dB"})
+    )
+    whole, first, small, ours = page.named("img")
+    assert [image["alt"] for image in (first, small, ours)] == ["HR: noise", "LR: noise", "ours, 30 dB: noise"]
+    boxed = pixels(whole["src"])
+    expected = hr.permute(1, 2, 0).numpy()
+    assert boxed.shape == expected.shape and (boxed != expected).any(), "the box is drawn in"
+    assert (boxed[16:24, 32:48] == expected[16:24, 32:48]).all(), "the box leaves the crop itself alone"
+    crop = pixels(first["src"])
+    factor = crop.shape[0] // 8
+    assert (crop[::factor, ::factor] == expected[16:24, 32:48]).all()
+    assert (crop == crop[::factor, ::factor].repeat(factor, 0).repeat(factor, 1)).all()
+    assert (pixels(ours["src"]) == crop).all()
+    tiny = pixels(small["src"])
+    factor = tiny.shape[0] // 2
+    assert (tiny[::factor, ::factor] == lr.permute(1, 2, 0).numpy()[4:6, 8:12]).all()
+
+
+@pytest.mark.parametrize(
+    "panels, crop, message",
+    [
+        ({}, None, "at least one"),
+        ({"HR": torch.zeros(3, 8, 8)}, (4, 4, 8, 8), "leaves the image"),
+        ({"HR": torch.zeros(2, 3, 8, 8)}, None, "one image"),
+        ({"HR": torch.full((3, 8, 8), float("nan"))}, None, "finite"),
+        ({"HR": torch.zeros(3, 8, 8), "SR": torch.zeros(3, 8, 9)}, (0, 0, 4, 4), "another shape"),
+    ],
+)
+def test_images_refuse_what_they_cannot_show(panels: dict[str, torch.Tensor], crop: tuple | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        viz.images(panels, crop=crop, alt="a")
+
+
+def test_features_are_drawn_alike_and_say_their_range() -> None:
+    ramp = torch.linspace(-1, 1, 200).expand(4, 10, 200)
+    page = viz.features({"a": ramp, "b": 5 * ramp}, alt="ramps")
+    first, second = shown(page).named("img")
+    assert (pixels(first["src"]) == pixels(second["src"])).all()
+    assert "\u22120.98 to 0.98" in text(page.html) and "\u22124.9 to 4.9" in text(page.html)
+    with pytest.raises(InputError, match="finite"):
+        viz.features({"a": torch.tensor([[[float("inf"), 0.0]]])}, alt="a")
+    with pytest.raises(InputError, match="4 channels"):
+        viz.features({"a": ramp}, alt="a", channel=4)
+
+
+def test_smoothing_starts_unbiased_and_ends_at_the_collapse() -> None:
+    assert np.allclose(viz._smooth(np.full(50, 3.0), 0.98), 3.0)
+    assert viz._smooth(np.array([0.0, 1.0]), 0.5)[1] == pytest.approx(2 / 3)
+    assert (viz._smooth(np.array([4.0, 1.0]), 0.0) == [4.0, 1.0]).all()
+    for values in ([1.0, float("nan"), 1.0], [float("nan")] * 3):
+        viz.curves({"LN -> None": {"step": [0, 1, 2], "loss": values}}, "step", "loss", alt="collapse")
+    with pytest.raises(InputError, match="no column 'psnr'"):
+        viz.curves({"LN": {"step": [0], "loss": [1]}}, "step", "psnr", alt="a")
+    with pytest.raises(InputError, match="smoothing"):
+        viz.curves({"LN": {"step": [0], "loss": [1]}}, "step", "loss", alt="a", smooth=1)
+
+
+def test_each_model_has_one_colour_and_marker_of_its_own() -> None:
+    assert {"bicubic", "safmn", "seemore", "ssiu", "liif", "lte", "moeisr"} <= set(viz.COLOURS)
+    assert viz.COLOURS.keys() == viz.MARKERS.keys()
+    assert len(set(viz.COLOURS.values())) == len(set(viz.MARKERS.values())) == len(viz.COLOURS)
+    with pytest.raises(InputError, match="choose one of: bicubic, safmn"):
+        viz.colour("edsr")
+
+
+def test_colours_stay_apart_with_red_green_blindness() -> None:
+    """Simulated after Machado, Oliveira and Fernandes (2009), full severity; distance in CIELAB."""
+    simulations = {
+        "normal": np.eye(3),
+        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    }
+    srgb = np.array([rgb(colour) for colour in viz.COLOURS.values()])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    )
+    for name, matrix in simulations.items():
+        seen = np.clip(linear @ np.array(matrix).T, 0, 1)
+        f = np.cbrt(seen @ to_xyz.T / [0.95047, 1, 1.08883])
+        lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+        apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1e9 * np.eye(len(lab))
+        assert apart.min() > 20, name
+
+
+@pytest.mark.parametrize("model", viz.COLOURS)
+def test_colours_and_shades_show_on_both_pages(model: str) -> None:
+    shades = viz.shades(model, 7)
+    assert shades[0] == viz.colour(model) and len(set(shades)) == 7
+    for colour in shades:
+        assert min(contrast(colour, page) for page in viz.PAGE.values()) >= 3, colour
+
+
+def test_verdict_badges_have_text_contrast_of_aa() -> None:
+    found = re.findall(r"(\[data-theme=\"dark\"\] )?\.verdict-([a-z-]+)[^{}]*\{\s*--verdict:\s*(#\w{6})", viz.STYLE)
+    seen = {(bool(dark), verdict): colour for dark, verdict, colour in found}
+    for verdict in viz.VERDICTS:
+        assert contrast(seen[False, verdict], viz.PAGE["light"]) >= 4.5
+        assert contrast(seen[True, verdict], viz.PAGE["dark"]) >= 4.5
+
+
+def test_the_book_repeats_the_badges_that_figures_bring_along() -> None:
+    def squeeze(css: str) -> str:
+        return re.sub(r"\s+", " ", css)
+
+    rules = re.findall(r"[^{}]*\.verdict[^{}]*\{[^}]*\}", squeeze(viz.STYLE))
+    badges = [rule.strip() for rule in rules if "srlib-stack" not in rule]
+    assert len(badges) >= 9
+    book = squeeze(BOOK_STYLE.read_text())
+    assert [rule for rule in badges if rule not in book] == []
+
+
+def test_a_printed_table_marks_verdicts_in_words() -> None:
+    cells = [
+        Cell("Baseline", "flops", "13.56", Decimal("13.5549"), "within", "rounded <twice>", "group=Main"),
+        Cell("Baseline", "params", "239.52", Decimal("239.520"), "exact", "", "group=Main", unit="K"),
+        Cell("CCM -> MLP, lr=1x10^-3", "flops", "4.00", Decimal("3.2"), "differs", "rounded <twice>", "group=Main"),
+        Cell("Peer", "flops", "7", None, "not-run", "as printed", "group=Other"),
+    ]
+    table = viz.table_html(cells, "Table 3 & more")
+    page = shown(table)
+    words = text(table.html)
+    for expected in (
+        "= exact",
+        "~ within",
+        "\u2260 differs",
+        "\u00b7 not run",
+        "13.555",
+        "239.52",
+        "rounded &lt;twice&gt;",
+    ):
+        assert expected in words
+    assert words.count("as printed") == words.count("rounded &lt;twice&gt;") == 1, "each note is listed once"
+    assert "CCM \u2192 MLP, lr=1\u00d710\u207b\u00b3" in words
+    assert "#FLOPs [G]" in words and "#Params [K]" in words
+    classes = {name for attrs in page.named("td") for name in (attrs.get("class") or "").split()}
+    assert classes == {"cell-within", "cell-exact", "cell-differs", "cell-not-run"}
+    headings = [attrs.get("scope") for attrs in page.named("th")]
+    assert headings.count("row") == 3 and headings.count("rowgroup") == 2 and headings.count("col") == 3
+    assert repr(table) == "Table 3 & more 4 printed cells: 1 exact, 1 within, 1 differs, 1 not run."
+    [box] = [attrs for attrs in page.named("div") if attrs.get("class") == "srlib-scroll"]
+    assert box["tabindex"] == "0" and box["aria-label"] == "Table 3 & more"
+
+
+def test_a_printed_table_never_writes_a_number_that_reads_as_printed_where_it_differs() -> None:
+    assert viz._ours(Cell("r", "flops", "13.56", Decimal("13.5549"), "within")) == "13.555"
+    assert viz._ours(Cell("r", "flops", "13.56", Decimal("13.5555"), "exact")) == "13.56"
+    assert viz._ours(Cell("r", "acts", "110.00", Decimal("109.878"), "differs")) == "109.878"
+
+
+def test_every_column_of_a_printed_table_has_its_place() -> None:
+    cells = [
+        Cell("Bicubic", "psnr", "28.42", Decimal("28.42"), "exact", dataset="Set5", unit="dB", scale=4),
+        Cell("Bicubic", "psnr", "33.66", None, "not-run", "later", dataset="Set5", unit="dB", scale=2),
+        Cell("SAFMN", "params", "240", Decimal("239.5"), "exact", unit="K", scale=4),
+    ]
+    html = viz.table_html(cells, "Table 1").html
+    assert html.index("#Params") < html.index("PSNR"), "counts come before scores, as in the papers"
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", html)
+    assert [row.count("<td") for row in rows] == [2, 2, 2]
+    assert "\u00d74" in text(html) and "\u00d72" in text(html)
+
+
+@pytest.mark.parametrize("verdict", ["", "Exact", "unknown"])
+def test_an_unknown_verdict_is_refused(verdict: str) -> None:
+    with pytest.raises(InputError, match="unknown verdict"):
+        viz.table_html([Cell("r", "flops", "1", None, verdict)], "t")
+    with pytest.raises(InputError, match="unknown verdict"):
+        viz.verdict_summary({"t": {verdict: 1}})
+
+
+def test_the_scoreboard_adds_up() -> None:
+    board = viz.verdict_summary({"Table 1": {"exact": 9, "not-run": 5}, "Table 3": {"exact": 1, "differs": 2}})
+    shown(board)
+    [last] = re.findall(r"<tr><th scope=\"row\">all</th>.*?</tr>", board.html)
+    assert re.findall(r"<td>(\d+)</td>", last) == ["10", "0", "2", "5", "17"]
+    assert repr(board).endswith("10 exact, 0 within, 2 differs, 5 not run.")
+
+
+def test_the_protocol_matrix_writes_each_distance() -> None:
+    table = viz.protocol_matrix(
+        {"matlab": {"Set5": 28.42}, "ssiu": {"Set5": 28.40}, "liif": {}}, reference="matlab", caption="c"
+    )
+    shown(table)
+    assert "28.40 \u22120.02" in text(table.html) and "\u2013" in table.html
+    with pytest.raises(InputError, match="choose one of: matlab"):
+        viz.protocol_matrix({"matlab": {"Set5": 1.0}}, reference="none", caption="c")
+
+
+def test_a_plain_table_escapes_and_marks() -> None:
+    table = viz.plain_table([("a<b", 0.123456, "exact")], ["name", "time", "verdict"], caption="c")
+    shown(table)
+    assert "a&lt;b" in table.html and "0.123" in text(table.html) and "= exact" in text(table.html)
+    with pytest.raises(InputError, match="give 2"):
+        viz.plain_table([("a",)], ["name", "time"], caption="c")
+
+
+def test_nothing_is_fetched_from_elsewhere() -> None:
+    for make in CHARTS.values():
+        for attrs in shown(make("a")).named("img"):
+            svg = base64.b64decode(str(attrs["src"]).partition("base64,")[2]).decode()
+            assert not re.search(r"(href|src)=\"http", svg)
