@@ -114,6 +114,8 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-mute
 .srlib-table th[scope="row"] { font-weight: 500; white-space: normal; min-width: min(11rem, 34vw); max-width:
   min(17rem, 42vw); position: sticky; left: 0; z-index: 1; background: var(--viz-page); overflow-wrap: break-word; }
 .srlib-table tr.srlib-group th { background: var(--viz-soft); font-weight: 600; }
+.srlib-table .srlib-word, .srlib-table .srlib-long { text-align: left; }
+.srlib-table td.srlib-long { white-space: normal; min-width: 16rem; max-width: 30rem; overflow-wrap: break-word; }
 .srlib-unit, .srlib-variant { color: var(--viz-muted); font-weight: 400; font-size: .9em; }
 .srlib-printed, .srlib-ours { display: block; }
 .srlib-mark { white-space: nowrap; }
@@ -618,20 +620,23 @@ def plain_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, cap
     """Any other table in the book's look: each row's first entry names it, floats are shown with ``digits``
     significant digits.
 
-    An entry that is one of ``VERDICTS`` is shown as its badge. Raises ``InputError`` for a row of another length than
-    ``columns``.
+    Columns of numbers are set flush right, texts flush left and broken into lines. An entry that is one of ``VERDICTS``
+    is shown as its badge. Raises ``InputError`` for a row of another length than ``columns``.
     """
-    body = []
-    count = 0
+    rows = [tuple(row) for row in rows]
     for row in rows:
         if len(row) != len(columns):
             raise InputError(f"row {row!r} has {len(row)} entries; give {len(columns)}, one for each column")
-        count += 1
-        cells = "".join(f"<td>{_entry(value, digits)}</td>" for value in row[1:])
+    kinds = [_kind([row[k] for row in rows]) for k in range(len(columns))]
+    body = []
+    for row in rows:
+        cells = "".join(
+            f"<td{kind}>{_entry(value, digits)}</td>" for value, kind in zip(row[1:], kinds[1:], strict=True)
+        )
         body.append(f'<tr><th scope="row">{_entry(row[0], digits)}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for column, kind in zip(columns, kinds, strict=True))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-    return _table(inner, caption, alt=f"{caption} {count} rows, {len(columns)} columns.")
+    return _table(inner, caption, alt=f"{caption} {len(rows)} rows, {len(columns)} columns.")
 
 
 def badge(verdict: str) -> str:
@@ -646,6 +651,17 @@ def _entry(value: object, digits: int) -> str:
     if isinstance(value, float):
         return f"{value:.{digits}g}"
     return escape(str(value))
+
+
+def _kind(values: Sequence[object]) -> str:
+    """The class of a column, as an attribute: none for numbers, one for words, another for sentences."""
+    texts = [str(value) for value in values]
+    if all(
+        isinstance(value, int | float) or re.match(r"[-+\u2212\u00b1~]?[\d.\u2013]", str(value)) for value in values
+    ):
+        if max(map(len, texts), default=0) <= 24:
+            return ""
+    return ' class="srlib-long"' if max(map(len, texts), default=0) > 32 else ' class="srlib-word"'
 
 
 def _heads(columns: list[tuple[str, str]], units: Mapping[tuple[str, str], set[str]], heading: str) -> str:

@@ -314,6 +314,22 @@ def test_a_plain_table_escapes_and_marks() -> None:
         viz.plain_table([("a",)], ["name", "time"], caption="c")
 
 
+def test_a_plain_table_sets_numbers_right_and_sentences_left() -> None:
+    rows = [
+        ("a", 1.0, "12.5 ms", "yes", "a sentence that is long enough to be broken into lines"),
+        ("b", 2, "3 ms", "no", "short"),
+    ]
+    html = viz.plain_table(rows, ["name", "n", "time", "word", "why"], caption="c").html
+    assert re.findall(r'<th scope="col"([^>]*)>', html) == [
+        ' class="srlib-word"',
+        "",
+        "",
+        ' class="srlib-word"',
+        ' class="srlib-long"',
+    ]
+    assert html.count('<td class="srlib-long">') == 2
+
+
 def test_nothing_is_fetched_from_elsewhere() -> None:
     for make in CHARTS.values():
         for attrs in shown(make("a")).named("img"):
