@@ -47,8 +47,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "$(PYTHON) is missing or older than 3.11: install Python 3.11 or newer, or name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "Making the environment $(VENV) (once; a few minutes)"
-	@rm -f $@
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) torch
+	@test ! -e $(VENV)/.installing || rm -rf $(VENV)  # an interrupted installation is begun anew
+	@mkdir -p $(VENV) && touch $(VENV)/.installing && rm -f $@
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch  # first and alone, so that nothing later replaces its build
 	@$(PIP) --editable '.[book,test,lint]'
-	@touch $@
+	@rm $(VENV)/.installing && touch $@

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -240,6 +241,7 @@ def main() -> int:
     offer = "set a parameter if the notebook has it"
     parser.add_argument("--offer", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=offer)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the kernel and its folders go, too
     try:
         print(run(asked.source.resolve(), asked.result.resolve(), asked.p, asked.offer, asked.timeout), flush=True)
     except Refused as error:
@@ -248,6 +250,9 @@ def main() -> int:
     except Failed as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{asked.source.name}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
