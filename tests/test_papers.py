@@ -234,26 +234,25 @@ def test_no_printed_psnr_of_safmn_has_a_number_of_ours(filled: dict[int, papers.
     assert "RTX 3090" in filled[2].cell("SAFMN", "time").note and "RTX 3090" in filled[5].cells[0].note
 
 
-def score(dataset: str, protocol: str, psnr: float) -> dict[str, object]:
-    """A score record of bicubic interpolation at x2, as ``srlib.evaluate`` makes it, without its images."""
-    return {"dataset": dataset, "scale": 2, "protocol": {"name": protocol}, "psnr": psnr, "ssim": 0.9300}
+def score(dataset: str, protocol: str, psnr: float, scale: int = 2) -> dict[str, object]:
+    """A score record of bicubic interpolation, as ``srlib.evaluate`` makes it, without its images."""
+    return {"dataset": dataset, "scale": scale, "protocol": {"name": protocol}, "psnr": psnr, "ssim": 0.9300}
 
 
 def test_bicubic_scores_come_from_records(tmp_path: Path) -> None:
-    evaluation = {"scores": [score("Set5", "matlab", 99.0)], "bicubic": [score("Set14", "safmn", 30.31)]}
+    evaluation = {"scores": [score("Set5", "matlab-luma", 99.0)], "bicubic": [score("Set14", "matlab-luma", 30.31)]}
     (tmp_path / "deep").mkdir()
     for name, record in {
         "deep/x2.json": evaluation,
-        "bicubic-x2.json": score("Set5", "safmn", 1.0),  # gives way to the protocol that is named first
-        "bicubic-x2-matlab.json": score("Set5", "matlab", 33.645),
-        "bicubic-x2-ssiu.json": score("Urban100", "ssiu", 26.88),  # another paper's protocol
-        "safmn-x2.json": score("Manga109", "matlab", 30.80),  # another method
+        "bicubic-x2.json": score("Set5", "matlab-luma", 33.645),
+        "bicubic-x2-ssiu.json": score("Urban100", "ssiu", 26.88),  # another protocol
+        "safmn-x2.json": score("Manga109", "matlab-luma", 30.80),  # another method
         "list.json": [1, 2],
     }.items():
         (tmp_path / name).write_text(json.dumps(record))
     filled = papers.table("safmn", 1, counts=False, records=tmp_path)
     found = {c.dataset: c for c in filled.cells if (c.row, c.scale, c.metric) == ("Bicubic", 2, "psnr")}
-    assert (found["Set5"].ours, found["Set5"].verdict, found["Set5"].note) == (33.645, "within", "protocol matlab")
+    assert (found["Set5"].ours, found["Set5"].verdict, found["Set5"].note) == (33.645, "within", "protocol matlab-luma")
     assert (found["Set14"].ours, found["Set14"].verdict) == (30.31, "differs")
     assert found["Urban100"].ours is None and found["Manga109"].note == "needs Manga109 under SRLIB_DATA"
     assert filled.cell("Bicubic", "ssim", 3, "Set5").verdict == "not-run"
@@ -269,13 +268,12 @@ def test_an_unreadable_record_is_named(tmp_path: Path) -> None:
 def test_a_score_out_of_line_is_explained_where_there_is_a_record(
     filled: dict[int, papers.Table], tmp_path: Path
 ) -> None:
-    (tmp_path / "bicubic.json").write_text(json.dumps(score("Set14", "matlab", 30.3146)))
+    (tmp_path / "bicubic.json").write_text(json.dumps(score("Set14", "matlab-luma", 26.0, scale=4)))
     scored = papers.table("safmn", 1, records=tmp_path, counts=False)
     others = [t for number, t in filled.items() if number != 1]
     entries = [e for e in papers.ledger("safmn", [scored, *others]) if e.dataset]
     assert [(e.dataset, e.scale, e.metric, e.ours, e.verdict) for e in entries] == [
-        ("Set14", 2, "psnr", "30.3146 dB", "differs"),
-        ("Set14", 2, "ssim", "0.930000", "differs"),
+        ("Set14", 4, "ssim", "0.930000", "differs"),
     ]
 
 

@@ -227,8 +227,8 @@ def ledger(paper: str, filled: Iterable[Table] = ()) -> tuple[Entry, ...]:
     """Every printed cell that is explained, and every difference between paper, release and ours.
 
     The numbers are read from the tables in ``filled`` (say, those of ``all_tables``); a table that isn't among them is
-    filled now, with counts and without score records. Raises ``InputError`` for an unknown paper, and if an explanation
-    names a cell that there isn't, or a count that is exact.
+    filled now, with counts and without score records. Scores need an explanation only where they differ. Raises
+    ``InputError`` for an unknown paper, and if an explanation names a cell that there isn't, or a count that is exact.
     """
     module = _module(paper)
     counted: dict[Any, dict[str, int]] = {}
@@ -239,7 +239,7 @@ def ledger(paper: str, filled: Iterable[Table] = ()) -> tuple[Entry, ...]:
     for explanation in module.EXPLANATIONS:
         for label in explanation.rows:
             cell = given[explanation.table].cell(label, explanation.metric, explanation.scale, explanation.dataset)
-            if cell.verdict in ("within", "differs"):
+            if cell.verdict == "differs" or (cell.verdict == "within" and cell.metric in STATIC):
                 entries.append(
                     Entry(
                         kind="cell",
