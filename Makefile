@@ -11,7 +11,7 @@ CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --progress-bar off --no-input --constraint constraints.txt
 RUN := PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m
 
-SNAKEMAKE := --nolock --rerun-incomplete --rerun-triggers mtime input params --scheduler greedy --quiet rules progress host
+SNAKEMAKE := --nolock --keep-going --rerun-incomplete --rerun-triggers mtime input params --scheduler greedy --quiet rules progress host
 
 export PYTHONUNBUFFERED := 1
 export SRLIB_CACHE      ?= .cache

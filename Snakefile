@@ -108,7 +108,7 @@ rule book:
         ".cache/book.log",
     shell:
         # from scratch, as a build over an older one is silent about the warnings of pages that it does not read again
-        "rm -rf book/_build && echo building the book && NO_COLOR=1 "
+        "rm -rf book/_build && echo building the book && "
         "{JUPYTER_BOOK} build --path-output book --config _config.yml -W -n --keep-going book >{log} 2>&1 || "
         "{{ grep -E 'WARNING|ERROR|Error:' {log} >&2; echo 'the book could not be built: {log} holds the rest' >&2; exit 1; }}"
 
