@@ -126,7 +126,7 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-mute
 .srlib-heat-pos { background: color-mix(in srgb, #3a4eff var(--heat), transparent) !important; }
 .srlib-heat-neg { background: color-mix(in srgb, #e17702 var(--heat), transparent) !important; }
 .srlib-stack { display: flex; min-width: 11rem; height: 1.1rem; border-radius: 3px; overflow: hidden; gap: 1px; }
-.srlib-stack i { display: block; }
+.srlib-stack i { display: block; border-style: none; }
 .verdict { --verdict: #4b5563; display: inline-block; padding: 0 .45em; border: 1px solid var(--verdict);
   border-radius: 99px; color: var(--verdict); font-size: .82rem; line-height: 1.45; font-weight: 500; white-space:
   nowrap; }
@@ -609,7 +609,7 @@ def verdict_summary(
         bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
         body.append(f'<tr><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
     inner = (
-        f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th><th scope="col">share</th></tr></thead>'
+        f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th><th scope="col" class="srlib-word">share</th></tr></thead>'
         f"<tbody>{''.join(body)}</tbody>"
     )
     said = ", ".join(f"{count} {VERDICTS[verdict][1]}" for verdict, count in total.items())
