@@ -609,7 +609,8 @@ def verdict_summary(
         bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
         body.append(f'<tr><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
     inner = (
-        f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th><th scope="col" class="srlib-word">share</th></tr></thead>'
+        f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th>'
+        '<th scope="col" class="srlib-word">share</th></tr></thead>'
         f"<tbody>{''.join(body)}</tbody>"
     )
     said = ", ".join(f"{count} {VERDICTS[verdict][1]}" for verdict, count in total.items())
