@@ -1,7 +1,7 @@
 """The ``srlib`` command: train, evaluate, table, complexity.
 
-Each command imports what it needs when it runs, so that help comes at once. Bad input ends with one line on standard error and exit
-code 2.
+Each command imports what it needs when it runs, so that help comes at once. Bad input ends with one line on standard
+error and exit code 2.
 """
 
 import csv
@@ -16,7 +16,6 @@ from srlib.errors import InputError
 
 if TYPE_CHECKING:
     from srlib.data import Store
-    from srlib.runs import Run
 
 app = typer.Typer(
     help="Efficient image super-resolution, as four papers build and claim it.",
@@ -27,7 +26,9 @@ USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, from whicheve
 
 Model = Annotated[str, typer.Argument(help="Model: safmn.")]
 Scale = Annotated[int, typer.Option(help="How many times larger the output is, each way.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder that holds benchmark/Set5 and others; default: the variable SRLIB_DATA.")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder that holds benchmark/Set5 and others; default: the variable SRLIB_DATA.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -57,7 +58,9 @@ def train(
     model: Model,
     scale: Scale = 4,
     budget: Annotated[str, typer.Option(help="smoke, short or paper.")] = "smoke",
-    table: Annotated[int | None, typer.Option(help="Train a row of this ablation table of the model's paper ...")] = None,
+    table: Annotated[
+        int | None, typer.Option(help="Train a row of this ablation table of the model's paper ...")
+    ] = None,
     row: Annotated[str | None, typer.Option(help="... the row with this printed label.")] = None,
     data: Annotated[str, typer.Option(help="Training images: photos/train, or a folder.")] = "photos/train",
     held_out: Annotated[str, typer.Option(help="Images to score while training.")] = "photos/held-out",
@@ -77,13 +80,16 @@ def train(
     engine.recipe(model), engine.training(model, budget)  # names first: nothing is decoded for a run that cannot be
     network, lr = (None, None) if row is None and table is None else ablation(model, table, row)
     store, watched = open_store(data, data_root), open_store(held_out, data_root)
-    config = engine.configure(model, scale, store, network=network, budget=budget, ablation=row is not None, lr=lr, seed=seed)
+    config = engine.configure(
+        model, scale, store, network=network, budget=budget, ablation=row is not None, lr=lr, seed=seed
+    )
     title = f"{model} x{scale}, {budget}" + (f", {row}" if row else "")
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, title=title)
     if record:
         engine.write_json(record, run.record() | {"budget": budget, "table": table, "row": row})
     held = run.metrics["held_out"]
-    print(f"{run.folder}: {held['dataset']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({held['protocol']['name']} protocol)")
+    under = f"{held['protocol']['name']} protocol"
+    print(f"{run.folder}: {held['dataset']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({under})")
 
 
 def ablation(model: str, table: int | None, row: str | None) -> tuple[Any, float | None]:
@@ -102,12 +108,25 @@ def ablation(model: str, table: int | None, row: str | None) -> tuple[Any, float
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model, or bicubic, when no run is named.")] = "",
-    record: Annotated[Path | None, typer.Option(help="Score the run of this record (from `srlib train --record`).")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Score these weights: a run's model.safetensors or a released file.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Score the run of this record (from `srlib train --record`).")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Score these weights: a run's model.safetensors or a released file.")
+    ] = None,
     scale: Scale = 4,
-    data: Annotated[list[str] | None, typer.Option(help="Images; may be repeated. Default: held-out photographs and what is there of Set5 and Set14.")] = None,
-    protocol: Annotated[list[str] | None, typer.Option(help="Evaluation protocol; may be repeated. Default: the paper's.")] = None,
-    luma: Annotated[bool, typer.Option(help="Bicubic as the papers' tables quote it: the luma plane alone is reduced and enlarged.")] = False,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Images; may be repeated. Default: held-out photographs and what is there of Set5 and Set14."
+        ),
+    ] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="Evaluation protocol; may be repeated. Default: the paper's.")
+    ] = None,
+    luma: Annotated[
+        bool, typer.Option(help="Bicubic as the papers' tables quote it: the luma plane alone is reduced and enlarged.")
+    ] = False,
     data_root: DataRoot = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -124,7 +143,9 @@ def evaluate(
     from srlib.evaluate import bicubic, luma_bicubic, score
 
     if (record is not None) + (model != "") != 1:
-        raise InputError("name either a model or a run's --record: srlib evaluate safmn --weights F, or srlib evaluate --record R.json")
+        raise InputError(
+            "name a model or a run's --record: srlib evaluate safmn --weights F, or srlib evaluate --record R.json"
+        )
     if luma and (model != "bicubic" or protocol):
         raise InputError("--luma is a way to score bicubic, with its own protocol: srlib evaluate bicubic --luma")
     where = engine.pick_device(device)
@@ -147,13 +168,16 @@ def evaluate(
         baseline = [luma_bicubic(store, scale) for store in stores]
     else:
         baseline = [score(bicubic(scale), store, scale, each, device=where) for store in stores for each in protocols]
-    scores = [score(network, store, scale, each, device=where) for store in stores for each in protocols] if network else []
+    scores = (
+        [score(network, store, scale, each, device=where) for store in stores for each in protocols] if network else []
+    )
     found = {model: scores, "bicubic": baseline}
     if out:
         lists = {"scores": [one.record() for one in scores], "bicubic": [one.record() for one in baseline]}
         engine.write_json(out, origin | {"model": model, "scale": scale, "commit": engine.commit()} | lists)
+    columns = ("dataset", "scale", "model", "protocol", "psnr", "ssim")
     rows = [
-        {"dataset": one.dataset, "scale": scale, "model": name, "protocol": one.protocol.name, "psnr": one.psnr, "ssim": one.ssim}
+        dict(zip(columns, (one.dataset, scale, name, one.protocol.name, one.psnr, one.ssim), strict=True))
         for name, part in found.items() for one in part
     ]  # fmt: skip
     show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}"})
@@ -195,7 +219,9 @@ def table(
 def complexity(
     model: Model,
     scale: Scale = 4,
-    height: Annotated[int | None, typer.Option(help="Height of the LR image; default: that of a 1280x720 HR image.")] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Height of the LR image; default: that of a 1280x720 HR image.")
+    ] = None,
     width: Annotated[int | None, typer.Option(help="Width of the LR image.")] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -219,7 +245,9 @@ def complexity(
 def speed(
     model: Model,
     scale: Scale = 4,
-    training: Annotated[bool, typer.Option(help="Time a training step instead: batch 16, LR patches of 32x32.")] = False,
+    training: Annotated[
+        bool, typer.Option(help="Time a training step instead: batch 16, LR patches of 32x32.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -262,7 +290,12 @@ def speed(
     found = measuring.in_units(call, device=where)
     row = {"model": model, "scale": scale, "what": "training step" if training else "image", "units": found.median}
     row |= {"minimum": found.minimum, "maximum": found.maximum, "unit_ms": 1e3 * found.unit, "device": found.device}
-    show([row], as_json, as_csv, formats={"units": "{:.1f}", "minimum": "{:.1f}", "maximum": "{:.1f}", "unit_ms": "{:.1f}"})
+    show(
+        [row],
+        as_json,
+        as_csv,
+        formats={"units": "{:.1f}", "minimum": "{:.1f}", "maximum": "{:.1f}", "unit_ms": "{:.1f}"},
+    )
 
 
 def open_store(spec: str, root: Path | None) -> "Store":
@@ -277,7 +310,9 @@ def default_sets(root: Path | None) -> list["Store"]:
     from srlib.data import datasets
 
     there = {summary.name for summary in datasets(root) if summary.present}
-    return [open_store(name, root) for name in ("photos/held-out", *(name for name in ("Set5", "Set14") if name in there))]
+    return [
+        open_store(name, root) for name in ("photos/held-out", *(name for name in ("Set5", "Set14") if name in there))
+    ]
 
 
 def show(rows: list[dict[str, Any]], as_json: bool, as_csv: bool, formats: dict[str, str] | None = None) -> None:

@@ -159,7 +159,7 @@ def folder(path: str | Path) -> ImageSet:
 
 
 def benchmark(name: str, root: str | Path | None = None) -> ImageSet:
-    """A benchmark in the usual layout: benchmark/<Name>/HR/*.png and, where they are, LR_bicubic/X<s>/<image>x<s>.png.
+    """A benchmark in the usual layout: HR images and, where they are, LR images such as ``LR_bicubic/X4/babyx4.png``.
 
     ``root`` is the data folder that holds benchmark/, or that folder itself; None means the environment variable
     SRLIB_DATA. BSD100 is also found as B100, DIV2K_val as DIV2K/DIV2K_valid_HR. LR files are looked up when a scale is

@@ -4,5 +4,6 @@
 class InputError(ValueError):
     """Bad input: a missing file, a wrong scale, an unknown name.
 
-    The message is one line that says what is wrong and how to mend it. The command line prints it and exits with code 2.
+    The message is one line that says what is wrong and how to mend it. The command line prints it and exits with code
+    2.
     """

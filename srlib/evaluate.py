@@ -135,8 +135,9 @@ def luma_bicubic(store: "Store", scale: float) -> Scores:
     """MATLAB's bicubic on the luma plane alone: how the bicubic rows that papers copy from one another were made.
 
     The HR image's 8-bit luma is reduced and enlarged as one floating-point plane, rounded to 8 bits and compared with
-    itself (the convention of SRCNN's evaluation, Dong et al., 2014); an image of one channel is taken for the luma itself,
-    in its full range. RGB images reduced, stored in 8 bits and enlarged, as networks are given them, score differently. Raises InputError as ``score`` does.
+    itself (the convention of SRCNN's evaluation, Dong et al., 2014); an image of one channel is taken for the luma
+    itself, in its full range. RGB images reduced, stored in 8 bits and enlarged, as networks are given them, score
+    differently. Raises InputError as ``score`` does.
     """
     plane = "MATLAB bicubic, not rounded, of the 8-bit luma of the HR image cropped to a multiple of the scale"
     protocol = replace(metrics.protocol("matlab"), name="matlab-luma", lr_origin=plane)

@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 
 def someone_watches() -> bool:
-    """Whether to draw a progress bar: in a terminal or a live notebook; elsewhere (batch, CI, papermill) one summary line is better.
+    """Whether to draw a progress bar: in a terminal or a live notebook; elsewhere (batch, CI, papermill) one summary
+    line is better.
 
     The environment variable SRLIB_PROGRESS, ``bar`` or ``line``, overrules the guess.
     """
@@ -21,10 +22,12 @@ def someone_watches() -> bool:
 
 
 class Log:
-    """Collects losses without waiting for the device and writes their means, every ``every`` steps, to ``folder/log.csv``.
+    """Collects losses without waiting for the device and writes their means, every ``every`` steps, to
+    ``folder/log.csv``.
 
-    Columns: step, loss (mean over the last ``every`` steps), lr, seconds. ``folder/validation.csv`` has step, psnr, ssim, seconds.
-    ``resume(step)`` drops rows after ``step``, so that a resumed run's log has neither gaps nor doubles.
+    Columns: step, loss (mean over the last ``every`` steps), lr, seconds. ``folder/validation.csv`` has step, psnr,
+    ssim, seconds. ``resume(step)`` drops rows after ``step``, so that a resumed run's log has neither gaps nor
+    doubles.
     """
 
     TRAINING = ("step", "loss", "lr", "seconds")
@@ -93,5 +96,9 @@ class Log:
 def read_csv(path: Path) -> list[dict[str, float]]:
     """The rows of a log as numbers; ``step`` is whole. A last line cut off by a crash is left out."""
     with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row and "" not in row.values()]
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if None not in row.values() and None not in row and "" not in row.values()
+        ]
     return [{key: int(value) if key == "step" else float(value) for key, value in row.items()} for row in rows]

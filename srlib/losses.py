@@ -7,8 +7,8 @@ from torch import Tensor
 def fft_l1(sr: Tensor, hr: Tensor) -> Tensor:
     """Mean absolute difference of the real and imaginary parts of the two images' 2-D spectra.
 
-    The frequency loss of ShuffleMixer, which SAFMN (Sec. 4.1), SeemoRe and SSIU take over. The transform is linear, so one
-    transform of the difference does for two. ``sr`` and ``hr``: ``(B, C, H, W)``; returns a scalar in float32.
+    The frequency loss of ShuffleMixer, which SAFMN (Sec. 4.1), SeemoRe and SSIU take over. The transform is linear,
+    so one transform of the difference does for two. ``sr`` and ``hr``: ``(B, C, H, W)``; returns a scalar in float32.
     """
     return torch.view_as_real(torch.fft.rfft2(sr.float() - hr.float())).abs().mean()
 

@@ -1,8 +1,9 @@
 """Runs: one folder per configuration, found again by the hash of everything that determines its weights.
 
-A run's folder, ``runs/safmn-x4-500-1a2b3c4d5e6f``, holds ``config.json`` (what determines the weights), ``model.safetensors`` (weights
-that name their network), ``log.csv`` and ``validation.csv``, ``provenance.json`` (who made it, when, with what) and, last of all and
-only for a run that came to its end, ``metrics.json``. While a run trains, ``state.pt`` beside them lets it resume.
+A run's folder, ``runs/safmn-x4-500-1a2b3c4d5e6f``, holds ``config.json`` (what determines the weights),
+``model.safetensors`` (weights that name their network), ``log.csv`` and ``validation.csv``, ``provenance.json`` (who
+made it, when, with what) and, last of all and only for a run that came to its end, ``metrics.json``. While a run
+trains, ``state.pt`` beside them lets it resume.
 """
 
 import ast
@@ -34,7 +35,7 @@ from srlib.complexity import describe_device
 from srlib.errors import InputError
 from srlib.evaluate import Scores, score
 from srlib.logs import Log, read_csv
-from srlib.models import create
+from srlib.models import config_class, create
 from srlib.train import Diverged, State, TrainConfig, train
 
 
@@ -48,11 +49,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a paper's training is run. Optimiser, schedule shape and losses stay the paper's; the cosine spans the steps given.
+    """How much of a paper's training is run. Optimiser, schedule shape and losses stay the paper's; the cosine spans
+    the steps given.
 
-    ``ablation_steps`` is the length for an ablation table's rows, ``batch`` and ``patch`` (LR pixels) None for the paper's own;
-    ``ema_decay`` shrinks with the number of steps, as an average over the last thousand of five hundred steps would hold
-    little but the start.
+    ``ablation_steps`` is the length for an ablation table's rows, ``batch`` and ``patch`` (LR pixels) None for the
+    paper's own; ``ema_decay`` shrinks with the number of steps, as an average over the last thousand of five hundred
+    steps would hold little but the start.
     """
 
     name: str
@@ -66,14 +68,13 @@ class Budget:
 
 RECIPES = {"safmn": Recipe(TrainConfig(), protocol="safmn")}
 
+SMOKE = "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"
+SHORT = "a fair, small training: about ten minutes on a data-centre GPU"
 BUDGETS = {
-    budget.name: budget
-    for budget in (
-        Budget("smoke", 500, 120, 8, 32, 0.95, "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"),
-        Budget("short", 20_000, 5_000, 32, 64, 0.999, "a fair, small training: about ten minutes on a data-centre GPU"),
-        Budget("paper", None, None, None, None, None, "the paper's full schedule, batch and data"),
-    )
-}  # fmt: skip
+    "smoke": Budget("smoke", 800, 120, batch=4, patch=32, ema_decay=0.95, meaning=SMOKE),
+    "short": Budget("short", 20_000, 5_000, batch=32, patch=64, ema_decay=0.999, meaning=SHORT),
+    "paper": Budget("paper", None, None, None, None, None, meaning="the paper's full schedule, batch and data"),
+}
 
 
 def recipe(model: str) -> Recipe:
@@ -84,7 +85,8 @@ def recipe(model: str) -> Recipe:
 
 
 def training(model: str, budget: str, *, ablation: bool = False, lr: float | None = None, seed: int = 0) -> TrainConfig:
-    """The paper's training of ``model``, scaled to ``budget``; ``lr`` replaces the initial learning rate (a row's own, Table 3).
+    """The paper's training of ``model``, scaled to ``budget``; ``lr`` replaces the initial learning rate (a row's
+    own, Table 3).
 
     Raises InputError for an unknown model or budget.
     """
@@ -106,8 +108,9 @@ def training(model: str, budget: str, *, ablation: bool = False, lr: float | Non
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that determines a run's weights, up to rounding: ``network`` is the model's own configuration as a dictionary,
-    ``data`` the training images' name, ``fingerprint`` the hash of their decoded content, ``contract`` that of the code.
+    """Everything that determines a run's weights, up to rounding: ``network`` is the model's own configuration as a
+    dictionary, ``data`` the training images' name, ``fingerprint`` the hash of their decoded content, ``contract``
+    that of the code.
     """
 
     model: str
@@ -120,7 +123,8 @@ class RunConfig:
 
     @property
     def key(self) -> str:
-        """Twelve hexadecimal digits over all fields but ``data``: the same images under another name are the same run."""
+        """Twelve hexadecimal digits over all fields but ``data``: the same images under another name are the same
+        run."""
         fields = {name: value for name, value in self.record().items() if name != "data"}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -180,15 +184,21 @@ def configure(
     lr: float | None = None,
     seed: int = 0,
 ) -> RunConfig:
-    """The configuration of one run: a model (``network``: its config dataclass, default the paper's), its data and a budget.
+    """The configuration of one run: a model (``network``: its config dataclass, default the paper's), its data and a
+    budget.
 
-    Raises InputError for unknown names, and for the paper budget on the embedded photographs, which are no paper's data.
+    Raises InputError for unknown names, and for the paper budget on the embedded photographs, which are no paper's
+    data.
     """
     if budget == "paper" and store.name.startswith("photos"):
-        raise InputError("the paper budget needs the paper's training images: give --data FOLDER (DIV2K and Flickr2K's HR images)")
+        raise InputError(
+            "the paper budget needs the paper's training images: give --data FOLDER (DIV2K and Flickr2K's HR images)"
+        )
     settings = training(model, budget, ablation=ablation, lr=lr, seed=seed)
     config = create(model, scale, network).config
-    return RunConfig(model, scale, asdict(config), settings, store.name, store.fingerprint, contract(type(config).__module__))
+    return RunConfig(
+        model, scale, asdict(config), settings, store.name, store.fingerprint, contract(type(config).__module__)
+    )
 
 
 def train_or_load(
@@ -203,21 +213,32 @@ def train_or_load(
 ) -> Run:
     """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
 
-    ``held_out`` images are scored at ten points of the training under the paper's protocol. ``device``: "auto", "cpu" or "cuda".
-    A run of another configuration, other data or other code has another key, and so is never served in its place.
+    ``held_out`` images are scored at points along the way under the paper's protocol. ``device``: "auto", "cpu"
+    or "cuda". A run of another configuration, other data or other code has another key, and so is never served in its
+    place.
     """
     folder = Path(root) / config.slug
     make_folder(folder)
     with FileLock(folder / ".lock"):
         if (folder / "metrics.json").exists():
-            if read_json(folder / "config.json") != config.record() | {"data": read_json(folder / "config.json")["data"]}:
-                raise InputError(f"{folder}/config.json is not the configuration that the folder's name promises: delete the folder")
+            if read_json(folder / "config.json") != config.record() | {
+                "data": read_json(folder / "config.json")["data"]
+            }:
+                raise InputError(
+                    f"{folder}/config.json is not the configuration that the folder's name promises: delete the folder"
+                )
             return Run(folder)
         return _train(config, store, held_out, folder, pick_device(device), compile, title or config.slug)
 
 
 def _train(
-    config: RunConfig, store: data_module.Store, held_out: data_module.Store, folder: Path, device: str, compile: bool, title: str
+    config: RunConfig,
+    store: data_module.Store,
+    held_out: data_module.Store,
+    folder: Path,
+    device: str,
+    compile: bool,
+    title: str,
 ) -> Run:
     settings, state_path = config.train, folder / "state.pt"
     fabric = Fabric(accelerator=device, devices=1, precision=settings.precision)
@@ -228,7 +249,7 @@ def _train(
     model = initial(config)
     write_json(folder / "config.json", config.record())
     log = Log(folder, every=max(1, settings.steps // 100), total=settings.steps, title=title)
-    started, resumed_at, scores, mean = time.time(), 0, None, None
+    resumed_at, seconds, scores, mean = 0, 0.0, None, None
 
     def on_start(state: State) -> None:
         nonlocal resumed_at
@@ -236,7 +257,8 @@ def _train(
         log.resume(state.step)
 
     def on_step(state: State, loss: Tensor) -> None:
-        nonlocal mean
+        nonlocal mean, seconds
+        seconds = state.seconds
         written = log.training(state.step, loss, state.schedule.get_last_lr()[0], state.seconds)
         if written is not None:
             mean = written
@@ -252,8 +274,8 @@ def _train(
     collapsed_at = None
     try:
         trained = train(
-            model, patches.batch, settings, fabric, state_path=state_path, on_start=on_start, on_step=on_step, on_save=on_save,
-            save_every=max(1, settings.steps // 10), compile=compile,
+            model, patches.batch, settings, fabric, state_path=state_path, on_start=on_start, on_step=on_step,
+            on_save=on_save, save_every=max(1, settings.steps // (10 if settings.steps >= 500 else 4)), compile=compile,
         )  # fmt: skip
     except Diverged as collapse:
         collapsed_at = collapse.step
@@ -264,12 +286,16 @@ def _train(
     if scores is None:  # resumed after the last save, or collapsed before the first
         scores = score(trained, held_out, config.scale, protocol, device=fabric.device)
     save(trained, config.model, folder / "model.safetensors")
-    write_json(folder / "provenance.json", provenance(config, str(fabric.device), time.time() - started, resumed_at, compile))
+    write_json(folder / "provenance.json", provenance(config, fabric.device, seconds, resumed_at, compile))
     ending = {"steps": settings.steps, "loss": mean, "collapsed_at": collapsed_at, "held_out": scores.record()}
     write_json(folder / "metrics.json", ending)
     state_path.unlink(missing_ok=True)
-    verdict = f"collapsed at step {collapsed_at}" if collapsed_at else f"{settings.steps} steps, held-out PSNR {scores.psnr:.2f} dB"
-    log.close(f"{title}: {verdict}, {time.time() - started:.0f} s on {fabric.device}")
+    verdict = (
+        f"collapsed at step {collapsed_at}"
+        if collapsed_at
+        else f"{settings.steps} steps, held-out PSNR {scores.psnr:.2f} dB"
+    )
+    log.close(f"{title}: {verdict}, {seconds:.0f} s on {fabric.device}")
     return Run(folder)
 
 
@@ -277,12 +303,12 @@ def initial(config: RunConfig) -> nn.Module:
     """The untrained network of a run: its weights depend on the seed alone, whatever was drawn before."""
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
-        network = create(config.model, config.scale)
-        return create(config.model, config.scale, type(network.config)(**config.network))
+        return create(config.model, config.scale, config_class(config.model)(**config.network))
 
 
 def pick_device(device: str) -> str:
-    """``device`` checked, with "auto" resolved: CUDA where there is some, else the CPU. InputError where it cannot be had."""
+    """``device`` checked, with "auto" resolved: CUDA where there is some, else the CPU. InputError where it cannot be
+    had."""
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"no device {device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -290,7 +316,7 @@ def pick_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-# --- weights on disk ---------------------------------------------------------------------------------------------------------------
+# --- weights on disk -------------------------------------------------------------------------------------------------
 
 
 def save(model: nn.Module, name: str, path: Path) -> None:
@@ -305,19 +331,23 @@ def save(model: nn.Module, name: str, path: Path) -> None:
 def load(path: Path | str, model: str | None = None, scale: int | None = None) -> nn.Module:
     """The network that a file written by :func:`save` holds, in evaluation mode on the CPU.
 
-    Raises InputError when the file is missing, damaged, no checkpoint of srlib, or of another ``model`` or ``scale`` than asked for.
+    Raises InputError when the file is missing, damaged, no checkpoint of srlib, or of another ``model`` or ``scale``
+    than asked for.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
     if "model" not in metadata or "config" not in metadata:
-        raise InputError(f"{path.name} does not say which network it holds: load foreign weights with srlib.runs.load_released")
+        raise InputError(
+            f"{path.name} does not say which network it holds: load foreign weights with srlib.runs.load_released"
+        )
     found, config = metadata["model"], json.loads(metadata["config"])
     if model is not None and model != found:
         raise InputError(f"{path.name} holds {found}, not {model}: ask for {found}, or give {model}'s weights")
     if scale is not None and scale != config["scale"]:
-        raise InputError(f"{path.name} holds weights for x{config['scale']}, not x{scale}: give the scale that it was trained for")
-    network = create(found, config["scale"])
-    network = create(found, config["scale"], type(network.config)(**config))
+        raise InputError(
+            f"{path.name} holds weights for x{config['scale']}, not x{scale}: give the scale that it was trained for"
+        )
+    network = create(found, config["scale"], config_class(found)(**config))
     load_strictly(network, tensors, path.name)
     return network.eval()
 
@@ -325,9 +355,10 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
 def load_released(model: nn.Module, weights: Mapping[str, Any] | Path | str) -> nn.Module:
     """Load weights under the names of the authors' released files into ``model``, strictly, and return it.
 
-    ``weights`` is a state dictionary or a file (.safetensors; .pth and .pt are opened with ``weights_only=True``, so that no code in
-    them is run). Wrappers are taken off: ``params_ema`` before ``params``, ``model_state_dict``, ``state_dict``, and ``module.``
-    before each name. Raises InputError for a missing or damaged file and for weights of another network or scale.
+    ``weights`` is a state dictionary or a file (.safetensors; .pth and .pt are opened with ``weights_only=True``, so
+    that no code in them is run). Wrappers are taken off: ``params_ema`` before ``params``, ``model_state_dict``,
+    ``state_dict``, and ``module.`` before each name. Raises InputError for a missing or damaged file and for weights
+    of another network or scale.
     """
     name = "the state dictionary"
     if not isinstance(weights, Mapping):
@@ -339,7 +370,9 @@ def load_released(model: nn.Module, weights: Mapping[str, Any] | Path | str) -> 
             weights = weights[wrapper]
             break
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise InputError(f"{name} is no state dictionary of tensors: give a released .pth or .safetensors file of the model")
+        raise InputError(
+            f"{name} is no state dictionary of tensors: give a released .pth or .safetensors file of the model"
+        )
     load_strictly(model, {key.removeprefix("module."): value for key, value in weights.items()}, name)
     return model
 
@@ -374,24 +407,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_pickle(path: Path) -> Any:
-    """Contents of a .pth file, opened so that no code in it can run; InputError when it is missing, damaged or holds code."""
+    """Contents of a .pth file, opened so that no code in it can run; InputError when it is missing, damaged or holds
+    code."""
     if not path.is_file():
         raise InputError(f"no weights at {path}: check the path")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage leads to
         reason = str(error).split("\n")[0][:120]
-        raise InputError(f"{path.name} cannot be opened as plain weights ({reason}): it is damaged or holds more than tensors") from None
+        raise InputError(
+            f"{path.name} cannot be opened as plain weights ({reason}): it is damaged or holds more than tensors"
+        ) from None
 
 
-# --- what makes runs comparable ----------------------------------------------------------------------------------------------------
+# --- what makes runs comparable --------------------------------------------------------------------------------------
 
 
 @cache
 def contract(config_module: str) -> str:
-    """Hash of the code that determines a run's weights: the model's file, layers, losses, training loop, resizing and data.
+    """Hash of the code that determines a run's weights: the model's file, layers, losses, training loop, resizing and
+    data.
 
-    Comments, docstrings and layout do not count; any other change to these files makes every earlier run of that model another run.
+    Comments, docstrings and layout do not count; any other change to these files makes every earlier run of that
+    model another run.
     """
     parts = [config_module] + [f"srlib.{name}" for name in ("models.layers", "losses", "train", "resize", "data")]
     digest = hashlib.sha256()
@@ -409,8 +447,11 @@ def without_docstrings(tree: ast.AST) -> ast.AST:
     return tree
 
 
-def provenance(config: RunConfig, device: str, seconds: float, resumed_at: int, compile: bool) -> dict[str, Any]:
-    """Who made a run: commit, versions, device, threads, seed, data and wall time (of the process that finished it)."""
+def provenance(
+    config: RunConfig, device: torch.device, seconds: float, resumed_at: int, compile: bool
+) -> dict[str, Any]:
+    """Who made a run: commit, versions, device, threads, seed, data and wall time of the training (all its
+    processes)."""
     return {
         "commit": commit(),
         "srlib": srlib.__version__,
@@ -418,7 +459,7 @@ def provenance(config: RunConfig, device: str, seconds: float, resumed_at: int, 
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": describe_device() if device == "cpu" else torch.cuda.get_device_name(),
+        "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "compile": compile,
         "seed": config.train.seed,
@@ -440,7 +481,9 @@ def commit() -> str:
         return answer.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # a copy installed inside somebody else's repository is no checkout
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # a copy installed inside somebody else's repository is no checkout
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

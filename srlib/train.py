@@ -20,10 +20,11 @@ from srlib.losses import l1_fft
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything but the data and the network that determines trained weights; the defaults are SAFMN's (Sec. 4.1 and its release).
+    """Everything but the data and the network that determines trained weights; the defaults are SAFMN's (Sec. 4.1 and
+    its release).
 
-    ``patch`` is the side of an LR patch in pixels, ``milestones`` are steps, ``ema_decay`` 0 switches the average off,
-    ``precision`` is Fabric's. Raises InputError for values that no training can use.
+    ``patch`` is the side of an LR patch in pixels, ``milestones`` are steps, ``ema_decay`` 0 switches the average
+    off, ``precision`` is Fabric's. Raises InputError for values that no training can use.
     """
 
     steps: int = 500_000
@@ -50,7 +51,11 @@ class TrainConfig:
             raise InputError(f"lr is {self.lr}: give a positive number, such as 1e-3")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}: give a number from 0 (no average) to below 1")
-        choices = {"optimizer": ("adam", "adamw"), "schedule": ("cosine", "multistep"), "precision": ("32-true", "bf16-mixed")}
+        choices = {
+            "optimizer": ("adam", "adamw"),
+            "schedule": ("cosine", "multistep"),
+            "precision": ("32-true", "bf16-mixed"),
+        }
         for field, known in choices.items():
             if getattr(self, field) not in known:
                 raise InputError(f"{field} is {getattr(self, field)!r}: choose one of {', '.join(known)}")
@@ -65,7 +70,8 @@ class Diverged(ArithmeticError):
 
 
 class State:
-    """What a training run carries from step to step, and from one process to the next: network, average, optimiser, schedule."""
+    """What a training run carries from step to step, and from one process to the next: network, average, optimiser,
+    schedule."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model = model
@@ -76,7 +82,8 @@ class State:
         self.seconds = 0.0
 
     def save(self, path: Path) -> None:
-        """Write the state to ``path`` in one atomic move: an interruption leaves the old file or the new one, never half of one."""
+        """Write the state to ``path`` in one atomic move: an interruption leaves the old file or the new one, never
+        half of one."""
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer", "schedule")}
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with open(temporary, "wb") as file:
@@ -106,12 +113,13 @@ def train(
     save_every: int,
     compile: bool = False,
 ) -> nn.Module:
-    """Train ``model`` for ``config.steps`` steps and return the network to evaluate: the average of its weights (SAFMN's release).
+    """Train ``model`` for ``config.steps`` steps and return the network to evaluate: the average of its weights
+    (SAFMN's release).
 
-    ``batch(step)`` gives LR and HR patches, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1], as a pure function of the step, so
-    that a run resumed from ``state_path`` sees the batches of an uninterrupted one. ``on_step`` gets each step's loss without a
-    synchronisation; ``on_save`` comes before the state is saved, every ``save_every`` steps and at the end. Whatever a callback
-    raises (such as Diverged) ends the run with the last saved state intact.
+    ``batch(step)`` gives LR and HR patches, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1], as a pure function
+    of the step, so that a run resumed from ``state_path`` sees the batches of an uninterrupted one. ``on_step`` gets
+    each step's loss without a synchronisation; ``on_save`` comes before the state is saved, every ``save_every``
+    steps and at the end. Whatever a callback raises (such as Diverged) ends the run with the last saved state intact.
     """
     model = model.to(fabric.device, memory_format=torch.channels_last).train()
     state = State(model, config)
@@ -144,7 +152,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, config: TrainConfig) -> LRScheduler:
-    """One cosine from ``lr`` to ``lr_final`` over all steps (SAFMN, SSIU), or ``lr`` times ``lr_decay`` at each milestone (SeemoRe)."""
+    """One cosine from ``lr`` to ``lr_final`` over all steps (SAFMN, SSIU), or ``lr`` times ``lr_decay`` at each
+    milestone (SeemoRe)."""
     if config.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=config.steps, eta_min=config.lr_final)
     return MultiStepLR(optimizer, milestones=list(config.milestones), gamma=config.lr_decay)

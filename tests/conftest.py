@@ -17,7 +17,8 @@ def two_threads() -> None:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder that SRLIB_DATA names, or the project's neighbour shared/data; the test is skipped where neither exists."""
+    """The folder that SRLIB_DATA names, or the project's neighbour shared/data; the test is skipped where neither
+    exists."""
     root = Path(os.environ.get("SRLIB_DATA") or ROOT.parent / "shared" / "data")
     if not root.is_dir():
         pytest.skip(f"no data at {root.name}: set SRLIB_DATA to the folder that holds benchmark/Set5")
@@ -29,5 +30,7 @@ def golden(data_root: Path) -> Path:
     """The folder of golden tensors beside the data; the test is skipped where it does not exist."""
     folder = data_root.parent / "golden"
     if not folder.is_dir():
-        pytest.skip("no golden tensors: a folder golden/ beside SRLIB_DATA holds the reference implementations' outputs")
+        pytest.skip(
+            "no golden tensors: a folder golden/ beside SRLIB_DATA holds the reference implementations' outputs"
+        )
     return folder

@@ -184,6 +184,7 @@ def test_printed_bicubic_psnr_of_set14_takes_the_grey_file_as_luma(data_root: Pa
 
 
 def test_grey_images_keep_their_full_range() -> None:
-    grey = torch.randint(0, 256, (1, 50, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1)
+    noise = torch.Generator().manual_seed(0)
+    grey = torch.randint(0, 256, (1, 50, 60), dtype=torch.uint8, generator=noise).expand(3, -1, -1)
     full, squeezed = (luma_bicubic(Shelf({name: grey}), 2).psnr for name in ("grey", "colour"))
     assert squeezed - full == pytest.approx(20 * np.log10(255 / 219), abs=0.1)

@@ -115,7 +115,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(trained, store, tmp_path, 
     assert not (tmp_path / config_of(store).slug / "metrics.json").exists()
     monkeypatch.setattr(runs.Log, "training", writes)
     resumed = runs.train_or_load(config_of(store), store, store, root=tmp_path, device="cpu")
-    assert resumed.provenance["resumed_at"] == 7
+    assert resumed.provenance["resumed_at"] == 6
     whole, parts = (load_file(run.folder / "model.safetensors") for run in (trained, resumed))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     np.testing.assert_array_equal(resumed.log()["loss"], trained.log()["loss"])
@@ -135,7 +135,7 @@ def test_the_contract_ignores_comments_and_sees_code(tmp_path, monkeypatch):
 
     code = '"""A module."""\ndef f(x):\n    """Doc."""\n    return x + 1\n'
     parse = lambda text: ast.unparse(runs.without_docstrings(ast.parse(text)))  # noqa: E731
-    assert parse(code) == parse('def f(x):\n    # why\n    return (x + 1)\n')
+    assert parse(code) == parse("def f(x):\n    # why\n    return (x + 1)\n")
     assert parse(code) != parse(code.replace("+ 1", "+ 2"))
     assert runs.contract("srlib.models.safmn") != runs.contract("srlib.models.layers")
 

@@ -29,13 +29,20 @@ def create(name: str, scale: int, config: Any = None) -> nn.Module:
 
     Raises ``InputError`` for an unknown name, a configuration of another network or a scale that the network lacks.
     """
-    if name not in _MODELS:
-        raise InputError(f"unknown model {name!r}; choose one of: {', '.join(names())}")
-    path, network, config_class = _MODELS[name]
-    module = import_module(path)
-    expected = getattr(module, config_class)
+    expected = config_class(name)
     if config is None:
         config = expected()
     if not isinstance(config, expected):
-        raise InputError(f"model {name!r} got a {type(config).__name__} as its config; give a {config_class} instead")
-    return getattr(module, network)(replace(config, scale=scale))
+        raise InputError(
+            f"model {name!r} got a {type(config).__name__} as its config; give a {expected.__name__} instead"
+        )
+    path, network, _ = _MODELS[name]
+    return getattr(import_module(path), network)(replace(config, scale=scale))
+
+
+def config_class(name: str) -> type:
+    """The configuration dataclass of a model. Raises ``InputError`` for an unknown name."""
+    if name not in _MODELS:
+        raise InputError(f"unknown model {name!r}; choose one of: {', '.join(names())}")
+    path, _, config = _MODELS[name]
+    return getattr(import_module(path), config)
