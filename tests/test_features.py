@@ -1,0 +1,32 @@
+"""Recording feature maps leaves the network as it was."""
+
+import pytest
+import torch
+
+from srlib.features import record
+from srlib.models.safmn import SAFMN, SAFMNConfig
+
+
+@pytest.fixture
+def network() -> SAFMN:
+    return SAFMN(SAFMNConfig(scale=2, blocks=2, channels=8)).eval()
+
+
+def test_maps_are_the_modules_outputs(network):
+    image = torch.rand(1, 3, 20, 24)
+    maps = record(network, image, {"first": network.to_feat, "coarse": network.feats[0].safm.mfr[2]})
+    assert list(maps) == ["first", "coarse"]
+    assert maps["coarse"].shape == (2, 5, 6)
+    torch.testing.assert_close(maps["first"], network.to_feat(image)[0].detach())
+
+
+def test_no_hook_stays(network):
+    watched = {"first": network.to_feat}
+    record(network, torch.rand(1, 3, 8, 8), watched)
+    with pytest.raises(Exception, match="RGB images"):
+        record(network, torch.rand(1, 2, 8, 8), watched)
+    assert not network.to_feat._forward_hooks
+
+
+def test_modules_that_do_not_run_are_left_out(network):
+    assert record(network, torch.rand(1, 3, 8, 8), {"other": torch.nn.Identity()}) == {}
