@@ -31,6 +31,11 @@ class ImageScore:
     psnr: float
     ssim: float
 
+    @property
+    def text(self) -> str:
+        """Both as papers print them: "32.18 / 0.8948"."""
+        return f"{self.psnr:.2f} / {self.ssim:.4f}"
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -55,6 +60,11 @@ class Scores:
     def ssim(self) -> float:
         """Mean over the images; not rounded."""
         return sum(image.ssim for image in self.images) / len(self.images)
+
+    @property
+    def text(self) -> str:
+        """The means as papers print them: "32.18 / 0.8948"."""
+        return ImageScore("mean", self.psnr, self.ssim).text
 
     def record(self) -> dict[str, object]:
         """All of it, ready for JSON; the PSNR of equal images is infinite, which Python's json writes as Infinity."""

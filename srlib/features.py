@@ -1,6 +1,7 @@
 """Feature maps, recorded from outside by forward hooks: a network's code knows nothing of being watched."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,11 @@ def record(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module]) 
     """
     maps: dict[str, Tensor] = {}
 
-    def keep(label: str) -> None:
-        hooks.append(watched[label].register_forward_hook(lambda _, __, out: maps.update({label: out[0].detach().cpu()})))
+    def keeper(label: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, output: maps.update({label: output[0].detach().cpu()})
 
-    hooks: list[torch.utils.hooks.RemovableHandle] = []
+    hooks = [module.register_forward_hook(keeper(label)) for label, module in watched.items()]
     try:
-        for label in watched:
-            keep(label)
         with torch.inference_mode():
             network(image)
     finally:

@@ -159,6 +159,12 @@ class Run:
         """Commit, versions, device, seed, data and wall time."""
         return read_json(self.folder / "provenance.json")
 
+    @property
+    def ending(self) -> str:
+        """How it ended, in words: "800 steps", or "collapsed at step 40"."""
+        collapsed_at = self.metrics["collapsed_at"]
+        return f"collapsed at step {collapsed_at}" if collapsed_at else f"{self.metrics['steps']:,} steps"
+
     def log(self, name: str = "log") -> dict[str, np.ndarray]:
         """The columns of ``log.csv`` (step, loss, lr, seconds), or of ``validation.csv`` for ``name="validation"``."""
         rows = read_csv(self.folder / f"{name}.csv")
@@ -290,13 +296,9 @@ def _train(
     ending = {"steps": settings.steps, "loss": mean, "collapsed_at": collapsed_at, "held_out": scores.record()}
     write_json(folder / "metrics.json", ending)
     state_path.unlink(missing_ok=True)
-    verdict = (
-        f"collapsed at step {collapsed_at}"
-        if collapsed_at
-        else f"{settings.steps} steps, held-out PSNR {scores.psnr:.2f} dB"
-    )
-    log.close(f"{title}: {verdict}, {seconds:.0f} s on {fabric.device}")
-    return Run(folder)
+    run = Run(folder)
+    log.close(f"{title}: {run.ending}, held-out PSNR {scores.psnr:.2f} dB, {seconds:.0f} s on {fabric.device}")
+    return run
 
 
 def initial(config: RunConfig) -> nn.Module:
