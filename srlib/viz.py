@@ -75,10 +75,11 @@ PAGE: Mapping[str, str] = MappingProxyType({"light": "#ffffff", "dark": "#121212
 """The background that a drawing is made for."""
 
 STYLE = """
-.srlib-viz, .srlib-table { --viz-rule: #d5dae0; --viz-muted: #57606a; --viz-soft: #f3f5f7; --viz-page:
-  var(--pst-color-background, var(--jp-layout-color1, Canvas)); margin: .25rem 0 1rem; }
+.srlib-viz, .srlib-table { --viz-rule: #d5dae0; --viz-muted: #57606a; --viz-soft: #f3f5f7; --viz-edge: #0000002e;
+  --viz-page: var(--pst-color-background, var(--jp-layout-color1, Canvas)); margin: .25rem 0 1rem; }
 [data-theme="dark"] .srlib-viz, [data-theme="dark"] .srlib-table, [data-jp-theme-light="false"] .srlib-viz,
-[data-jp-theme-light="false"] .srlib-table { --viz-rule: #3d444d; --viz-muted: #a3adb8; --viz-soft: #1f252d; }
+[data-jp-theme-light="false"] .srlib-table { --viz-rule: #3d444d; --viz-muted: #a3adb8; --viz-soft: #1f252d;
+  --viz-edge: #ffffff3d; }
 figure.srlib-viz { margin: .25rem 0 1rem; padding: 0; }
 .srlib-viz img { max-width: 100%; height: auto; margin: 0; background: none !important; filter: none !important;
   border-radius: 0; padding: 0 !important; }
@@ -100,32 +101,50 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-mute
 .srlib-full img { display: block; width: 100%; }
 .srlib-label { display: block; font-size: .88em; line-height: 1.35; margin-top: .3rem; overflow-wrap: anywhere; }
 .srlib-label span { color: var(--viz-muted); display: block; font-variant-numeric: tabular-nums; }
-.srlib-scroll { overflow-x: auto; max-width: 100%; }
+.srlib-scroll { overflow-x: auto; max-width: 100%; background: linear-gradient(to left, var(--viz-page) 40%,
+  transparent) right / 2.5rem 100% no-repeat local, linear-gradient(to left, var(--viz-edge), transparent) right / 1rem
+  100% no-repeat scroll; }
 .srlib-scroll:focus-visible { outline: 2px solid currentColor; outline-offset: 2px; }
 .srlib-table table { border-collapse: collapse; font-size: .9em; line-height: 1.35; font-variant-numeric:
   tabular-nums; margin: 0; width: auto; border: 0; table-layout: auto; }
 .srlib-table th, .srlib-table td { padding: .4rem .7rem; border: 0; border-bottom: 1px solid var(--viz-rule);
   text-align: right; vertical-align: top; white-space: nowrap; background: none; }
-.srlib-table thead th { font-weight: 600; vertical-align: bottom; }
+.srlib-table thead th { font-weight: 600; vertical-align: bottom; white-space: normal; }
 .srlib-table thead tr:last-child th { border-bottom: 2px solid var(--viz-muted); }
 .srlib-table thead th[colspan] { text-align: center; }
 .srlib-table th[scope="row"], .srlib-table thead th:first-child, .srlib-table tr.srlib-group th { text-align: left;
   }
 .srlib-table th[scope="row"] { font-weight: 500; white-space: normal; min-width: min(11rem, 34vw); max-width:
   min(17rem, 42vw); position: sticky; left: 0; z-index: 1; background: var(--viz-page); overflow-wrap: break-word; }
+.srlib-table thead tr > :first-child { position: sticky; left: 0; z-index: 1; background: var(--viz-page); }
 .srlib-table tr.srlib-group th { background: var(--viz-soft); font-weight: 600; }
+.srlib-table tr.srlib-group th span { position: sticky; left: .7rem; }
+.srlib-table.srlib-wide table { font-size: .8em; }
+.srlib-table.srlib-wide th, .srlib-table.srlib-wide td { padding: .4rem .32rem; }
+.srlib-table.srlib-wide th[scope="row"] { min-width: 6.5rem; }
+.srlib-table.srlib-wide thead .srlib-unit { display: block; }
+.srlib-table.srlib-wide tr.srlib-group th span { left: .32rem; }
+.srlib-table.srlib-packed th, .srlib-table.srlib-packed td { padding: .4rem .2rem; }
+.srlib-table.srlib-packed table { font-size: .77em; }
+.srlib-table.srlib-packed th[scope="row"] { min-width: 6rem; }
+.srlib-table.srlib-packed td .srlib-mark { display: block; }
+.srlib-unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space:
+  nowrap; }
+@media (max-width: 600px) { .srlib-table th[scope="row"] { box-shadow: 1px 0 0 var(--viz-rule); } }
 .srlib-table .srlib-word, .srlib-table .srlib-long { text-align: left; }
 .srlib-table td.srlib-long { white-space: normal; min-width: 16rem; max-width: 30rem; overflow-wrap: break-word; }
 .srlib-unit, .srlib-variant { color: var(--viz-muted); font-weight: 400; font-size: .9em; }
 .srlib-printed, .srlib-ours { display: block; }
-.srlib-mark { white-space: nowrap; }
+.srlib-mark { white-space: nowrap; position: relative; }
+.srlib-table .srlib-key { font-size: .9em; margin: .6rem 0 0; }
 .srlib-ours { font-size: .88em; color: var(--viz-muted); }
 .srlib-table ol.srlib-notes { font-size: .88em; line-height: 1.45; padding-left: 1.6rem; margin: .6rem 0 0;
   max-width: 44rem; }
 .srlib-table sup { font-size: .75em; padding-left: .15em; }
 .srlib-heat-pos { background: color-mix(in srgb, #3a4eff var(--heat), transparent) !important; }
 .srlib-heat-neg { background: color-mix(in srgb, #e17702 var(--heat), transparent) !important; }
-.srlib-stack { display: flex; min-width: 11rem; height: 1.1rem; border-radius: 3px; overflow: hidden; gap: 1px; }
+.srlib-stack { display: flex; min-width: min(11rem, 24vw); height: 1.1rem; border-radius: 3px; overflow: hidden;
+  gap: 1px; }
 .srlib-stack i { display: block; border-style: none; }
 .verdict { --verdict: #4b5563; display: inline-block; padding: 0 .45em; border: 1px solid var(--verdict);
   border-radius: 99px; color: var(--verdict); font-size: .82rem; line-height: 1.45; font-weight: 500; white-space:
@@ -549,6 +568,7 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
             raise InputError(f"unknown verdict {cell.verdict!r}; choose one of: {', '.join(VERDICTS)}")
     columns = sorted(dict.fromkeys((cell.dataset, cell.metric) for cell in cells), key=lambda column: bool(column[0]))
     units = {column: {c.unit for c in cells if (c.dataset, c.metric) == column} for column in columns}
+    brief, packed = len(columns) > 5, len(columns) > 8
     many_scales = len({cell.scale for cell in cells}) > 1
     notes: dict[str, int] = {}
     lines: dict[tuple[int, str, str], dict[tuple[str, str], list[PrintedCell]]] = {}
@@ -561,7 +581,8 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
         group = " \u00b7 ".join(filter(None, (f"\u00d7{scale}" if many_scales else "", keys.pop("group", ""))))
         if group != last and group:
             body.append(
-                f'<tr class="srlib-group"><th colspan="{len(columns) + 1}" scope="rowgroup">{escape(group)}</th></tr>'
+                f'<tr class="srlib-group"><th colspan="{len(columns) + 1}" scope="rowgroup">'
+                f"<span>{escape(group)}</span></th></tr>"
             )
         last = group
         shown = [cell for parts in line.values() for cell in parts]
@@ -570,15 +591,24 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
         name = escape(_typeset(row)) + (f' <span class="srlib-variant">{escape(extra)}</span>' if extra else "")
         if quiet:
             common = list(dict.fromkeys(cell.note for cell in shown if cell.note))
-            name += f' <span class="srlib-mark">{badge("not-run")}{_notes(common, notes)}</span>'
-        filled = [_printed_cell(line.get(column, []), quiet, notes) for column in columns]
+            name += f' <span class="srlib-mark">{badge("not-run", brief=packed)}{_notes(common, notes)}</span>'
+        filled = [_printed_cell(line.get(column, []), quiet, notes, brief) for column in columns]
         body.append(f'<tr><th scope="row">{name}</th>{"".join(filled)}</tr>')
     inner = _heads(columns, units, heading) + f"<tbody>{''.join(body)}</tbody>"
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     after = f'<ol class="srlib-notes">{listed}</ol>' if notes else ""
+    if brief:
+        used = {cell.verdict for cell in cells}
+        after = f'<p class="srlib-key">{" ".join(badge(v) for v in VERDICTS if v in used)}</p>{after}'
     tally = {verdict: sum(cell.verdict == verdict for cell in cells) for verdict in VERDICTS}
     said = ", ".join(f"{count} {VERDICTS[verdict][1]}" for verdict, count in tally.items() if count)
-    return _table(inner, caption, alt=f"{caption} {len(cells)} printed cells: {said}.", after=after)
+    return _table(
+        inner,
+        caption,
+        alt=f"{caption} {len(cells)} printed cells: {said}.",
+        after=after,
+        kind=" srlib-wide" * brief + " srlib-packed" * packed,
+    )
 
 
 def verdict_summary(
@@ -640,9 +670,14 @@ def plain_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, cap
     return _table(inner, caption, alt=f"{caption} {len(rows)} rows, {len(columns)} columns.")
 
 
-def badge(verdict: str) -> str:
-    """A verdict as HTML: its symbol, its word and its class, such as ``verdict-exact``."""
+def badge(verdict: str, *, brief: bool = False) -> str:
+    """A verdict as HTML: its symbol, its word and its class, such as ``verdict-exact``.
+
+    ``brief`` shows the symbol and leaves the word to screen readers: for wide tables, with a key below them.
+    """
     symbol, word = VERDICTS[verdict]
+    if brief:
+        word = f'<span class="srlib-unseen">{word}</span>'
     return f'<span class="verdict verdict-{verdict}">{symbol} {word}</span>'
 
 
@@ -685,7 +720,7 @@ def _heads(columns: list[tuple[str, str]], units: Mapping[tuple[str, str], set[s
     return f"<thead>{f'<tr><td></td>{chr(32).join(upper)}</tr>' if upper else ''}<tr>{first}{lower}</tr></thead>"
 
 
-def _printed_cell(parts: Sequence[PrintedCell], quiet: bool, notes: dict[str, int]) -> str:
+def _printed_cell(parts: Sequence[PrintedCell], quiet: bool, notes: dict[str, int], brief: bool) -> str:
     if not parts:
         return "<td>\u2013</td>"
     texts = []
@@ -693,7 +728,7 @@ def _printed_cell(parts: Sequence[PrintedCell], quiet: bool, notes: dict[str, in
         texts.append(f'<span class="srlib-printed">{escape(str(cell.printed))}</span>')
         if not quiet:
             ours = "" if cell.ours is None else f"{escape(_ours(cell))} "
-            mark = f'<span class="srlib-mark">{badge(cell.verdict)}{_notes([cell.note], notes)}</span>'
+            mark = f'<span class="srlib-mark">{badge(cell.verdict, brief=brief)}{_notes([cell.note], notes)}</span>'
             texts.append(f'<span class="srlib-ours">{ours}{mark}</span>')
     kinds = " ".join(dict.fromkeys(f"cell-{cell.verdict}" for cell in parts))
     return f'<td class="{kinds}">{"".join(texts)}</td>'
@@ -723,10 +758,12 @@ def _typeset(label: str) -> str:
     return re.sub(r"(\d)x10\^(-?\d+)", lambda m: f"{m[1]}\u00d710{m[2].translate(powers)}", arrows)
 
 
-def _table(inner: str, caption: str, alt: str, after: str = "") -> Shown:
+def _table(inner: str, caption: str, alt: str, after: str = "", kind: str = "") -> Shown:
     named = escape(caption, quote=True)
     box = f'<div class="srlib-scroll" role="region" tabindex="0" aria-label="{named}"><table>{inner}</table></div>'
-    return Shown(f'<div class="srlib-table"><p class="srlib-caption">{escape(caption)}</p>{box}{after}</div>', alt)
+    return Shown(
+        f'<div class="srlib-table{kind}"><p class="srlib-caption">{escape(caption)}</p>{box}{after}</div>', alt
+    )
 
 
 def _figure(inner: str, alt: str, caption: str) -> Shown:

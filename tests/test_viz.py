@@ -280,6 +280,19 @@ def test_every_column_of_a_printed_table_has_its_place() -> None:
     assert "\u00d74" in text(html) and "\u00d72" in text(html)
 
 
+def test_a_wide_printed_table_is_set_tight_and_keeps_its_words() -> None:
+    def table(sets: int) -> viz.Shown:
+        return viz.table_html([Cell("r", "psnr", "30", None, "differs", dataset=f"D{k}") for k in range(sets)], "t")
+
+    narrow, wide, packed = table(5), table(6), table(9)
+    for it, classes in ((narrow, []), (wide, ["srlib-wide"]), (packed, ["srlib-wide", "srlib-packed"])):
+        shown(it)
+        assert it.html.partition('"')[2].partition('"')[0].split() == ["srlib-table", *classes]
+    assert text(narrow.html).count("\u2260 differs") == 5
+    assert text(wide.html).count("\u2260 differs") == 7, "each cell for screen readers, and the key"
+    assert wide.html.count('<span class="srlib-unseen">differs</span>') == 6
+
+
 @pytest.mark.parametrize("verdict", ["", "Exact", "unknown"])
 def test_an_unknown_verdict_is_refused(verdict: str) -> None:
     with pytest.raises(InputError, match="unknown verdict"):
