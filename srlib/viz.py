@@ -83,7 +83,8 @@ STYLE = """
 figure.srlib-viz { margin: .25rem 0 1rem; padding: 0; }
 .srlib-viz img { max-width: 100%; height: auto; margin: 0; background: none !important; filter: none !important;
   border-radius: 0; padding: 0 !important; }
-figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-muted) !important; font-weight: 400;
+figure.srlib-viz figcaption, .srlib-table .srlib-caption, .srlib-ledger .srlib-caption {
+  color: var(--viz-muted) !important; font-weight: 400;
   font-size: .92em; line-height: 1.45; margin: .5rem 0; padding: 0; text-align: left; max-width: 44rem; }
 .srlib-viz .only-dark { display: none; }
 [data-theme="dark"] .srlib-viz .only-dark, [data-jp-theme-light="false"] .srlib-viz .only-dark { display: inline
@@ -91,7 +92,6 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-mute
 [data-theme="dark"] .srlib-viz .only-light, [data-jp-theme-light="false"] .srlib-viz .only-light { display: none
   !important; }
 .srlib-chart { overflow-x: auto; max-width: 100%; }
-@media (max-width: 480px) { .srlib-viz .srlib-chart img { min-width: 30rem; } }
 .srlib-panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(7.2rem, 45%), 1fr)); gap: .75rem;
   align-items: start; }
 .srlib-panels.srlib-few { grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr)); }
@@ -146,6 +146,23 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption { color: var(--viz-mute
 .srlib-stack { display: flex; min-width: min(11rem, 24vw); height: 1.1rem; border-radius: 3px; overflow: hidden;
   gap: 1px; }
 .srlib-stack i { display: block; border-style: none; }
+.srlib-ledger .srlib-entry { border-top: 1px solid var(--viz-rule); padding: .9rem 0; max-width: 48rem;
+  scroll-margin-top: 4.5rem; }
+.srlib-ledger .srlib-entry:target { box-shadow: -.9rem 0 0 -.65rem var(--viz-page), -.9rem 0 0 -.4rem currentColor; }
+.srlib-ledger p, .srlib-ledger ul, .srlib-ledger dl { margin: 0 0 .4rem; padding: 0; line-height: 1.5; }
+.srlib-ledger .srlib-head { display: flex; flex-wrap: wrap; gap: .15rem .8rem; align-items: baseline; }
+.srlib-ledger .srlib-head strong { font-weight: 600; overflow-wrap: anywhere; }
+.srlib-ledger .srlib-head small { color: var(--viz-muted); font-size: .85em; }
+.srlib-ledger ul + .srlib-head { margin-top: .7rem; }
+.srlib-ledger .srlib-numbers { font-variant-numeric: tabular-nums; }
+.srlib-ledger .srlib-tag { font-size: .8em; color: var(--viz-muted); background: var(--viz-soft); padding: 0 .5em;
+  border-radius: 4px; line-height: 1.6; }
+.srlib-ledger ul { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem .4rem; font-size: .9em; }
+.srlib-ledger ul li { margin: 0; padding: 0 .5em; border: 1px solid var(--viz-rule); border-radius: 4px; }
+.srlib-ledger dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .1rem .9rem; }
+.srlib-ledger dt { color: var(--viz-muted); font-weight: 400; margin: 0; }
+.srlib-ledger dd { margin: 0; overflow-wrap: anywhere; }
+.srlib-ledger .srlib-evidence { color: var(--viz-muted); font-size: .9em; margin: 0; overflow-wrap: break-word; }
 .verdict { --verdict: #4b5563; display: inline-block; padding: 0 .45em; border: 1px solid var(--verdict);
   border-radius: 99px; color: var(--verdict); font-size: .82rem; line-height: 1.45; font-weight: 500; white-space:
   nowrap; }
@@ -177,6 +194,22 @@ class PrintedCell(Protocol):
     note: str
 
 
+class LedgerEntry(Protocol):
+    """What the ledger needs of an entry: ``srlib.papers.Entry`` has it."""
+
+    kind: str
+    table: int | str | None
+    row: str
+    scale: int | None
+    metric: str
+    printed: str
+    ours: str
+    verdict: str
+    explanation: str
+    evidence: str
+    dataset: str
+
+
 @dataclass(frozen=True)
 class Shown:
     """Something drawn: HTML that shows itself, and the text that stands in for it."""
@@ -205,7 +238,7 @@ def shades(model: str, count: int) -> tuple[str, ...]:
     """
     import colorsys
 
-    red, green, blue = (int(colour(model)[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = _rgb(colour(model))
     hue, _, saturation = colorsys.rgb_to_hls(red, green, blue)
     found = [colour(model)]
     for k in range(1, count):
@@ -429,7 +462,7 @@ def scatter(
         for label, (across, up, size) in points.items():
             ours = owner.get(label)
             edge = colour(ours) if ours else "#7a7a7a"
-            area = 40 + 700 * size / largest
+            area = (40 + 700 * size / largest) * min(1, axes.figure.get_figwidth() / 6)
             radii[label] = math.sqrt(area) / 2
             face = edge if ours else "none"
             axes.scatter(across, up, s=area, facecolor=face, edgecolor=edge, alpha=0.85, linewidth=1.4, zorder=3)
@@ -444,7 +477,7 @@ def scatter(
         axes.text(0.99, 0.02, f"area of a circle: {sizes}", transform=axes.transAxes, ha="right", fontsize=8.5)
         _place_labels(axes, points, radii, owner)
 
-    return _chart(draw, alt, caption)
+    return _chart(draw, alt, caption, height=4.2)
 
 
 def bars(
@@ -472,11 +505,12 @@ def bars(
         half = 0.38 if printed else 0.7
         shift = half / 2 if printed else 0
         ours = axes.barh(rows + shift, [values[k] for k in labels], half, color=colour(model), label=f"ours [{unit}]")
-        axes.bar_label(ours, fmt="%.3g", padding=3, fontsize=8.5)
+        axes.bar_label(ours, fmt=lambda value: _short(value, 3), padding=3, fontsize=8.5)
         axes.set_yticks(rows, labels)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(unit)
-        axes.margins(x=0.12)
+        room = 0.9 / axes.figure.get_figwidth()
+        axes.margins(x=room)
         if printed:
             apart = bool(printed_unit) and printed_unit != unit
             other = axes.twiny() if apart else axes
@@ -490,8 +524,8 @@ def bars(
                 hatch="///",
                 label=f"printed [{printed_unit or unit}]",
             )
-            other.bar_label(theirs, fmt="%.4g", padding=3, fontsize=8.5)
-            other.margins(x=0.12)
+            other.bar_label(theirs, fmt=lambda value: _short(value, 4), padding=3, fontsize=8.5)
+            other.margins(x=room)
             if apart:
                 other.grid(visible=False)
                 other.set_xlabel(printed_unit)
@@ -647,6 +681,41 @@ def verdict_summary(
     return _table(inner, caption, alt=f"{caption} {said}.")
 
 
+def ledger(entries: Iterable[LedgerEntry], *, caption: str = "", prefix: str = "ledger") -> Shown:
+    """The ledger as a list: what is printed, what comes out, why, and the evidence.
+
+    ``entries`` are those of ``srlib.papers.ledger``. Entries of one kind with the same explanation and evidence share
+    a block, which stands where the first of them does. A block of cells names their table, scale and metric, all rows,
+    the printed number and ours with its verdict; another one names its subject, its kind, and what the paper says and
+    what is done here. Each block has an id that pages can link to: ``prefix`` and the first entry's place as a slug,
+    such as "ledger-table-3-x4-flops-baseline" or "ledger-release-global-residual". Give each ledger of a page a prefix
+    of its own. Raises ``InputError`` for a cell with an unknown verdict.
+    """
+    blocks: dict[tuple[str, str, str], list[LedgerEntry]] = {}
+    for entry in entries:
+        if entry.kind == "cell" and entry.verdict not in VERDICTS:
+            raise InputError(f"unknown verdict {entry.verdict!r}; choose one of: {', '.join(VERDICTS)}")
+        blocks.setdefault((entry.kind, entry.explanation, entry.evidence), []).append(entry)
+    parts, ids = [], set()
+    for (kind, explanation, evidence), block in blocks.items():
+        place = (
+            (f"table {block[0].table}", *_place(block[0])[1:], block[0].row) if kind == "cell" else (kind, block[0].row)
+        )
+        name = base = _slug(f"{prefix} {' '.join(place)}")
+        while name in ids:
+            name = f"{base}-{1 + len([used for used in ids if used.startswith(base)])}"
+        ids.add(name)
+        head = _cell_heads(block) if kind == "cell" else "".join(map(_subject, block))
+        reason = f"<p>{escape(_typeset(explanation))}</p>" if explanation else ""
+        proof = f'<p class="srlib-evidence">Evidence: {escape(_typeset(evidence))}</p>' if evidence else ""
+        parts.append(f'<article class="srlib-entry" id="{name}">{head}{reason}{proof}</article>')
+    count = sum(map(len, blocks.values()))
+    above = f'<p class="srlib-caption">{escape(caption)}</p>' if caption else ""
+    body = "".join(parts) or "<p>There is nothing to explain.</p>"
+    said = f"{caption} {count} entries, {len(blocks)} explanations.".strip()
+    return Shown(f'<div class="srlib-viz srlib-ledger">{above}{body}</div>', said)
+
+
 def plain_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, caption: str, digits: int = 3) -> Shown:
     """Any other table in the book's look: each row's first entry names it, floats are shown with ``digits``
     significant digits.
@@ -679,6 +748,49 @@ def badge(verdict: str, *, brief: bool = False) -> str:
     if brief:
         word = f'<span class="srlib-unseen">{word}</span>'
     return f'<span class="verdict verdict-{verdict}">{symbol} {word}</span>'
+
+
+def _place(entry: LedgerEntry) -> tuple[str, ...]:
+    """Where an entry's cell stands in print: table, scale, data set and metric, as far as it names them."""
+    table = "" if entry.table is None else f"Table {entry.table}"
+    scale = "" if entry.scale is None else f"x{entry.scale}"
+    return tuple(filter(None, (table, scale, entry.dataset, entry.metric)))
+
+
+def _cell_heads(block: Sequence[LedgerEntry]) -> str:
+    """A head line for each place and pair of numbers in a block of cells, and the rows that share it."""
+    lines: dict[tuple[Any, ...], list[str]] = {}
+    for e in block:
+        metric = METRICS.get(e.metric, e.metric)
+        place = ", ".join((*_place(e)[: -1 if e.metric else None], *([metric] if metric else []))).replace(
+            " x", " \u00d7"
+        )
+        lines.setdefault((place, e.printed, e.ours, e.verdict), []).append(e.row)
+    heads = []
+    for (place, printed, ours, verdict), rows in lines.items():
+        numbers = f"printed {escape(printed)} \u2192 ours {escape(ours)}" if ours else f"printed {escape(printed)}"
+        listed = "".join(f"<li>{escape(_typeset(row))}</li>" for row in dict.fromkeys(rows))
+        heads.append(
+            f'<p class="srlib-head"><strong>{escape(place)}</strong> <span class="srlib-numbers">{numbers}</span> '
+            f"{badge(verdict)}</p><ul>{listed}</ul>"
+        )
+    return "".join(heads)
+
+
+def _subject(entry: LedgerEntry) -> str:
+    """The head of an entry that is no cell: its subject and kind, and what the paper says and what is done here."""
+    place = ", ".join(_place(entry)).replace(" x", " \u00d7")
+    where = f" <small>{escape(place)}</small>" if place else ""
+    said = (("the paper", entry.printed), ("here", entry.ours))
+    pairs = "".join(f"<dt>{name}</dt><dd>{escape(_typeset(value))}</dd>" for name, value in said if value)
+    return (
+        f'<p class="srlib-head"><strong>{escape(_typeset(entry.row))}</strong>{where} '
+        f'<span class="srlib-tag">{escape(entry.kind)}</span></p>' + (f"<dl>{pairs}</dl>" if pairs else "")
+    )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower().replace("->", " to ")).strip("-")
 
 
 def _entry(value: object, digits: int) -> str:
@@ -778,63 +890,117 @@ def _said(alt: str) -> str:
 
 
 def _chart(draw: Any, alt: str, caption: str, height: float = 3.6) -> Shown:
-    """Draw once for a light page and once for a dark one."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
+    """Draw once for a light page and once for a dark one, each wide and, for phones, narrow."""
     _said(alt)
     shown = []
     for theme in ("light", "dark"):
-        with style(theme):
-            figure = Figure(figsize=(7.2, height), layout="constrained")
-            FigureCanvasSVG(figure)
-            draw(figure.subplots())
-            file = io.BytesIO()
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        small = re.sub(rb' d="[^"]*"', _coarse, re.sub(rb"<!--.*?-->", b"", file.getvalue()))
-        data = base64.b64encode(small).decode()
+        wide, narrow = (_svg(draw, theme, (width, height)) for width in (7.2, 3.75))
         hidden = ' style="display:none"' if theme == "dark" else ""
         shown.append(
-            f'<img class="only-{theme}"{hidden} src="data:image/svg+xml;base64,{data}" alt="{escape(alt, quote=True)}">'
+            f'<picture><source media="(max-width: 480px)" srcset="{narrow}"><img class="only-{theme}"{hidden} '
+            f'src="{wide}" alt="{escape(alt, quote=True)}"></picture>'
         )
     said = escape(caption or alt, quote=True)
     box = f'<div class="srlib-chart" role="region" tabindex="0" aria-label="{said}">{"".join(shown)}</div>'
     return _figure(box, alt, caption)
 
 
-def _covered(
-    at: tuple[float, float, float, float], taken: list[tuple[float, float, float, float]], side: tuple[Any, ...]
-) -> float:
-    """How much of the ``taken`` boxes a label, ``at`` x, y, width, height, would cover on this side of its point."""
-    left, low = at[0] + side[0], at[1] + side[1]
-    right, high = left + at[2], low + at[3]
-    return sum(
-        max(0.0, min(right, box[2]) - max(left, box[0])) * max(0.0, min(high, box[3]) - max(low, box[1]))
-        for box in taken
-    )
+def _svg(draw: Any, theme: Theme, size: tuple[float, float]) -> str:
+    """A drawing of this size in inches, as the address of an image that holds it."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with style(theme):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    small = re.sub(rb' d="[^"]*"', _coarse, re.sub(rb"<!--.*?-->", b"", file.getvalue()))
+    return f"data:image/svg+xml;base64,{base64.b64encode(small).decode()}"
 
 
 def _place_labels(
     axes: "Axes", points: Mapping[str, tuple[float, float, float]], radii: Mapping[str, float], bold: Mapping[str, str]
 ) -> None:
-    """Write each label beside its circle, on the side where it covers least of the circles and of the other labels."""
-    axes.figure.draw_without_rendering()
-    centre = {k: axes.transData.transform(point[:2]) * 72 / axes.figure.dpi for k, point in points.items()}
-    taken = [(x - radii[k], y - radii[k], x + radii[k], y + radii[k]) for k, (x, y) in centre.items()]
-    for label, (x, y) in centre.items():
-        wide, tall, gap = 5.4 * len(label), 10.0, radii[label] + 3
-        sides = (
-            (-wide / 2, gap, "center", 0.0, gap),
-            (-wide / 2, -gap - tall, "center", 0.0, -gap - tall + 2),
-            (gap, -tall / 2, "left", gap, -tall / 2 + 1.5),
-            (-gap - wide, -tall / 2, "right", -gap, -tall / 2 + 1.5),
-        )
+    """Write each label near its circle, where it covers least; the bold ones choose first and stand on top.
 
-        best = min(sides, key=partial(_covered, (x, y, wide, tall), taken))
-        taken.append((x + best[0], y + best[1], x + best[0] + wide, y + best[1] + tall))
-        weight = "bold" if label in bold else "normal"
-        where = {"xytext": best[3:], "textcoords": "offset points", "ha": best[2], "fontsize": 8.5, "weight": weight}
-        axes.annotate(label, points[label][:2], **where)
+    A label that stands off is tied to its circle by a line.
+    """
+    figure = axes.figure
+    figure.draw_without_rendering()
+    unit = figure.dpi / 72
+    frame = axes.get_window_extent().extents / unit
+    fixed = [tuple(text.get_window_extent().extents / unit) for text in axes.texts]
+    centre = {k: tuple(axes.transData.transform(point[:2]) / unit) for k, point in points.items()}
+    fixed += [(x - radii[k], y - radii[k], x + radii[k], y + radii[k]) for k, (x, y) in centre.items()]
+    order = sorted(points, key=lambda k: (k not in bold, -radii[k]))
+    texts, choices = {}, {}
+    for k in order:
+        font = {"fontsize": 10, "weight": "bold", "zorder": 6} if k in bold else {"fontsize": 8.5, "zorder": 5}
+        texts[k] = axes.annotate(k, points[k][:2], (0, 0), textcoords="offset points", **font)
+        box = texts[k].get_window_extent()
+        choices[k] = _sides(centre[k], radii[k], box.width / unit, box.height / unit)
+    placed: dict[str, tuple[float, float, float, float]] = {}
+    for _ in range(4):  # each looks again once the others stand
+        for k in order:
+            others = [box for label, box in placed.items() if label != k]
+            placed[k] = min(choices[k], key=partial(_cost, centre[k], radii[k], frame, fixed, others))
+    for k, (left, low, right, high) in placed.items():
+        x, y = centre[k]
+        texts[k].set_position((left - x, low - y + 1.5))
+        end = (min(max(x, left), right), min(max(y, low), high))
+        far = math.dist((x, y), end)
+        if far > radii[k] + 6:
+            start = [c + (e - c) * radii[k] / far for c, e in zip((x, y), end, strict=True)]
+            ends = axes.transData.inverted().transform(np.array([start, end]) * unit)
+            axes.plot(*ends.T, color="#7a7a7a", linewidth=0.7, zorder=4, scalex=False, scaley=False)
+
+
+def _short(value: float, digits: int) -> str:
+    """A number with this many significant digits and without an exponent."""
+    return f"{float(f'{value:.{digits}g}'):,.10g}" if math.isfinite(value) else ""
+
+
+def _sides(
+    centre: tuple[float, float], radius: float, wide: float, tall: float
+) -> list[tuple[float, float, float, float]]:
+    """The boxes that a label of this size may take around a circle, at several distances in all directions."""
+    found = []
+    for gap in (2, 9, 18, 28, 40, 54):
+        for k in range(24):
+            across, up = math.cos(math.tau * k / 24), math.sin(math.tau * k / 24)
+            x = centre[0] + across * (radius + gap + wide / 2)
+            y = centre[1] + up * (radius + gap + tall / 2)
+            found.append((x - wide / 2, y - tall / 2, x + wide / 2, y + tall / 2))
+    return found
+
+
+def _cost(
+    centre: tuple[float, float],
+    radius: float,
+    frame: Sequence[float],
+    fixed: Sequence[tuple[float, ...]],
+    others: Sequence[tuple[float, ...]],
+    box: tuple[float, float, float, float],
+) -> float:
+    """How bad it is to write a label in this box: what it covers, what its line crosses, how far off it stands."""
+    inside = _overlap(box, (frame[0] + 2, frame[1] + 2, frame[2] - 2, frame[3] - 2))
+    outside = (box[2] - box[0]) * (box[3] - box[1]) - inside
+    end = (min(max(centre[0], box[0]), box[2]), min(max(centre[1], box[1]), box[3]))
+    line = [[c + (e - c) * t / 8 for c, e in zip(centre, end, strict=True)] for t in range(1, 9)]
+    crossed = sum(o[0] <= x <= o[2] and o[1] <= y <= o[3] for x, y in line for o in others)
+    covered = sum(_overlap(box, other) for other in fixed) + 5 * sum(_overlap(box, other) for other in others)
+    return covered + 20 * outside + 60 * crossed + 2 * max(0.0, math.dist(centre, end) - radius)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    wide, tall = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, wide) * max(0.0, tall)
+
+
+def _rgb(colour: str) -> list[float]:
+    return [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
 
 
 def _coarse(path: re.Match[bytes]) -> bytes:

@@ -33,6 +33,21 @@ class Cell:
     unit: str = "G"
 
 
+@dataclass(frozen=True)
+class Entry:
+    kind: str
+    row: str
+    printed: str
+    ours: str
+    explanation: str
+    evidence: str
+    verdict: str = ""
+    table: int | None = 3
+    scale: int | None = 4
+    metric: str = "flops"
+    dataset: str = ""
+
+
 class Tags(HTMLParser):
     """Every opening tag with its attributes; fails where tags aren't closed in order."""
 
@@ -46,7 +61,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
-        if tag != "img":
+        if tag not in ("img", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -319,6 +334,43 @@ def test_the_protocol_matrix_writes_each_distance() -> None:
         viz.protocol_matrix({"matlab": {"Set5": 1.0}}, reference="none", caption="c")
 
 
+ENTRIES = [
+    Entry("cell", "Baseline", "13.56 G", "13.5549 G", "Rounded <twice>.", "58 convolutions", "within"),
+    Entry("choice", "w/ SE", "no details", "squeezed to 18", "From the counts.", "", metric="", scale=None),
+    Entry("cell", "GELU -> None", "13.56 G", "13.5549 G", "Rounded <twice>.", "58 convolutions", "within"),
+    Entry("cell", "#N = 8", "13.56 G", "13.5549 G", "Rounded <twice>.", "58 convolutions", "within", table=4),
+    Entry("release", "w/ SE", "1x10^-3", "2", "Rounded <twice>.", "58 convolutions", table=None, metric="", scale=None),
+]
+
+
+def test_the_ledger_gathers_what_one_explanation_covers() -> None:
+    ledger = viz.ledger(ENTRIES, caption="Why & how.")
+    page = shown(ledger)
+    blocks = page.named("article")
+    names = ["ledger-table-3-x4-flops-baseline", "ledger-choice-w-se", "ledger-release-w-se"]
+    assert [attrs["id"] for attrs in blocks] == names
+    first, second, third = (text(part) for part in ledger.html.split("<article")[1:])
+    assert first.count("printed 13.56 G \u2192 ours 13.5549 G") == first.count("~ within") == 2
+    assert (
+        first.index("Table 3, \u00d74, #FLOPs")
+        < first.index("GELU \u2192 None")
+        < first.index("Table 4, \u00d74, #FLOPs")
+    )
+    assert first.count("Rounded &lt;twice&gt;.") == first.count("Evidence: 58 convolutions") == 1
+    assert "w/ SE Table 3 choice the paper no details here squeezed to 18 From the counts." in second
+    assert "Evidence" not in second and "1\u00d710\u207b\u00b3" in third
+    assert repr(ledger) == "Why & how. 5 entries, 3 explanations."
+
+
+def test_each_block_of_the_ledger_has_an_id_of_its_own() -> None:
+    same = [Entry("choice", "w/ SE", "a", "b", why, "") for why in ("one", "two", "three")]
+    ids = [str(attrs["id"]) for attrs in shown(viz.ledger(same, prefix="SAFMN ledger")).named("article")]
+    assert ids == ["safmn-ledger-choice-w-se", "safmn-ledger-choice-w-se-2", "safmn-ledger-choice-w-se-3"]
+    assert "nothing to explain" in viz.ledger([]).html
+    with pytest.raises(InputError, match="unknown verdict"):
+        viz.ledger([Entry("cell", "r", "1", "2", "why", "", "Exact")])
+
+
 def test_a_plain_table_escapes_and_marks() -> None:
     table = viz.plain_table([("a<b", 0.123456, "exact")], ["name", "time", "verdict"], caption="c")
     shown(table)
@@ -341,6 +393,40 @@ def test_a_plain_table_sets_numbers_right_and_sentences_left() -> None:
         ' class="srlib-long"',
     ]
     assert html.count('<td class="srlib-long">') == 2
+
+
+@pytest.mark.parametrize("width", [7.2, 3.75])
+def test_labels_of_near_points_do_not_cover_each_other(width: float) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(width, 4.2), layout="constrained")
+    axes = figure.subplots()
+    points = {f"Network {k}": (50 + 4 * k, 38 + 0.01 * (k % 3), 1.0) for k in range(8)}
+    for point in points.values():
+        axes.scatter(*point[:2])
+    axes.margins(0.5)
+    viz._place_labels(axes, points, dict.fromkeys(points, 5.0), {"Network 3": "safmn"})
+    boxes = [text.get_window_extent().extents for text in axes.texts]
+    assert len(boxes) == 8
+    for k, box in enumerate(boxes):
+        assert all(viz._overlap(box, other) < 20 for other in boxes[:k])
+        assert viz._overlap(box, axes.get_window_extent().extents) > 0.99 * np.prod(box[2:] - box[:2])
+    [bold] = [text for text in axes.texts if text.get_weight() == "bold"]
+    assert bold.get_text() == "Network 3" and bold.get_zorder() == max(text.get_zorder() for text in axes.texts)
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_chart_has_a_narrow_drawing_for_phones(name: str) -> None:
+    page = shown(CHARTS[name]("a"))
+    narrow = [str(attrs["srcset"]) for attrs in page.named("source")]
+    wide = [str(attrs["src"]) for attrs in page.named("img")]
+    sizes = [
+        float(re.search(r'width="([\d.]+)pt"', base64.b64decode(data.partition("base64,")[2]).decode())[1])
+        for data in narrow + wide
+    ]
+    assert sizes == [270.0, 270.0, 518.4, 518.4]
+
+
+def test_numbers_beside_bars_have_no_exponent() -> None:
+    assert [viz._short(value, 3) for value in (1400.3, 0.01234, 12.0)] == ["1,400", "0.0123", "12"]
 
 
 def test_nothing_is_fetched_from_elsewhere() -> None:
