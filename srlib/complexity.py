@@ -180,16 +180,20 @@ def latency(
     )
 
 
-def unit(device: str | torch.device = "cpu") -> float:
-    """Seconds of the yardstick that travels between machines, for speeds in units.
+def yardstick(device: str | torch.device = "cpu") -> Callable[[], float]:
+    """A function that measures the unit of speed anew at each call, in seconds.
 
-    One unit is one float32 3x3 convolution, 64 to 64 channels, padded, on 1x64x180x320: the best of five after one
-    untimed call. Take it in the same process with the same threads, anew before each timing.
+    One unit is one float32 3x3 convolution, 64 to 64 channels, padded, on 1x64x180x320: the best of five. It travels
+    between machines; take it in the same process with the same threads, just before each timing.
     """
     x = torch.randn(1, 64, 180, 320, device=device)
     weight, bias = torch.randn(64, 64, 3, 3, device=device), torch.randn(64, device=device)
-    with torch.inference_mode():
-        return latency(lambda: F.conv2d(x, weight, bias, padding=1), warmup=1, repeats=5, device=device).minimum
+
+    def convolution() -> None:
+        with torch.inference_mode():
+            F.conv2d(x, weight, bias, padding=1)
+
+    return lambda: latency(convolution, warmup=0, repeats=5, device=device).minimum
 
 
 @dataclass(frozen=True)
@@ -209,15 +213,17 @@ class Units:
 def in_units(
     call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
 ) -> Units:
-    """Time ``call`` in units of :func:`unit`, so that the figure can be compared between machines.
+    """Time ``call`` in units of :func:`yardstick`, so that the figure can be compared between machines.
 
     Use a fresh process: one that has run anything larger before keeps its memory and is faster for it.
     """
+    unit = yardstick(device)
+    unit()
     for _ in range(warmup):
         call()
     units, ratios = [], []
     for _ in range(repeats):
-        units.append(unit(device))
+        units.append(unit())
         ratios.append(latency(call, warmup=0, repeats=1, device=device).median / units[-1])
     return Units(
         median=statistics.median(ratios),

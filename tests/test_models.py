@@ -6,7 +6,7 @@ from torch import nn
 
 from srlib.errors import InputError
 from srlib.models import create, names
-from srlib.models.layers import LayerNorm, in_strips
+from srlib.models.layers import LayerNorm, strips, strips_pay
 from srlib.models.safmn import SAFMNConfig
 
 
@@ -57,19 +57,30 @@ def test_layer_norm_divides_nothing_by_zero() -> None:
 
 
 @pytest.mark.parametrize("height", [1, 16, 17, 33, 50])
-def test_strips_give_the_whole_result(height: int) -> None:
+@pytest.mark.parametrize("scale", [1, 2])
+def test_strips_give_the_whole_result(height: int, scale: int) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(4, 4, 3, padding=1)
+    conv = nn.Sequential(nn.Conv2d(4, 4 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
     x = torch.randn(2, 4, height, 7)
     seen = []
     with torch.inference_mode():
-        result = in_strips(lambda strip: seen.append(strip.shape[2]) or conv(strip), x, halo=1, pixels=1)
+        result = torch.full((2, 4, scale * height, scale * 7), torch.nan)
+        for strip in strips(result, halo=1, scale=scale, pixels=1):
+            part = x[:, :, strip.rows]
+            seen.append(part.shape[2])
+            strip.out.copy_(conv(part)[:, :, strip.inner])
         torch.testing.assert_close(result, conv(x), atol=1e-6, rtol=0)
     assert len(seen) == -(-height // 16)
     assert max(seen) <= 18
 
 
-def test_gradients_are_computed_in_one_piece() -> None:
-    seen = []
-    in_strips(lambda x: seen.append(x.shape) or x, torch.randn(1, 2, 64, 3), halo=1, pixels=1)
-    assert seen == [(1, 2, 64, 3)]
+def test_strips_pay_only_unwatched_and_without_gradients() -> None:
+    layer, x = nn.Sequential(nn.Conv2d(1, 1, 1)), torch.rand(1, 1, 4, 4)
+    assert not strips_pay(layer, x)
+    with torch.inference_mode():
+        assert strips_pay(layer, x)
+        hook = layer[0].register_forward_hook(lambda *_: None)
+        assert not strips_pay(layer, x)
+        hook.remove()
+        assert strips_pay(layer, x)
+

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,27 +20,40 @@ def check_images(x: Tensor) -> None:
         raise InputError(f"a network got images of {x.shape[2]} x {x.shape[3]} pixels; give at least 1 x 1")
 
 
-def in_strips(function: Callable[[Tensor], Tensor], x: Tensor, halo: int, pixels: int = 19_200) -> Tensor:
-    """``function(x)``, a strip of rows at a time where no gradient is wanted on a CPU: same result, less memory.
+def strips_pay(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``module`` may work on ``x`` a strip of rows at a time: without gradients, on a CPU, and unwatched.
 
-    A CPU spends longer on fetching fresh memory for a wide intermediate result than on filling it; a strip's stays in
-    the cache and its memory is used again for the next strip. ``function`` maps (B, C, H, W) to the same shape; a row
-    of its result may depend on ``halo`` rows above and below, beyond the border on zeros. A strip has about ``pixels``
-    pixels, and at least 16 rows. Anywhere else (training, tracing, compiling, other devices) ``function`` runs once.
+    A CPU spends longer on fetching fresh memory for large intermediate results than on filling it. A strip's stay in
+    the cache, and their memory is used again for the next strip. Training, tracing, compiling and other devices gain
+    nothing from it, and a forward hook anywhere inside should see whole feature maps.
     """
     if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling() or not x.is_cpu:
-        return function(x)
-    batch, _, height, width = x.shape
-    rows = max(16, pixels // (batch * width))
-    if rows >= height:
-        return function(x)
-    result = torch.empty_like(x)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
+        return False
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+class Strip(NamedTuple):
+    """Some rows of an image: those to compute from (``rows``), which of them are right (``inner``), where they go."""
+
+    rows: slice
+    inner: slice
+    out: Tensor
+
+
+def strips(result: Tensor, halo: int, scale: int = 1, pixels: int = 14_400) -> Iterator[Strip]:
+    """Cut the making of ``result`` (B, C, scale H, scale W) into strips of an image's H rows.
+
+    A strip's rows come with up to ``halo`` more at either end, which the image's borders cut off; ``inner`` takes
+    the strip's own rows out of what was computed from them, and ``out`` is their place in ``result``. A strip has about
+    ``pixels`` pixels, and at least 16 rows.
+    """
+    height, width = result.shape[2] // scale, result.shape[3] // scale
+    step = max(16, pixels // (result.shape[0] * width))
+    for top in range(0, height, step):
+        bottom = min(top + step, height)
         first = max(top - halo, 0)
-        strip = function(x[:, :, first : bottom + halo])
-        result[:, :, top:bottom] = strip[:, :, top - first : bottom - first]
-    return result
+        inner = slice((top - first) * scale, (bottom - first) * scale)
+        yield Strip(slice(first, min(bottom + halo, height)), inner, result[:, :, top * scale : bottom * scale])
 
 
 class LayerNorm(nn.Module):

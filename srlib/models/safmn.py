@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib.errors import InputError
-from srlib.models.layers import LayerNorm, check_images, in_strips
+from srlib.models.layers import LayerNorm, check_images, strips, strips_pay
 
 SCALES = (2, 3, 4)
+STRIP = 48  # rows that are normalised and pooled at a time
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class SAFMNConfig:
         if self.scale not in SCALES:
             raise InputError(f"SAFMN has no scale {self.scale}; choose one of: {', '.join(map(str, SCALES))}")
         if self.channels % self.levels:
-            raise InputError(f"SAFMN's {self.channels} channels do not split into {self.levels} levels; "
-                             f"give a multiple of {self.levels}")
+            raise InputError(
+                f"SAFMN's {self.channels} channels do not split into {self.levels} levels; "
+                f"give a multiple of {self.levels}"
+            )
 
 
 class L2Norm(nn.Module):
@@ -104,9 +107,8 @@ def norm(config: SAFMNConfig) -> nn.Module:
             return L2Norm()
 
 
-def pool(x: Tensor, level: int, kind: str) -> Tensor:
-    """A group (B, C, H, W) brought to (H // 2^level, W // 2^level), at least 1 x 1 (Equation 1, the down arrow)."""
-    size = [max(1, side // 2**level) for side in x.shape[-2:]]
+def pool(x: Tensor, size: tuple[int, int], kind: str) -> Tensor:
+    """Bring (B, C, H, W) to a smaller ``size`` (Equation 1, the down arrow)."""
     match kind:
         case "max":
             return F.adaptive_max_pool2d(x, size)
@@ -114,6 +116,11 @@ def pool(x: Tensor, level: int, kind: str) -> Tensor:
             return F.adaptive_avg_pool2d(x, size)
         case _:
             return F.interpolate(x, size, mode="nearest")
+
+
+def row_index(rows: int, height: int) -> Tensor:
+    """Which of ``rows`` rows nearest-neighbour enlarging to ``height`` puts at each row."""
+    return F.interpolate(torch.arange(rows, dtype=torch.float32)[None, None], height, mode="nearest")[0, 0].long()
 
 
 class SAFM(nn.Module):
@@ -132,25 +139,38 @@ class SAFM(nn.Module):
         self.aggr = nn.Conv2d(config.channels, config.channels, 1) if config.aggregation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        attention = self.aggr(self.multi_scale_features(x))
+        groups = x.chunk(self.config.levels, dim=1)
+        coarse = [pool(groups[i], self.size(i, x), self.config.pooling) for i in self.coarse_levels]
+        return self.modulate(x, [self.enlarge(small, x.shape[-2:]) for small in self.filtered(coarse)])
+
+    @property
+    def coarse_levels(self) -> range:
+        """The groups that work below the full size."""
+        return range(1, self.config.levels) if self.config.multi_scale else range(0)
+
+    def size(self, level: int, x: Tensor) -> tuple[int, int]:
+        """The size that a group of ``x`` is pooled to: its sides over 2^level, at least 1."""
+        return max(1, x.shape[-2] // 2**level), max(1, x.shape[-1] // 2**level)
+
+    def filtered(self, coarse: list[Tensor]) -> list[Tensor]:
+        """The pooled groups after their depth-wise convolutions."""
+        return [self.mfr[level](small) for level, small in zip(self.coarse_levels, coarse, strict=True)]
+
+    def enlarge(self, small: Tensor, size: tuple[int, int]) -> Tensor:
+        """A pooled group brought back to the full size (Equation 1, the up arrow)."""
+        return F.interpolate(small, size, mode="nearest")
+
+    def modulate(self, x: Tensor, enlarged: list[Tensor]) -> Tensor:
+        """Equations 2 and 3 on whole features or on some of their rows, given those rows of the enlarged groups."""
+        groups = x.chunk(self.config.levels, dim=1)
+        fine = [self.mfr[i](groups[i]) for i in range(self.config.levels - len(enlarged))]
+        attention = self.aggr(torch.cat(fine + enlarged, dim=1))
         match self.config.gate:
             case "gelu":
                 attention = F.gelu(attention)
             case "sigmoid":
                 attention = torch.sigmoid(attention)
         return attention * x if self.config.modulation else attention
-
-    def multi_scale_features(self, x: Tensor) -> Tensor:
-        """The groups of Equation 1, side by side as Equation 2 wants them; (B, C, H, W) in and out."""
-        size = x.shape[-2:]
-        groups = list(x.chunk(self.config.levels, dim=1))
-        for level, conv in enumerate(self.mfr):
-            if level == 0 or not self.config.multi_scale:
-                groups[level] = conv(groups[level])
-            else:
-                small = conv(pool(groups[level], level, self.config.pooling))  # (B, C / levels, H / 2^i, W / 2^i)
-                groups[level] = F.interpolate(small, size, mode="nearest")
-        return torch.cat(groups, dim=1)
 
 
 class SqueezeExcitation(nn.Module):
@@ -177,15 +197,11 @@ class CCM(nn.Module):
     (B, C, H, W) in and out. The variants of Table 3 put squeeze-excitation behind GELU, make the first convolution
     1x1 (channel MLP), or put a depth-wise 3x3 convolution and GELU in between (inverted residual block: its printed
     parameters, FLOPs and activations are met when the expansion stays 3x3).
-
-    Without gradients on a CPU the layers inside see one strip of rows after the other, and so do hooks on them; a hook
-    on the CCM itself sees the whole.
     """
 
     def __init__(self, config: SAFMNConfig) -> None:
         super().__init__()
         channels, hidden = config.channels, 2 * config.channels
-        self.kind = config.ccm
         kernel = 1 if config.ccm == "channel_mlp" else 3
         layers = [nn.Conv2d(channels, hidden, kernel, padding=kernel // 2), nn.GELU()]
         if config.ccm == "se":
@@ -195,9 +211,7 @@ class CCM(nn.Module):
         self.ccm = nn.Sequential(*layers, nn.Conv2d(hidden, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kind == "se":  # its global average needs the whole image
-            return self.ccm(x)
-        return in_strips(self.ccm, x, halo=2 if self.kind == "inverted_residual" else 1)
+        return self.ccm(x)
 
 
 class FMM(nn.Module):
@@ -216,11 +230,46 @@ class FMM(nn.Module):
             self.norm2, self.ccm = norm(config), CCM(config)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.config.safm == "safm" and self.config.ccm != "se" and strips_pay(self, x):
+            return self.in_strips(x)
         if self.config.safm == "safm":
             x = self.safm(self.norm1(x)) + x
         if self.config.ccm != "none":
             x = self.ccm(self.norm2(x)) + x
         return x
+
+    def in_strips(self, x: Tensor) -> Tensor:
+        """``forward`` with everything at full size done a strip of rows at a time; see ``layers.strips_pay``.
+
+        Only the pooled groups need the whole image. They are small, and pooling is separable: strips are pooled along
+        their rows first, the results together along the columns.
+        """
+        safm, (height, width) = self.safm, x.shape[-2:]
+        coarse = safm.filtered(self.pooled_in_strips(x))
+        lines = [row_index(small.shape[-2], height) for small in coarse]
+
+        result = torch.empty_like(x)
+        halo = 1 + {"none": 0, "inverted_residual": 2}.get(self.config.ccm, 1)
+        for strip in strips(result, halo):
+            part = x[:, :, strip.rows]  # (B, C, rows, W)
+            small = [c.index_select(2, line[strip.rows]) for c, line in zip(coarse, lines, strict=True)]
+            small = [s.contiguous(memory_format=torch.channels_last) for s in small]
+            enlarged = [safm.enlarge(s, (part.shape[2], width)) for s in small]
+            part = safm.modulate(self.norm1(part), enlarged).add_(part)
+            mixed = torch.zeros_like(part) if self.config.ccm == "none" else self.ccm(self.norm2(part))
+            torch.add(mixed[:, :, strip.inner], part[:, :, strip.inner], out=strip.out)
+        return result
+
+    def pooled_in_strips(self, x: Tensor) -> list[Tensor]:
+        """The pooled groups of SAFM's normalised input."""
+        safm, kind, levels = self.safm, self.config.pooling, self.safm.coarse_levels
+        narrow = [[] for _ in levels]
+        for first in range(0, x.shape[-2] if levels else 0, STRIP):
+            strip = self.norm1(x[:, :, first : first + STRIP])
+            groups = strip.chunk(self.config.levels, dim=1)
+            for parts, level in zip(narrow, levels, strict=True):
+                parts.append(pool(groups[level], (strip.shape[-2], safm.size(level, x)[1]), kind))
+        return [pool(torch.cat(parts, 2), safm.size(i, x), kind) for parts, i in zip(narrow, levels, strict=True)]
 
 
 class SAFMN(nn.Module):
@@ -243,4 +292,11 @@ class SAFMN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
         x = self.to_feat(x.contiguous(memory_format=torch.channels_last))
-        return self.to_img(self.feats(x) + x)
+        y = self.feats(x)
+        if not strips_pay(self, x):
+            return self.to_img(y + x)
+        scale = self.config.scale
+        sr = x.new_empty(x.shape[0], 3, scale * x.shape[2], scale * x.shape[3])
+        for strip in strips(sr, halo=1, scale=scale):
+            strip.out.copy_(self.to_img(y[:, :, strip.rows] + x[:, :, strip.rows])[:, :, strip.inner])
+        return sr
