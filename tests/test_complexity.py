@@ -85,7 +85,7 @@ def test_latency_takes_the_median_of_the_timed_calls_only() -> None:
 
 
 def test_the_unit_is_that_convolution() -> None:
-    unit = complexity.unit()
+    unit = complexity.yardstick()()
     x, weight = torch.randn(1, 64, 180, 320), torch.randn(64, 64, 3, 3)
     with torch.inference_mode():
         by_hand = complexity.latency(lambda: F.conv2d(x, weight, padding=1), repeats=5).minimum
