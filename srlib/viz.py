@@ -92,9 +92,10 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption, .srlib-ledger .srlib-c
 [data-theme="dark"] .srlib-viz .only-light, [data-jp-theme-light="false"] .srlib-viz .only-light { display: none
   !important; }
 .srlib-chart { overflow-x: auto; max-width: 100%; }
-.srlib-panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(7.2rem, 45%), 1fr)); gap: .75rem;
+.srlib-panels { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 18rem)); gap: .75rem;
   align-items: start; }
-.srlib-panels.srlib-few { grid-template-columns: repeat(auto-fill, minmax(min(14rem, 100%), 1fr)); }
+@media (max-width: 480px) { .srlib-panels { grid-template-columns: repeat(min(var(--columns), 2), minmax(0, 1fr)); }
+  .srlib-panels.srlib-few { grid-template-columns: minmax(0, 1fr); } }
 .srlib-panel { margin: 0; }
 .srlib-panel img { width: 100%; display: block; image-rendering: pixelated; }
 .srlib-full { margin: 0 0 .75rem; max-width: 32rem; }
@@ -332,7 +333,8 @@ def images(
         )
     cut = 0 if crop is None else 1
     few = " srlib-few" if crop is None and len(pixels) <= 3 else ""
-    grid = f'<div class="srlib-panels{few}">{"".join(parts[cut:])}</div>'
+    columns = math.ceil(len(pixels) / math.ceil(len(pixels) / 5))  # lines of the same length: 8 are 4 and 4
+    grid = f'<div class="srlib-panels{few}" style="--columns:{columns}">{"".join(parts[cut:])}</div>'
     return _figure("".join(parts[:cut]) + grid, alt, caption)
 
 

@@ -165,6 +165,12 @@ def test_images_refuse_what_they_cannot_show(panels: dict[str, torch.Tensor], cr
         viz.images(panels, crop=crop, alt="a")
 
 
+@pytest.mark.parametrize("count, columns", [(1, 1), (4, 4), (5, 5), (6, 3), (8, 4), (36, 5)])
+def test_panels_stand_in_lines_of_one_length(count: int, columns: int) -> None:
+    panels = {f"{k}": torch.zeros(3, 4, 4) for k in range(count)}
+    assert f'style="--columns:{columns}"' in viz.images(panels, alt="black").html
+
+
 def test_features_are_drawn_alike_and_say_their_range() -> None:
     ramp = torch.linspace(-1, 1, 200).expand(4, 10, 200)
     page = viz.features({"a": ramp, "b": 5 * ramp}, alt="ramps")
