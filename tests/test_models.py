@@ -74,10 +74,11 @@ def test_strips_give_the_whole_result(height: int, scale: int) -> None:
     assert max(seen) <= 18
 
 
-def test_strips_pay_only_unwatched_and_without_gradients() -> None:
-    layer, x = nn.Sequential(nn.Conv2d(1, 1, 1)), torch.rand(1, 1, 4, 4)
+def test_strips_pay_only_in_evaluation_unwatched_and_without_gradients() -> None:
+    layer, x = nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), torch.rand(1, 1, 4, 4)
     assert not strips_pay(layer, x)
     with torch.inference_mode():
+        assert not strips_pay(nn.Sequential(nn.Conv2d(1, 1, 1)), x)
         assert strips_pay(layer, x)
         hook = layer[0].register_forward_hook(lambda *_: None)
         assert not strips_pay(layer, x)

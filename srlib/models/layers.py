@@ -21,13 +21,16 @@ def check_images(x: Tensor) -> None:
 
 
 def strips_pay(module: nn.Module, x: Tensor) -> bool:
-    """Whether ``module`` may work on ``x`` a strip of rows at a time: without gradients, on a CPU, and unwatched.
+    """Whether ``module`` may work on ``x`` a strip of rows at a time: in evaluation mode, without gradients, on a CPU,
+    and unwatched.
 
     A CPU spends longer on fetching fresh memory for large intermediate results than on filling it. A strip's stay in
     the cache, and their memory is used again for the next strip. Training, tracing, compiling and other devices gain
     nothing from it, and a forward hook anywhere inside should see whole feature maps.
     """
-    if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling() or not x.is_cpu:
+    if module.training or torch.is_grad_enabled() or not x.is_cpu:
+        return False
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
