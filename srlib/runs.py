@@ -223,7 +223,7 @@ def train_or_load(
     or "cuda". A run of another configuration, other data or other code has another key, and so is never served in its
     place.
     """
-    folder = Path(root) / config.slug
+    where, folder = pick_device(device), Path(root) / config.slug
     make_folder(folder)
     with FileLock(folder / ".lock"):
         if (folder / "metrics.json").exists():
@@ -234,7 +234,7 @@ def train_or_load(
                     f"{folder}/config.json is not the configuration that the folder's name promises: delete the folder"
                 )
             return Run(folder)
-        return _train(config, store, held_out, folder, pick_device(device), compile, title or config.slug)
+        return _train(config, store, held_out, folder, where, compile, title or config.slug)
 
 
 def _train(

@@ -1,0 +1,159 @@
+"""The command line: what works prints figures, and bad input is one line that says how to mend it, with exit code 2."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srlib import cli
+from srlib.models import create
+from srlib.models.safmn import SAFMNConfig
+
+
+@pytest.fixture
+def srlib(monkeypatch, capsys, tmp_path):
+    """Run the command in this process, away from any data; returns exit code, standard output and standard error."""
+    monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SRLIB_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """A folder with two small images."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(noise.integers(0, 256, (64, 72, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_help_needs_no_torch():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "srlib", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "train" in done.stdout and "torch" not in done.stderr
+
+
+def test_a_table_prints_as_csv(srlib):
+    code, out, _ = srlib("table", "safmn", "2", "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0 and len(rows) == 12
+    assert list(rows[0]) == "row,variant,scale,dataset,metric,printed,ours,unit,verdict,note".split(",")
+    assert {row["verdict"] for row in rows} == {"not-run"}
+
+
+def test_complexity_prints_the_printed_parameters(srlib):
+    code, out, _ = srlib("complexity", "safmn", "--scale", "4", "--height", "8", "--width", "8", "--json")
+    assert code == 0 and json.loads(out)[0]["params"] == 239_520
+
+
+def test_bicubic_is_scored_and_written_whole(srlib, photographs, tmp_path):
+    out_file = tmp_path / "deep" / "scores.json"
+    command = ("evaluate", "bicubic", "--scale", "2", "--data", photographs, "--protocol", "liif", "--csv")
+    code, out, _ = srlib(*command, "--out", out_file)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    record = json.loads(out_file.read_text())
+    assert code == 0 and [row["protocol"] for row in rows] == ["liif"]
+    assert record["bicubic"][0]["psnr"] == pytest.approx(float(rows[0]["psnr"]))
+    assert record["bicubic"][0]["protocol"]["round_image"] is False
+
+
+def test_released_weights_are_scored(srlib, photographs, tmp_path):
+    torch.save({"params": create("safmn", 2).state_dict()}, tmp_path / "released.pth")
+    command = ("evaluate", "safmn", "--scale", "2", "--data", photographs, "--json")
+    code, out, _ = srlib(*command, "--weights", tmp_path / "released.pth")
+    assert code == 0 and [row["model"] for row in json.loads(out)] == ["safmn", "bicubic"]
+    code, _, err = srlib(*command[:3], "4", *command[4:], "--weights", tmp_path / "released.pth")
+    assert code == 2 and "released.pth does not fit" in err
+
+
+def test_a_run_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monkeypatch):
+    from srlib import runs
+
+    monkeypatch.setitem(runs.BUDGETS, "smoke", runs.Budget("smoke", 3, 2, 2, 8, 0.5, "for this test"))
+    monkeypatch.setattr("srlib.papers.safmn.rows", lambda: {3: (runs_row(),)})
+    record = tmp_path / "record.json"
+    command = ("train", "safmn", "--scale", "2", "--table", "3", "--row", "tiny", "--record", record)
+    code, out, err = srlib(*command, "--data", photographs, "--held-out", photographs)
+    assert (code, err) == (0, "") and "2 steps" in out
+    kept = json.loads(record.read_text())
+    assert kept["row"] == "tiny" and kept["config"]["network"]["blocks"] == 1 and kept["budget"] == "smoke"
+    assert str(tmp_path) not in record.read_text(), "a record holds no path of this machine"
+    code, out, _ = srlib("evaluate", "--record", record, "--data", photographs, "--out", tmp_path / "eval.json")
+    scores = json.loads((tmp_path / "eval.json").read_text())
+    assert code == 0 and scores["run"] == kept["run"]
+    assert scores["scores"][0]["psnr"] == pytest.approx(kept["metrics"]["held_out"]["psnr"])
+
+
+def runs_row():
+    from srlib.papers import Row
+
+    return Row("tiny", SAFMNConfig(blocks=1, channels=8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("trian",), "No such command"),
+        (("train", "--foo"), "No such option"),
+        (("train", "resnet"), "no training recipe for 'resnet'"),
+        (("train", "safmn", "--budget", "tiny"), "no budget 'tiny': choose one of smoke, short, paper"),
+        (("train", "safmn", "--scale", "0"), "scale"),
+        (("train", "safmn", "--scale", "x"), "scale"),
+        (("train", "safmn", "--table", "3"), "--table and --row go together"),
+        (("train", "safmn", "--table", "3", "--row", "LN -> XN"), "LN -> XN"),
+        (("train", "safmn", "--budget", "paper"), "--data FOLDER"),
+        (("train", "safmn", "--data", "nowhere"), "nowhere"),
+        (("train", "safmn", "--device", "tpu"), "choose auto, cpu or cuda"),
+        (("evaluate", "safmn"), "no weights for safmn"),
+        (("evaluate", "safmn", "--weights", "none.pth"), "no weights at none.pth"),
+        (("evaluate", "--record", "none.json"), "no record at none.json"),
+        (("evaluate",), "name a model or a run's --record"),
+        (("evaluate", "bicubic", "--data", "Set5"), "SRLIB_DATA"),
+        (("evaluate", "bicubic", "--data", "Set5", "--data-root", "nowhere"), "nowhere"),
+        (("evaluate", "bicubic", "--scale", "0"), "scale 0"),
+        (("evaluate", "bicubic", "--protocol", "ntsc"), "ntsc"),
+        (("table", "safmn", "99"), "choose one of: 1, 2, 3, 4, 5"),
+        (("table", "resnet", "1"), "unknown paper 'resnet'"),
+        (("complexity", "resnet"), "unknown model 'resnet'"),
+        (("complexity", "safmn", "--scale", "7"), "no scale 7"),
+        (("complexity", "safmn", "--height", "0"), "0"),
+        (("speed", "safmn", "--threads", "0"), "0 threads"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_line(srlib, tmp_path, arguments, said):
+    before = set(tmp_path.rglob("*"))
+    code, out, err = srlib(*arguments)
+    assert code == 2 and out == ""
+    assert said in err and err.startswith("srlib: ") and err.count("\n") == 1
+    left = {path for path in set(tmp_path.rglob("*")) - before if "cache" not in path.parts}
+    assert not left, "nothing is half-written"
+
+
+def test_a_truncated_image_is_named(srlib, photographs):
+    whole = (photographs / "1.png").read_bytes()
+    (photographs / "1.png").write_bytes(whole[: len(whole) // 2])
+    code, _, err = srlib("evaluate", "bicubic", "--scale", "2", "--data", photographs)
+    assert code == 2 and "1.png" in err and err.count("\n") == 1
