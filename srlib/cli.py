@@ -77,7 +77,9 @@ def train(
     """
     from srlib import runs as engine
 
-    engine.recipe(model), engine.training(model, budget)  # names first: nothing is decoded for a run that cannot be
+    engine.training(model, budget, seed=seed)  # names first: nothing is decoded for a run that cannot be
+    if record:
+        engine.check_writable(record)
     network, lr = (None, None) if row is None and table is None else ablation(model, table, row)
     store, watched = open_store(data, data_root), open_store(held_out, data_root)
     config = engine.configure(
@@ -87,22 +89,21 @@ def train(
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, title=title)
     if record:
         engine.write_json(record, run.record() | {"budget": budget, "table": table, "row": row})
-    held = run.metrics["held_out"]
+    held = run.held_out
     under = f"{held['protocol']['name']} protocol"
     print(f"{run.folder}: {held['dataset']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({under})")
 
 
 def ablation(model: str, table: int | None, row: str | None) -> tuple[Any, float | None]:
-    """Configuration and learning rate of a printed row."""
+    """Configuration and learning rate of a row of an ablation table."""
     from srlib import papers
 
     if table is None or row is None:
         raise InputError('--table and --row go together, as in: srlib train safmn --table 3 --row "LN -> BN"')
-    for found in papers.rows(model, table):
-        if found.label == row:
-            return found.config, found.lr
-    known = "; ".join(found.label for found in papers.rows(model, table)) or "none that can be trained"
-    raise InputError(f"table {table} of {model} has no row {row!r}: its rows are {known}")
+    if table == 1:
+        raise InputError(f"table 1 holds {model} itself: leave --table and --row out, and choose --scale")
+    found = papers.row(model, table, row)
+    return found.config, found.lr
 
 
 @app.command()
@@ -114,7 +115,7 @@ def evaluate(
     weights: Annotated[
         Path | None, typer.Option(help="Score these weights: a run's model.safetensors or a released file.")
     ] = None,
-    scale: Scale = 4,
+    scale: Annotated[int | None, typer.Option(help="How many times larger, each way; default 4, or the run's.")] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -131,6 +132,7 @@ def evaluate(
     device: Device = "auto",
     runs: Runs = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Write scores to this JSON file.")] = None,
+    images: Annotated[bool, typer.Option(help="Print a line for each image.")] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -146,6 +148,11 @@ def evaluate(
         raise InputError(
             "name a model or a run's --record: srlib evaluate safmn --weights F, or srlib evaluate --record R.json"
         )
+    if weights is not None and (model == "bicubic" or record is not None):
+        raise InputError("--weights go with a model's name: srlib evaluate safmn --weights FILE")
+    if scale is not None and record is not None:
+        raise InputError("--scale is the run's own with --record: leave it out")
+    scale = 4 if scale is None else scale
     if luma and (model != "bicubic" or protocol):
         raise InputError("--luma is a way to score bicubic, with its own protocol: srlib evaluate bicubic --luma")
     where = engine.pick_device(device)
@@ -153,8 +160,10 @@ def evaluate(
     network = None
     if record is not None:
         origin = engine.read_json(record)
+        if not isinstance(origin.get("run"), str):
+            raise InputError(f"{record} is no record of a run: give the file that `srlib train --record` wrote")
         run = engine.Run(runs / origin["run"])
-        model, scale = origin["config"]["model"], origin["config"]["scale"]
+        model, scale = run.config["model"], run.config["scale"]
         network = run.network(where)
     elif model != "bicubic":
         if weights is None:
@@ -175,10 +184,11 @@ def evaluate(
     if out:
         lists = {"scores": [one.record() for one in scores], "bicubic": [one.record() for one in baseline]}
         engine.write_json(out, origin | {"model": model, "scale": scale, "commit": engine.commit()} | lists)
-    columns = ("dataset", "scale", "model", "protocol", "psnr", "ssim")
     rows = [
-        dict(zip(columns, (one.dataset, scale, name, one.protocol.name, one.psnr, one.ssim), strict=True))
-        for name, part in found.items() for one in part
+        {"dataset": one.dataset, "scale": scale, "model": name, "protocol": one.protocol.name}
+        | ({"image": each.name} if images else {})
+        | {"psnr": each.psnr, "ssim": each.ssim}
+        for name, part in found.items() for one in part for each in (one.images if images else [one])
     ]  # fmt: skip
     show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}"})
 

@@ -2,8 +2,8 @@
 
 A run's folder, ``runs/safmn-x4-500-1a2b3c4d5e6f``, holds ``config.json`` (what determines the weights),
 ``model.safetensors`` (weights that name their network), ``log.csv`` and ``validation.csv``, ``provenance.json`` (who
-made it, when, with what) and, last of all and only for a run that came to its end, ``metrics.json``. While a run
-trains, ``state.pt`` beside them lets it resume.
+made it, when, with what) and, last of all and only for a run that came to its end, ``metrics.json``; then
+``held_out.json``, its scores. While a run trains, ``state.pt`` beside them lets it resume.
 """
 
 import ast
@@ -33,7 +33,7 @@ from srlib import data as data_module
 from srlib import metrics
 from srlib.complexity import describe_device
 from srlib.errors import InputError
-from srlib.evaluate import Scores, score
+from srlib.evaluate import score
 from srlib.logs import Log, read_csv
 from srlib.models import config_class, create
 from srlib.train import Diverged, State, TrainConfig, train
@@ -66,6 +66,7 @@ class Budget:
     meaning: str
 
 
+TRAINING_CODE = ("models.layers", "losses", "train", "resize", "data")
 RECIPES = {"safmn": Recipe(TrainConfig(), protocol="safmn")}
 
 SMOKE = "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"
@@ -101,7 +102,7 @@ def training(model: str, budget: str, *, ablation: bool = False, lr: float | Non
         patch=cut.patch or full.patch,
         milestones=tuple(round(milestone * steps / full.steps) for milestone in full.milestones),
         ema_decay=full.ema_decay if cut.ema_decay is None else min(full.ema_decay, cut.ema_decay),
-        lr=lr or full.lr,
+        lr=full.lr if lr is None else lr,
         seed=seed,
     )
 
@@ -119,6 +120,7 @@ class RunConfig:
     train: TrainConfig
     data: str
     fingerprint: str
+    lr_fingerprint: str
     contract: str
 
     @property
@@ -151,8 +153,13 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """How it ended: steps, final loss, the step of a collapse or None, the held-out scores with their protocol."""
+        """How it ended: steps, the last mean loss (None if not finite), the step of a collapse or None."""
         return read_json(self.folder / "metrics.json")
+
+    @property
+    def held_out(self) -> dict[str, Any]:
+        """The scores on the held-out images, as ``Scores.record`` gives them (``held_out.json``)."""
+        return read_json(self.folder / "held_out.json")
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -176,7 +183,8 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """All that the book shows of a run, as JSON data; the folder's name only, no path."""
-        return {"run": self.folder.name, "config": self.config, "metrics": self.metrics, "provenance": self.provenance}
+        parts = {"config": self.config, "metrics": self.metrics, "provenance": self.provenance}
+        return {"run": self.folder.name} | parts | {"held_out": self.held_out}
 
 
 def configure(
@@ -202,9 +210,9 @@ def configure(
         )
     settings = training(model, budget, ablation=ablation, lr=lr, seed=seed)
     config = create(model, scale, network).config
-    return RunConfig(
-        model, scale, asdict(config), settings, store.name, store.fingerprint, contract(type(config).__module__)
-    )
+    fingerprints = store.fingerprint, store.lr_fingerprint(scale)
+    code = contract(type(config).__module__)
+    return RunConfig(model, scale, asdict(config), settings, store.name, *fingerprints, code)
 
 
 def train_or_load(
@@ -219,48 +227,63 @@ def train_or_load(
 ) -> Run:
     """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
 
-    ``held_out`` images are scored at points along the way under the paper's protocol. ``device``: "auto", "cpu"
-    or "cuda". A run of another configuration, other data or other code has another key, and so is never served in its
-    place.
+    ``held_out`` images are scored at points along the way under the paper's protocol, and at the end; a finished run is
+    scored again where that was on other images or by other code. ``device``: "auto", "cpu" or "cuda". A run of another
+    configuration, other data or other code has another key, and so is never served in its place.
     """
     where, folder = pick_device(device), Path(root) / config.slug
+    protocol = metrics.protocol(recipe(config.model).protocol)
+    if not (folder / "metrics.json").exists():  # refuse what cannot be trained or scored before a folder is made
+        patches = make_patches(config, store, where)
+        smallest = min((held_out.pair(i, config.scale)[1] for i in range(len(held_out))), key=lambda hr: hr.numel())
+        metrics.ssim(smallest, smallest, protocol, config.scale)
     make_folder(folder)
     with FileLock(folder / ".lock"):
-        if (folder / "metrics.json").exists():
-            if read_json(folder / "config.json") != config.record() | {
-                "data": read_json(folder / "config.json")["data"]
-            }:
-                raise InputError(
-                    f"{folder}/config.json is not the configuration that the folder's name promises: delete the folder"
-                )
-            return Run(folder)
-        return _train(config, store, held_out, folder, where, compile, title or config.slug)
+        for leftover in folder.glob("*.tmp"):
+            leftover.unlink()
+        run = Run(folder)
+        if not (folder / "metrics.json").exists():
+            _train(config, patches, held_out, protocol, folder, where, compile, title or config.slug)
+        elif run.config | {"data": ""} != config.record() | {"data": ""}:
+            raise InputError(f"{folder}/config.json is not what the folder's name promises: delete the folder")
+        scored_by = [held_out.fingerprint, held_out.lr_fingerprint(config.scale), protocol.record(), scoring_contract()]
+        if not (folder / "held_out.json").exists() or run.held_out["scored_by"] != json.loads(json.dumps(scored_by)):
+            scores = score(run.network(where), held_out, config.scale, protocol, device=where)
+            write_json(folder / "held_out.json", scores.record() | {"scored_by": scored_by})
+        return run
+
+
+def make_patches(config: RunConfig, store: data_module.Store, device: str) -> data_module.Patches:
+    """The training batches of a run. Raises InputError where an image is smaller than a patch."""
+    settings = config.train
+    return data_module.Patches(
+        store, scale=config.scale, patch=settings.patch, batch=settings.batch, seed=settings.seed, device=device
+    )
 
 
 def _train(
     config: RunConfig,
-    store: data_module.Store,
+    patches: data_module.Patches,
     held_out: data_module.Store,
+    protocol: metrics.Protocol,
     folder: Path,
     device: str,
     compile: bool,
     title: str,
-) -> Run:
+) -> None:
     settings, state_path = config.train, folder / "state.pt"
     fabric = Fabric(accelerator=device, devices=1, precision=settings.precision)
-    patches = data_module.Patches(
-        store, scale=config.scale, patch=settings.patch, batch=settings.batch, seed=settings.seed, device=fabric.device
-    )
-    protocol = metrics.protocol(recipe(config.model).protocol)
-    model = initial(config)
     write_json(folder / "config.json", config.record())
-    log = Log(folder, every=max(1, settings.steps // 100), total=settings.steps, title=title)
-    resumed_at, seconds, scores, mean = 0, 0.0, None, None
+    rhythm = Rhythm.of(settings.steps)
+    log = Log(folder, every=rhythm.log, total=settings.steps, title=title)
+    resumed_at, seconds, mean, psnr = 0, 0.0, None, None
 
     def on_start(state: State) -> None:
-        nonlocal resumed_at
-        resumed_at = state.step
+        nonlocal resumed_at, seconds, mean
+        resumed_at, seconds = state.step, state.seconds
         log.resume(state.step)
+        if state.step:
+            mean = read_csv(folder / "log.csv")[-1]["loss"]
 
     def on_step(state: State, loss: Tensor) -> None:
         nonlocal mean, seconds
@@ -272,16 +295,18 @@ def _train(
                 raise Diverged(state.step)
 
     def on_save(state: State) -> None:
-        nonlocal scores
-        scores = score(state.average.module.eval(), held_out, config.scale, protocol, device=fabric.device)
-        state.average.module.train()
+        nonlocal psnr
+        if state.step % rhythm.validate and state.step != settings.steps:
+            return
+        scores = score(state.average.module, held_out, config.scale, protocol, device=fabric.device)
         log.validation(state.step, scores.psnr, scores.ssim, state.seconds)
+        psnr = scores.psnr
 
     collapsed_at = None
     try:
         trained = train(
-            model, patches.batch, settings, fabric, state_path=state_path, on_start=on_start, on_step=on_step,
-            on_save=on_save, save_every=max(1, settings.steps // (10 if settings.steps >= 500 else 4)), compile=compile,
+            initial(config), patches.batch, settings, fabric, state_path=state_path, on_start=on_start,
+            on_step=on_step, on_save=on_save, save_every=rhythm.save, compile=compile,
         )  # fmt: skip
     except Diverged as collapse:
         collapsed_at = collapse.step
@@ -289,16 +314,32 @@ def _train(
         if state_path.exists():
             state.load(state_path, fabric.device)
         trained = state.average.module.eval()
-    if scores is None:  # resumed after the last save, or collapsed before the first
-        scores = score(trained, held_out, config.scale, protocol, device=fabric.device)
     save(trained, config.model, folder / "model.safetensors")
     write_json(folder / "provenance.json", provenance(config, fabric.device, seconds, resumed_at, compile))
-    ending = {"steps": settings.steps, "loss": mean, "collapsed_at": collapsed_at, "held_out": scores.record()}
-    write_json(folder / "metrics.json", ending)
+    loss = mean if mean is not None and np.isfinite(mean) else None
+    write_json(folder / "metrics.json", {"steps": settings.steps, "loss": loss, "collapsed_at": collapsed_at})
     state_path.unlink(missing_ok=True)
-    run = Run(folder)
-    log.close(f"{title}: {run.ending}, held-out PSNR {scores.psnr:.2f} dB, {seconds:.0f} s on {fabric.device}")
-    return run
+    reached = "" if psnr is None else f", held-out PSNR {psnr:.2f} dB"
+    log.close(f"{title}: {Run(folder).ending}{reached}, {seconds:.0f} s on {fabric.device}")
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """After how many steps a run writes a line of its log, saves its state, and scores the held-out images.
+
+    Each is a multiple of the one before, so that no state is saved whose losses were not looked at.
+    """
+
+    log: int
+    save: int
+    validate: int
+
+    @classmethod
+    def of(cls, steps: int) -> "Rhythm":
+        """A hundred lines or more, ten scores (four in a short run), a state at least every thousand steps."""
+        log = min(max(1, steps // 100), 100)
+        save = log * 10 if steps >= 500 else max(1, steps // 4 // log * log)
+        return cls(log, save, save * max(1, steps // 10 // save) if steps >= 500 else save)
 
 
 def initial(config: RunConfig) -> nn.Module:
@@ -430,10 +471,20 @@ def contract(config_module: str) -> str:
     """Hash of the code that determines a run's weights: the model's file, layers, losses, training loop, resizing and
     data.
 
-    Comments, docstrings and layout do not count; any other change to these files makes every earlier run of that
-    model another run.
+    Comments, docstrings and layout do not count; any other change to these files makes every earlier run of that model
+    another run. So may another version of Python, which writes the same code differently.
     """
-    parts = [config_module] + [f"srlib.{name}" for name in ("models.layers", "losses", "train", "resize", "data")]
+    return code_hash(config_module, *(f"srlib.{name}" for name in TRAINING_CODE))
+
+
+@cache
+def scoring_contract() -> str:
+    """Hash of the code that determines scores."""
+    return code_hash(*(f"srlib.{name}" for name in ("metrics", "evaluate", "resize", "data")))
+
+
+def code_hash(*parts: str) -> str:
+    """Hash of some modules' code without comments and docstrings."""
     digest = hashlib.sha256()
     for part in parts:
         tree = ast.parse(Path(str(import_module(part).__file__)).read_text(encoding="utf-8"))
@@ -492,21 +543,38 @@ def commit() -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON record; InputError when it is missing or damaged."""
+    """A JSON record; InputError when it is missing, damaged or no record."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no record at {path}: make it with `srlib train` or `srlib evaluate`") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): name a JSON file") from None
     except ValueError:
         raise InputError(f"{path} is no valid JSON: delete it and make it again") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds no record: name a file that `srlib train` or `srlib evaluate` wrote")
+    return record
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON record in one atomic move."""
+    """Write a JSON record in one atomic move; InputError where that is not possible."""
     make_folder(path.parent)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): choose another place") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise InputError where no record can be written at ``path``, before the work that it is to record."""
+    make_folder(path.parent)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: name a file in a folder of yours, such as record.json")
 
 
 def make_folder(path: Path) -> None:
@@ -515,10 +583,3 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {path} ({error.strerror}): choose another folder") from None
-
-
-def evaluate(run: Run, sets: list[data_module.Store], protocols: list[str], device: str = "auto") -> list[Scores]:
-    """Score a run's network on each set of images under each protocol; the network is loaded once."""
-    where = pick_device(device)
-    network, scale = run.network(where), run.config["scale"]
-    return [score(network, store, scale, metrics.protocol(name), device=where) for store in sets for name in protocols]

@@ -1,5 +1,6 @@
 """The training loop: one visible function, with its settings and its resumable state."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -45,12 +46,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in ("steps", "batch", "patch"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} is {getattr(self, field)}: give a whole number from 1 up")
-        if self.lr <= 0:
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{field} is {value}: give a whole number from 1 up")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
+        if not 0 < self.lr < math.inf:
             raise InputError(f"lr is {self.lr}: give a positive number, such as 1e-3")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"ema_decay is {self.ema_decay}: give a number from 0 (no average) to below 1")
+        for field in ("lr_final", "weight_decay", "fft_weight", "lr_decay"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise InputError(f"{field} is {getattr(self, field)}: give a number from 0 up")
+        if not all(0 <= part < 1 for part in (*self.betas, self.ema_decay)):
+            raise InputError(f"ema_decay {self.ema_decay} or betas {self.betas}: give numbers from 0 to below 1")
+        if any(step < 0 for step in self.milestones):
+            raise InputError(f"milestones are {self.milestones}: give steps from 0 up")
         choices = {
             "optimizer": ("adam", "adamw"),
             "schedule": ("cosine", "multistep"),

@@ -103,7 +103,7 @@ def test_a_run_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monk
     code, out, _ = srlib("evaluate", "--record", record, "--data", photographs, "--out", tmp_path / "eval.json")
     scores = json.loads((tmp_path / "eval.json").read_text())
     assert code == 0 and scores["run"] == kept["run"]
-    assert scores["scores"][0]["psnr"] == pytest.approx(kept["metrics"]["held_out"]["psnr"])
+    assert scores["scores"][0]["psnr"] == pytest.approx(kept["held_out"]["psnr"])
 
 
 def runs_row():
@@ -129,6 +129,10 @@ def runs_row():
         (("evaluate", "safmn"), "no weights for safmn"),
         (("evaluate", "safmn", "--weights", "none.pth"), "no weights at none.pth"),
         (("evaluate", "--record", "none.json"), "no record at none.json"),
+        (("train", "safmn", "--seed", "-1"), "seed is -1"),
+        (("train", "safmn", "--table", "1", "--row", "SAFMN (Ours)"), "leave --table and --row out"),
+        (("evaluate", "bicubic", "--weights", "none.pth"), "--weights go with a model"),
+        (("evaluate", "--record", "."), "cannot be read"),
         (("evaluate",), "name a model or a run's --record"),
         (("evaluate", "bicubic", "--data", "Set5"), "SRLIB_DATA"),
         (("evaluate", "bicubic", "--data", "Set5", "--data-root", "nowhere"), "nowhere"),

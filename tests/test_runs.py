@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,11 +53,11 @@ def test_a_run_leaves_its_whole_record(trained, store):
     }  # fmt: skip
     assert not (trained.folder / "state.pt").exists()
     assert trained.metrics["steps"] == 12 and trained.metrics["collapsed_at"] is None
-    assert trained.metrics["held_out"]["protocol"]["name"] == "safmn"
+    assert trained.held_out["protocol"]["name"] == "safmn"
     assert {"commit", "torch", "device", "seed", "fingerprint", "seconds"} <= trained.provenance.keys()
     assert trained.provenance["fingerprint"] == store.fingerprint
     assert list(trained.log()["step"]) == list(range(1, 13)), "12 steps are few enough for a row each"
-    assert trained.log("validation")["psnr"][-1] == pytest.approx(trained.metrics["held_out"]["psnr"])
+    assert trained.log("validation")["psnr"][-1] == pytest.approx(trained.held_out["psnr"])
 
 
 def test_the_saved_network_scores_what_the_record_says(trained, store):
@@ -63,7 +65,7 @@ def test_the_saved_network_scores_what_the_record_says(trained, store):
     from srlib.evaluate import score
 
     again = score(trained.network(), store, 2, metrics.protocol("safmn"))
-    assert again.psnr == pytest.approx(trained.metrics["held_out"]["psnr"], abs=1e-9)
+    assert again.psnr == pytest.approx(trained.held_out["psnr"], abs=1e-9)
 
 
 def test_a_finished_run_is_loaded_not_trained(trained, store):
@@ -82,6 +84,7 @@ def test_another_configuration_data_or_code_is_another_run(trained, store, tmp_p
         replace(base, scale=3),
         replace(base, network={**base.network, "norm": "none"}),
         config_of(images(tmp_path / "other", seed=1)),
+        replace(base, lr_fingerprint="0"),
         replace(base, contract="000000000000"),
     ]
     assert len({base.key, *(other.key for other in others)}) == 1 + len(others)
@@ -97,7 +100,7 @@ def test_a_folder_with_another_configuration_is_refused(trained, store, tmp_path
     stale.mkdir()
     (stale / "config.json").write_text(json.dumps(config_of(store, lr=5e-4).record()))
     (stale / "metrics.json").write_text("{}")
-    with pytest.raises(InputError, match="delete the folder"):
+    with pytest.raises(InputError, match="delete the folder"):  # nothing is served from it
         runs.train_or_load(config_of(store), store, store, root=tmp_path, device="cpu")
 
 
@@ -122,10 +125,45 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(trained, store, tmp_path, 
     np.testing.assert_array_equal(resumed.log()["step"], trained.log()["step"])
 
 
+def test_other_held_out_images_are_scored_anew(trained, store, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(trained.folder, root / trained.folder.name)
+    other = images(tmp_path / "other", seed=3)
+    again = runs.train_or_load(config_of(store), store, other, root=root, device="cpu")
+    assert again.held_out["fingerprint"] == other.fingerprint
+    assert again.held_out["psnr"] != trained.held_out["psnr"]
+    assert again.metrics == trained.metrics, "the training is not done again"
+
+
+def test_a_run_stopped_after_its_last_state_keeps_its_figures(trained, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "save", lambda *arguments: sys.exit("stopped"))
+    with pytest.raises(SystemExit):
+        runs.train_or_load(config_of(store), store, store, root=tmp_path, device="cpu")
+    monkeypatch.undo()
+    resumed = runs.train_or_load(config_of(store), store, store, root=tmp_path, device="cpu")
+    assert resumed.metrics["loss"] == trained.metrics["loss"]
+    assert resumed.provenance["resumed_at"] == 12 and resumed.provenance["seconds"] > 0
+
+
+def test_what_cannot_be_trained_leaves_no_folder(store, tmp_path):
+    for config, words in ((config_of(store, patch=64), "patch"), (replace(config_of(store), model="resnet"), "resnet")):
+        with pytest.raises(InputError, match=words):
+            runs.train_or_load(config, store, store, root=tmp_path / "runs", device="cpu")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 12, 120, 499, 500, 800, 12_345, 20_000, 500_000])
+def test_states_are_saved_only_after_their_losses_were_seen(steps):
+    rhythm = runs.Rhythm.of(steps)
+    assert rhythm.save % rhythm.log == 0 and rhythm.validate % rhythm.save == 0
+    assert rhythm.save <= 1000 and 1 <= steps // rhythm.validate <= 12
+
+
 def test_a_collapse_is_recorded_with_the_last_good_weights(store, tmp_path):
     config = replace(config_of(store), train=replace(QUICK, lr=1e30))
     run = runs.train_or_load(config, store, store, root=tmp_path, device="cpu")
-    assert 1 < run.metrics["collapsed_at"] <= 12
+    assert 1 < run.metrics["collapsed_at"] <= 12 and run.metrics["loss"] is None
+    assert run.ending == f"collapsed at step {run.metrics['collapsed_at']}"
     assert np.isnan(run.log()["loss"][-1]) or np.isinf(run.log()["loss"][-1])
     assert all(torch.isfinite(value).all() for value in load_file(run.folder / "model.safetensors").values())
 
@@ -163,7 +201,7 @@ def test_unknown_names_are_one_line(call):
 
 def test_the_paper_budget_refuses_the_embedded_photographs():
     class Photos:
-        name, fingerprint = "photos/train", "0"
+        name = "photos/train"
 
     with pytest.raises(InputError, match="--data"):
         runs.configure("safmn", 4, Photos(), budget="paper")

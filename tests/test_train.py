@@ -97,7 +97,22 @@ def test_bf16_trains_in_float32_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"batch": -1}, {"lr": 0.0}, {"ema_decay": 1.0}, {"optimizer": "sgd"}, {"precision": "fp8"}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"steps": 2.5},
+        {"batch": -1},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"fft_weight": math.inf},
+        {"ema_decay": 1.0},
+        {"betas": (0.9, 2.0)},
+        {"milestones": (-1,)},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"optimizer": "sgd"},
+        {"precision": "fp8"},
+    ],
 )
 def test_settings_that_cannot_train_are_refused(wrong):
     with pytest.raises(InputError) as error:
