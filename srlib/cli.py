@@ -66,6 +66,7 @@ def train(
     held_out: Annotated[str, typer.Option(help="Images to score while training.")] = "photos/held-out",
     data_root: DataRoot = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+    precision: Annotated[str, typer.Option(help="32-true or bf16-mixed.")] = "32-true",
     device: Device = "auto",
     compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
     runs: Runs = Path("runs"),
@@ -77,14 +78,18 @@ def train(
     """
     from srlib import runs as engine
 
-    engine.training(model, budget, seed=seed)  # names first: nothing is decoded for a run that cannot be
+    # names first: nothing is decoded for a run that cannot be
+    engine.training(model, budget, seed=seed, precision=precision)
     if record:
         engine.check_writable(record)
-    network, lr = (None, None) if row is None and table is None else ablation(model, table, row)
+    if (table is None) != (row is None):
+        raise InputError('--table and --row go together, as in: srlib train safmn --table 3 --row "LN -> BN"')
     store, watched = open_store(data, data_root), open_store(held_out, data_root)
-    config = engine.configure(
-        model, scale, store, network=network, budget=budget, ablation=row is not None, lr=lr, seed=seed
-    )
+    options: dict[str, Any] = {"budget": budget, "seed": seed, "precision": precision}
+    if table is None or row is None:
+        config = engine.configure(model, scale, store, **options)
+    else:
+        config = engine.configure_row(model, table, row, scale, store, **options)
     title = f"{model} x{scale}, {budget}" + (f", {row}" if row else "")
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, title=title)
     if record:
@@ -92,18 +97,6 @@ def train(
     held = run.held_out
     under = f"{held['protocol']['name']} protocol"
     print(f"{run.folder}: {held['dataset']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({under})")
-
-
-def ablation(model: str, table: int | None, row: str | None) -> tuple[Any, float | None]:
-    """Configuration and learning rate of a row of an ablation table."""
-    from srlib import papers
-
-    if table is None or row is None:
-        raise InputError('--table and --row go together, as in: srlib train safmn --table 3 --row "LN -> BN"')
-    if table == 1:
-        raise InputError(f"table 1 holds {model} itself: leave --table and --row out, and choose --scale")
-    found = papers.row(model, table, row)
-    return found.config, found.lr
 
 
 @app.command()

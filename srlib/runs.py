@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import srlib
 from srlib import data as data_module
-from srlib import metrics
+from srlib import metrics, papers
 from srlib.complexity import describe_device
 from srlib.errors import InputError
 from srlib.evaluate import score
@@ -85,9 +85,17 @@ def recipe(model: str) -> Recipe:
     return RECIPES[model]
 
 
-def training(model: str, budget: str, *, ablation: bool = False, lr: float | None = None, seed: int = 0) -> TrainConfig:
-    """The paper's training of ``model``, scaled to ``budget``; ``lr`` replaces the initial learning rate (a row's
-    own, Table 3).
+def training(
+    model: str,
+    budget: str,
+    *,
+    ablation: bool = False,
+    lr: float | None = None,
+    seed: int = 0,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+) -> TrainConfig:
+    """The paper's training of ``model``, scaled to ``budget``; ``lr`` replaces the initial learning rate (a row's own,
+    Table 3), ``precision`` is Fabric's.
 
     Raises InputError for an unknown model or budget.
     """
@@ -104,6 +112,7 @@ def training(model: str, budget: str, *, ablation: bool = False, lr: float | Non
         ema_decay=full.ema_decay if cut.ema_decay is None else min(full.ema_decay, cut.ema_decay),
         lr=full.lr if lr is None else lr,
         seed=seed,
+        precision=precision,
     )
 
 
@@ -197,6 +206,7 @@ def configure(
     ablation: bool = False,
     lr: float | None = None,
     seed: int = 0,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
 ) -> RunConfig:
     """The configuration of one run: a model (``network``: its config dataclass, default the paper's), its data and a
     budget.
@@ -208,11 +218,35 @@ def configure(
         raise InputError(
             "the paper budget needs the paper's training images: give --data FOLDER (DIV2K and Flickr2K's HR images)"
         )
-    settings = training(model, budget, ablation=ablation, lr=lr, seed=seed)
+    settings = training(model, budget, ablation=ablation, lr=lr, seed=seed, precision=precision)
     config = create(model, scale, network).config
     fingerprints = store.fingerprint, store.lr_fingerprint(scale)
     code = contract(type(config).__module__)
     return RunConfig(model, scale, asdict(config), settings, store.name, *fingerprints, code)
+
+
+def configure_row(
+    model: str,
+    table: int,
+    label: str,
+    scale: int,
+    store: data_module.Store,
+    *,
+    budget: str = "smoke",
+    seed: int = 0,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+) -> RunConfig:
+    """The configuration of a run of one row of an ablation table, by its printed label: the row's network and learning
+    rate, and the budget's length for ablations.
+
+    Raises InputError for a table or row that there isn't, and for Table 1, whose rows are main runs.
+    """
+    if table == 1:
+        raise InputError(f"table 1 holds {model} itself, no ablation: train it without a table, and choose the scale")
+    row = papers.row(model, table, label)
+    return configure(
+        model, scale, store, network=row.config, budget=budget, ablation=True, lr=row.lr, seed=seed, precision=precision
+    )
 
 
 def train_or_load(
