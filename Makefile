@@ -1,9 +1,11 @@
 # Two commands do everything: `make book` and `make test`. Each makes the environment .venv first, once.
 #   make book BUDGET=smoke|short|paper   the reproduction and its book (default smoke: minutes on two CPU cores)
+#   make book BUDGET=paper TRAIN=FOLDER  networks trained on a folder of images (default photos/train, inside scikit-image)
 #   make PYTHON=/path/to/python3.12 ...  another Python than `python3` (3.11 or newer)
 #   make VENV=/elsewhere ...             another place for the environment
 
 BUDGET ?= smoke
+TRAIN  ?= photos/train
 PYTHON ?= python3
 VENV   ?= .venv
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -24,14 +26,15 @@ endif
 .PHONY: book test lab lint clean help
 
 book: $(VENV)/.ready ## run the reproduction and build the book
-	@$(RUN) snakemake book $(SNAKEMAKE) --cores $(CORES) --config budget=$(BUDGET) </dev/null
+	@$(RUN) snakemake book $(SNAKEMAKE) --cores $(CORES) --config budget=$(BUDGET) train='$(TRAIN)' </dev/null
 	@echo "The book is at book/_build/html/index.html: open that file, or run 'python3 -m http.server -d book/_build/html' and open http://localhost:8000"
 
 test: $(VENV)/.ready ## run all tests
 	@$(RUN) pytest $(ARGS)
 
+# Kernels start in this folder, as in `make book`, and not beside their notebooks: runs, .cache and data are found from here.
 lab: $(VENV)/.ready ## open the notebooks in JupyterLab
-	@$(RUN) jupyterlab notebooks
+	@$(RUN) jupyterlab notebooks --MappingKernelManager.root_dir='$(CURDIR)'
 
 lint: $(VENV)/.ready ## check style, and that notebooks carry no outputs
 	@$(RUN) ruff check .

@@ -1,10 +1,12 @@
 """The whole reproduction as one graph: train -> evaluate -> run each notebook -> build the book.
 
-    snakemake --cores all --config budget=smoke        (`make book` does this, in its own environment)
+    snakemake --cores all --config budget=smoke train=photos/train      (`make book` does this, in its own environment)
 
-Budgets: smoke (minutes on two CPU cores), short, paper. Interrupted, it goes on where it stopped; after an edit it runs
-what depends on it: a page of prose rebuilds the book, a notebook is run again by itself, a change in srlib runs everything
-again, and the trained runs are then loaded, not trained, unless the change touches what determines their weights.
+Budgets: smoke (minutes on two CPU cores), short, paper. The networks are trained on the photographs inside scikit-image
+or on the folder of images that `train` names; the paper budget needs the paper's. Interrupted, it goes on where it
+stopped; after an edit it runs what depends on it: a page of prose rebuilds the book, a notebook is run again by itself,
+a change in srlib runs everything again, and the trained runs are then loaded, not trained, unless the change touches
+what determines their weights.
 """
 
 import fcntl
@@ -35,12 +37,20 @@ TIMED = {"safmn/3-tables", "safmn/4-ablations", "safmn/6-speed"}
 BUDGET = str(config.get("budget", "smoke"))
 if BUDGET not in BUDGETS:
     sys.exit(f"unknown budget {BUDGET!r}: choose one of {', '.join(BUDGETS)}, as in `make book BUDGET=short`")
+TRAIN = str(config.get("train") or "photos/train")  # the photographs, or a folder of images, also below SRLIB_DATA
+DATA = os.environ.get("SRLIB_DATA", "")  # another data folder, or none, gives other results
+if TRAIN == "photos/train":
+    if BUDGET == "paper":
+        sys.exit(
+            "budget paper: give the folder of DIV2K's and Flickr2K's HR images: make book BUDGET=paper TRAIN=FOLDER"
+        )
+elif not any((Path(base).expanduser() / Path(TRAIN).expanduser()).is_dir() for base in (".", DATA)):
+    sys.exit(f"no folder {TRAIN} to train on: name a folder of images, as in `make book BUDGET=short TRAIN=FOLDER`")
 TIMEOUT = float(config.get("timeout", BUDGETS[BUDGET]))
 
 PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 CORES = workflow.cores or 2  # on a cluster: what a job asks for
-DATA = os.environ.get("SRLIB_DATA", "")  # another data folder, or none, gives other results
 RECORDS = ".cache/records"
 TRAINED = {(paper, slug(label)): (table, label) for rows in ROWS.values() for paper, table, label in rows}
 
@@ -123,10 +133,12 @@ rule notebook:
         "book/chapters/{notebook}.ipynb",
     params:
         budget=BUDGET,
+        train=TRAIN,
         data=DATA,
     threads: lambda wildcards: CORES if wildcards.notebook in TIMED else 1
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON} notebooks/run.py {input.notebook:q} {output:q} --timeout {TIMEOUT} --offer budget {params.budget}"
+        "OMP_NUM_THREADS={threads} {PYTHON} notebooks/run.py {input.notebook:q} {output:q} --timeout {TIMEOUT} "
+        "--offer budget {params.budget} --offer train_data {params.train:q}"
 
 
 rule evaluate:
@@ -150,8 +162,10 @@ rule train:
     params:
         which=which,
         budget=BUDGET,
+        train=TRAIN,
     # short runs of small batches gain more from a neighbour than from a second thread
     threads: lambda wildcards: 1 if BUDGET == "smoke" and which(wildcards) else CORES
     shell:
         "echo training {wildcards.paper:q}, {wildcards.row:q}, budget {params.budget} && "
-        "OMP_NUM_THREADS={threads} {PYTHON} -m srlib train {wildcards.paper:q} {params.which} --budget {params.budget} --record {output:q}"
+        "OMP_NUM_THREADS={threads} {PYTHON} -m srlib train {wildcards.paper:q} {params.which} --budget {params.budget} "
+        "--data {params.train:q} --record {output:q}"

@@ -116,6 +116,7 @@ def isolate(folder: Path) -> None:
         "JUPYTER_NO_CONFIG": "1",
         "JUPYTER_PLATFORM_DIRS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        "SRLIB_PROGRESS": "line",  # nobody watches: one summary line instead of a bar
         "KINETO_LOG_LEVEL": "99",  # the profiler's progress has no place on a page
     }
 

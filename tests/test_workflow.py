@@ -45,13 +45,14 @@ def source(path: Path) -> str:
 
 
 def test_notebook_runs_in_a_kernel_of_its_own(tmp_path: Path) -> None:
-    """This Python, the project's folder, no history, nothing of the user's; parameters set; no path kept."""
+    """This Python, the project's folder, no history, no bars, nothing of the user's; parameters set; no path kept."""
     foreign = tmp_path / "home" / ".local" / "share" / "jupyter" / "kernels" / "python3"
     foreign.mkdir(parents=True)
     spec = {"argv": ["/bin/false"], "display_name": "no", "language": "python"}
     (foreign / "kernel.json").write_text(json.dumps(spec))
     told = "import os, sys, json; from IPython import get_ipython; print(json.dumps([sys.executable, os.getcwd(), "
-    told += "get_ipython().history_manager.enabled, os.environ['IPYTHONDIR'], budget, seed, scale]))"
+    told += "get_ipython().history_manager.enabled, os.environ['IPYTHONDIR'], os.environ['SRLIB_PROGRESS'], "
+    told += "budget, seed, scale]))"
     page = notebook(tmp_path / "in.ipynb", 'budget: str = "smoke"\nseed = 0\nscale = 4', told)
     out = tmp_path / "deep" / "out.ipynb"
     asked = ("-p", "seed", "7", "--offer", "budget", "short", "--offer", "colour", "red")
@@ -59,8 +60,8 @@ def test_notebook_runs_in_a_kernel_of_its_own(tmp_path: Path) -> None:
     done = run(page, out, *asked, HOME=home, JUPYTER_PATH=str(foreign.parents[1]), IPYTHONDIR=f"{home}/.ipython")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("in.ipynb: 2 cells in ")
-    executable, folder, history, ipython, *values = json.loads(source(out))
-    assert (executable, folder, history) == (sys.executable, str(ROOT), False)
+    executable, folder, history, ipython, progress, *values = json.loads(source(out))
+    assert (executable, folder, history, progress) == (sys.executable, str(ROOT), False, "line")
     assert values == ["short", 7, 4]
     assert not Path(ipython).exists() and not (tmp_path / "home" / ".ipython").exists()
     result = nbformat.read(out, 4)
@@ -180,12 +181,31 @@ def test_another_budget_runs_everything(project: Path) -> None:
     assert planned(project, "--config", "budget=short") == {"train": 1, "evaluate": 1, "notebook": 2, "book": 1}
 
 
-def test_unknown_budget_is_refused_in_one_line(project: Path) -> None:
-    done = snakemake(project, "--quiet", "rules", "progress", "host", "--config", "budget=huge")
+@pytest.mark.parametrize("budget", ["smoke", "paper"])
+def test_other_training_images_run_everything(project: Path, tmp_path: Path, budget: str) -> None:
+    """The folder reaches training and the notebooks; a space in its name does no harm."""
+    folder = tmp_path / "HR images"
+    folder.mkdir()
+    config = ("--config", f"budget={budget}", f"train={folder}")
+    assert planned(project, *config) == {"train": 1, "evaluate": 1, "notebook": 2, "book": 1}
+    printed = snakemake(project, "--dry-run", "--printshellcmds", *config).stdout
+    assert printed.count(f"--data '{folder}'") == 1 and printed.count(f"--offer train_data '{folder}'") == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "mend"),
+    [
+        (["budget=huge"], "unknown budget 'huge': choose one of smoke, short, paper"),
+        (["budget=paper"], "give the folder of DIV2K's and Flickr2K's HR images: make book BUDGET=paper TRAIN=FOLDER"),
+        (["budget=paper", "train=photos/train"], "make book BUDGET=paper TRAIN=FOLDER"),
+        (["budget=paper", "train=nowhere"], "no folder nowhere to train on"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_one_line(project: Path, config: list[str], mend: str) -> None:
+    done = snakemake(project, "--quiet", "rules", "progress", "host", "--config", *config)
     assert done.returncode != 0
-    (line,) = [line for line in done.stderr.splitlines() if "huge" in line]
-    assert "choose one of smoke, short, paper" in line
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert mend in line
 
 
 def test_snakefile_names_notebooks_and_rows_that_exist() -> None:
@@ -221,3 +241,20 @@ def test_second_run_at_once_is_refused_and_a_killed_one_blocks_nothing(project: 
     (project / ".snakemake" / "locks").mkdir(exist_ok=True)
     (project / ".snakemake" / "locks" / "0.output.lock").write_text("book/_build/html/index.html\n")
     assert "book" in planned(project)
+
+
+def test_kernels_of_make_lab_start_in_the_projects_folder(tmp_path: Path) -> None:
+    """Wherever a notebook lies: its paths are those of `make book`."""
+    pytest.importorskip("jupyter_server")
+    options = re.search(r"jupyterlab notebooks (--\S+)'\$\(CURDIR\)'", (ROOT / "Makefile").read_text())
+    assert options
+    code = "import sys; from jupyter_server.serverapp import ServerApp; app = ServerApp(); "
+    code += "app.initialize(sys.argv[1:3], find_extensions=False, new_httpserver=False); "
+    code += "print({app.kernel_manager.cwd_for_path(path) for path in sys.argv[3:]})"
+    folder = ROOT / "notebooks"
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.ipynb")]
+    command = [sys.executable, "-c", code, "notebooks", f"{options[1]}{ROOT}", *paths]
+    own = {name: str(tmp_path) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    environment = os.environ | own | {"JUPYTER_NO_CONFIG": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)
+    assert done.stdout.strip() == str({str(ROOT)}), done.stdout + done.stderr
