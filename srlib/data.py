@@ -171,8 +171,6 @@ def benchmark(name: str, root: str | Path | None = None) -> ImageSet:
         raise InputError(
             f"{name} needs a data folder: set SRLIB_DATA or --data-root to the one with benchmark/{name}/HR"
         )
-    if not base.is_dir():
-        raise InputError(f"no folder {base}: set SRLIB_DATA or --data-root to the one with benchmark/{name}/HR")
     found = _layout(name, base)
     if found is None:
         home = base / "benchmark" / name / "HR"
@@ -184,7 +182,8 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     """An image set by one string: "photos/train", "photos/held-out", a benchmark's name, or the path of a folder.
 
     A path may be relative to the working folder or to the data folder (``root``, else SRLIB_DATA). A folder that has
-    HR/ in it is read as a benchmark with its LR files. Raises InputError with the choices where nothing fits.
+    HR/ in it is read as a benchmark with its LR files. Raises InputError with the choices where nothing fits, and for
+    a data folder that is named but not there, unless photographs are asked for.
     """
     if spec.split("/")[0] == "photos":
         return photos(spec.removeprefix("photos").removeprefix("/"))
@@ -204,7 +203,10 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
 
 
 def datasets(root: str | Path | None = None) -> list[Availability]:
-    """The benchmarks that the papers use, and whether they are in the data folder (``root``, else SRLIB_DATA)."""
+    """The benchmarks that the papers use, and whether they are in the data folder (``root``, else SRLIB_DATA).
+
+    Where no data folder is named, none of them is; one that is named but not there raises InputError.
+    """
     base = _data_root(root)
     rows = []
     for name, expected in BENCHMARKS.items():
@@ -214,8 +216,15 @@ def datasets(root: str | Path | None = None) -> list[Availability]:
 
 
 def _data_root(root: str | Path | None) -> Path | None:
-    root = root or os.environ.get("SRLIB_DATA")
-    return Path(root).expanduser() if root else None
+    """The data folder that the argument or else SRLIB_DATA names, None where neither does; it must be a folder."""
+    named = root or os.environ.get("SRLIB_DATA")
+    if not named:
+        return None
+    base = Path(named).expanduser()
+    if not base.is_dir():
+        mend = "name" if root else "set SRLIB_DATA to"
+        raise InputError(f"no data folder {base}: {mend} the one with benchmark/Set5/HR, or leave it out")
+    return base
 
 
 def _images(path: Path) -> tuple[Path, ...]:
@@ -436,8 +445,8 @@ class Patches:
 
     ``patch`` is in LR pixels. On an accelerator the whole store becomes one uint8 tensor there if it needs at most 4
     GiB and a quarter of the free memory, and each batch is one gather; otherwise patches are cut from the memory map
-    and sent. ``resident`` forces one or the other. Raises InputError for a size that is not positive, a negative seed,
-    and an image smaller than the patch.
+    and sent. ``resident`` forces one or the other. Raises InputError, when it is made, for a size that is not
+    positive, a seed that is negative or has more than 63 bits, and an image smaller than the patch.
     """
 
     def __init__(
@@ -453,8 +462,8 @@ class Patches:
         """See the class."""
         if patch < 1 or batch < 1:
             raise InputError(f"patch {patch} and batch {batch} do not work: give whole numbers from 1 on")
-        if seed < 0:
-            raise InputError(f"seed {seed} is negative: give a whole number from 0 on")
+        if not 0 <= seed < 2**63:
+            raise InputError(f"seed {seed} is out of range: give a whole number from 0 to 2^63 - 1")
         self.scale, self.patch, self.size, self.seed, self.device = scale, patch, batch, seed, torch.device(device)
         self._lr, self._hr = store.build_lr(scale)._lr[scale], store._hr
         for name, (height, width) in zip(store.names, self._lr.sizes, strict=True):

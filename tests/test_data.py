@@ -131,9 +131,7 @@ def test_other_names_that_benchmarks_are_distributed_under(root: Path) -> None:
     assert data.benchmark("DIV2K_val", root).lr_files[4][0].is_file()
 
 
-def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder .*nowhere: set SRLIB_DATA"):
-        data.benchmark("Set5", tmp_path / "nowhere")
+def test_what_is_not_there(root: Path) -> None:
     with pytest.raises(InputError, match="no Set14 in"):
         data.benchmark("Set14", root)
     (root / "benchmark/Set14/HR").mkdir(parents=True)
@@ -153,7 +151,23 @@ def test_datasets_tells_what_is_there(root: Path, monkeypatch: pytest.MonkeyPatc
         save(root / "benchmark/Set5/HR" / f"{i}.png", 8, 8)
     assert data.datasets(root)[0].present
     assert not any(row.found for row in data.datasets())
-    assert not any(row.found for row in data.datasets(root / "nowhere"))
+
+
+def test_a_data_folder_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a slip of the pen would look like a folder without benchmarks."""
+    monkeypatch.delenv("SRLIB_DATA", raising=False)
+    nowhere = tmp_path / "nowhere"
+    (tmp_path / "file").write_text("no folder")
+    for root in (nowhere, tmp_path / "file", str(nowhere)):
+        for ask in (data.datasets, lambda root: data.benchmark("Set5", root), lambda root: data.find("Set5", root)):
+            with pytest.raises(InputError, match=f"no data folder {root}: name the one with benchmark"):
+                ask(root)
+    monkeypatch.setenv("SRLIB_DATA", str(nowhere))
+    with pytest.raises(InputError, match=f"no data folder {nowhere}: set SRLIB_DATA to the one with benchmark"):
+        data.datasets()
+    assert len(data.find("photos/held-out").files) == 4  # these lie elsewhere
+    monkeypatch.setenv("SRLIB_DATA", "")
+    assert not any(row.found for row in data.datasets(""))
 
 
 # --- decoding -------------------------------------------------------------------------------------
@@ -519,9 +533,10 @@ def test_a_patch_may_be_the_whole_image(tmp_path: Path, cache: Path) -> None:
 def test_patches_refuse_what_does_not_fit(store: Store) -> None:
     with pytest.raises(InputError, match=r"a of images is 9x12 at x4, smaller than the patch, 10x10: use .* at most 9"):
         Patches(store, scale=4, patch=10)
-    for bad in ({"patch": 0}, {"batch": 0}, {"seed": -1}):
+    for bad in ({"patch": 0}, {"batch": 0}, {"seed": -1}, {"seed": 2**63}):
         with pytest.raises(InputError, match="whole number"):
             Patches(store, **bad)
+    Patches(store, patch=4, seed=2**63 - 1).batch(0)
     with pytest.raises(InputError, match="step -1"):
         Patches(store, patch=4).batch(-1)
 
