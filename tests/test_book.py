@@ -169,6 +169,6 @@ def test_equations_need_no_network() -> None:
 
 def test_no_style_or_setting_fetches_from_elsewhere() -> None:
     assert config()["sphinx"]["config"]["nb_ipywidgets_js"] == {}
-    for path in (BOOK / "_static").glob("*"):
+    for path in (path for path in (BOOK / "_static").iterdir() if path.suffix in {".css", ".js", ".svg"}):
         text = re.sub(r'xmlns(:\w+)?="[^"]*"', "", path.read_text())
         assert not re.search(r"https?://|@import", text), path.name
