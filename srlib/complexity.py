@@ -17,7 +17,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One operator in ``operator_times``: calls and seconds a run; ``own`` leaves out the operators that it calls."""
+    """One operator in ``operator_times``: calls and seconds a run; ``own`` leaves out the operators that it calls.
+
+    Many operators only hand on: ``aten::layer_norm`` spends its time in ``aten::native_layer_norm``, so that its cost
+    is ``total``. Only ``own`` can be summed over all operators.
+    """
 
     calls: float
     total: float
@@ -106,15 +111,14 @@ def count(model: nn.Module, lr_size: tuple[int, int], training: bool = True) -> 
     operations a value, fvcore's figure in training mode (in evaluation mode it is two): so the default is True.
 
     The counting runs on a copy on the CPU, so the model, its mode, its device and its statistics stay as they are.
-    Raises ``InputError`` for a size below 1 x 1.
+    Raises ``InputError`` for a size below 1 x 1, and for one that doesn't fit in memory.
     """
     if min(lr_size) < 1:
         raise InputError(f"an image of {lr_size[0]} x {lr_size[1]} pixels can't be counted; give at least 1 x 1")
     twin = copy.deepcopy(model).cpu().train(training)
-    image = torch.zeros(1, 3, *lr_size)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _memory_for(lr_size):
         warnings.simplefilter("ignore", DeprecationWarning)  # fvcore scripts and traces, which torch has deprecated
-        analysis = _analysis(twin, image)
+        analysis = _analysis(twin, torch.zeros(1, 3, *lr_size))
         by_module = analysis.by_module_and_operator()
         uncounted = analysis.unsupported_ops()
     whole = by_module[""]
@@ -129,6 +133,21 @@ def count(model: nn.Module, lr_size: tuple[int, int], training: bool = True) -> 
         acts_by_module={name: int(n) for name, n in acts.items()},
         uncounted={op.removeprefix("aten::"): n for op, n in sorted(uncounted.items())},
     )
+
+
+@contextmanager
+def _memory_for(lr_size: tuple[int, int]) -> Iterator[None]:
+    """Torch's complaint about tensors that are too large, as an ``InputError``; torch has no class of its own for it
+    on a CPU."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if not any(words in str(error) for words in ("allocate", "not enough memory", "verflow")):
+            raise
+        raise InputError(
+            f"an image of {lr_size[0]} x {lr_size[1]} pixels doesn't fit in memory; give a smaller one, as counts grow "
+            "with the pixels"
+        ) from None
 
 
 def _analysis(model: nn.Module, image: Tensor) -> Any:

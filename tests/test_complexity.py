@@ -75,6 +75,17 @@ def test_an_empty_image_is_refused() -> None:
         complexity.count(Small(), (0, 4))
 
 
+@pytest.mark.parametrize("height", [10**12, 10**18, 10**20])
+def test_an_image_that_no_memory_holds_is_refused(height: int) -> None:
+    with pytest.raises(InputError, match=f"{height} x 320 pixels doesn't fit in memory"):
+        complexity.count(Small(), (height, 320))
+
+
+def test_another_failure_of_counting_is_not_taken_for_memory() -> None:
+    with pytest.raises(RuntimeError, match="channels"):
+        complexity.count(nn.Conv2d(4, 4, 3), (8, 8))
+
+
 def test_latency_takes_the_median_of_the_timed_calls_only() -> None:
     waits = iter([0.05, 0.001, 0.002, 0.02])
     timing = complexity.latency(lambda: time.sleep(next(waits)), warmup=1, repeats=3)
