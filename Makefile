@@ -38,7 +38,7 @@ lab: $(VENV)/.ready ## open the notebooks in JupyterLab
 
 lint: $(VENV)/.ready ## check style, and that notebooks carry no outputs
 	@$(RUN) ruff check .
-	@$(RUN) nbstripout --verify $$(find notebooks -name '*.ipynb' -not -path '*/.*')
+	@$(RUN) nbstripout --keep-id --verify $$(find notebooks -name '*.ipynb' -not -path '*/.*')
 
 clean: ## remove what was made, but for the environment (.venv) and the trained networks (runs)
 	rm -rf .cache .snakemake book/_build book/chapters
