@@ -5,15 +5,19 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections import Counter
+from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import torch
 
-from srlib import complexity, papers
+from srlib import complexity, metrics, papers
+from srlib.data import Store, benchmark
 from srlib.errors import InputError
+from srlib.evaluate import luma_bicubic
+from srlib.models import create
 from srlib.models.safmn import FMM, SAFMNConfig
 from srlib.papers import safmn
 
@@ -25,6 +29,11 @@ NAMES = [f"{number}-{row.slug}-x{row.config.scale}" for number, row in ROWS]
 def filled() -> dict[int, papers.Table]:
     """All tables, each network counted once."""
     return {t.number: t for t in papers.all_tables()}
+
+
+def labels(number: int | str) -> tuple[str, ...]:
+    """The printed row labels of a table, each once, in the paper's order."""
+    return tuple(dict.fromkeys(cell.row for cell in papers.table("safmn", number, counts=False).cells))
 
 
 def by_hand(c: SAFMNConfig) -> dict[str, int]:
@@ -113,10 +122,52 @@ def test_the_figures_that_the_ledger_names(filled: dict[int, papers.Table]) -> N
     assert round(one_by_one / 1e3, 2) == 79.39
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fvcore scripts and traces
+@pytest.mark.parametrize(
+    ("config", "in_line", "in_table"),
+    [
+        (SAFMNConfig(), ("13.55G", "76.7M"), ("13.555G", "76.7M")),
+        (SAFMNConfig(safm="none"), ("12.9G", "54.6M"), ("12.896G", "54.605M")),
+        (SAFMNConfig(ccm="inverted_residual"), ("13.85G", "0.11G"), ("13.853G", "0.11G")),
+        (SAFMNConfig(blocks=6), ("10.4G", "58.73M"), ("10.404G", "58.735M")),
+        (SAFMNConfig(blocks=12), ("19.86G", "0.11G"), ("19.856G", "0.113G")),
+    ],
+)
+def test_what_fvcore_shows_is_what_the_ledger_says(
+    config: SAFMNConfig, in_line: tuple[str, str], in_table: tuple[str, str]
+) -> None:
+    from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis, flop_count_str, flop_count_table
+
+    network, image = create("safmn", 4, config), torch.zeros(1, 3, 180, 320)
+    flops = FlopCountAnalysis(network, image).set_op_handle("aten::layer_norm", lambda inputs, outputs: Counter())
+    flops, acts = flops.unsupported_ops_warnings(False), ActivationCountAnalysis(network, image)
+    acts = acts.unsupported_ops_warnings(False)
+    line, table = flop_count_str(flops, acts), flop_count_table(flops, activations=acts)
+    assert f"#flops: {in_line[0]}, #acts: {in_line[1]}\n" in line
+    assert [cell.strip() for cell in table.splitlines()[2].split("|")[3:5]] == list(in_table)
+
+
+def test_set14_s_printed_ssim_has_no_border(
+    filled: dict[int, papers.Table], data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(benchmark("Set14", data_root))
+    printed = {
+        (scale, metric): float(filled[1].cell("Bicubic", metric, scale, "Set14").printed)
+        for scale in (2, 3, 4) for metric in ("psnr", "ssim")
+    }  # fmt: skip
+    usual = {scale: luma_bicubic(store, scale) for scale in (2, 3, 4)}
+    monkeypatch.setitem(metrics.PROTOCOLS, "matlab", replace(metrics.protocol("matlab"), border_per_scale=0))
+    whole = {scale: luma_bicubic(store, scale) for scale in (2, 3, 4)}
+    assert all(abs(whole[scale].ssim - printed[scale, "ssim"]) < 0.0001 for scale in whole)
+    assert 0.0008 < max(printed[scale, "ssim"] - usual[scale].ssim for scale in usual) < 0.00085
+    assert all(abs(usual[scale].psnr - printed[scale, "psnr"]) < 0.01 for scale in usual)
+
+
 def test_rows_are_the_printed_ones_in_order() -> None:
     for number in (3, 4):
-        assert tuple(row.label for row in papers.rows("safmn", number)) == papers.labels("safmn", number)
-    assert {row.label for row in papers.rows("safmn", 1)} <= set(papers.labels("safmn", 1))
+        assert tuple(row.label for row in papers.rows("safmn", number)) == labels(number)
+        assert papers.table("safmn", number, counts=False).configs == papers.rows("safmn", number)
+    assert {row.label for row in papers.rows("safmn", 1)} <= set(labels(1))
     assert papers.rows("safmn", 2) == papers.rows("safmn", 5) == ()
     assert {row.label: row.lr for row in papers.rows("safmn", 3) if row.lr} == {
         "LN -> None, lr=1x10^-3 *": 1e-3,
@@ -126,7 +177,7 @@ def test_rows_are_the_printed_ones_in_order() -> None:
 
 @pytest.mark.parametrize(("number", "row"), ROWS, ids=NAMES)
 def test_every_row_builds_runs_and_learns(number: int, row: papers.Row) -> None:
-    network = papers.create_row("safmn", replace(row, config=replace(row.config, blocks=1)))
+    network = create("safmn", row.config.scale, replace(row.config, blocks=1))
     for batch in (1, 2):
         out = network(torch.rand(batch, 3, 11, 17))
         assert out.shape == (batch, 3, 11 * row.config.scale, 17 * row.config.scale)
@@ -143,7 +194,7 @@ def test_a_row_is_found_by_label_slug_and_scale() -> None:
 
 
 def test_unknown_names_are_refused_with_what_there_is() -> None:
-    for call in (papers.table, papers.labels, papers.rows):
+    for call in (papers.table, papers.rows):
         with pytest.raises(InputError, match="unknown paper 'edsr'; choose one of: safmn"):
             call("edsr", 1)
         for number in (0, 7, "3b", ""):
@@ -158,7 +209,7 @@ def test_unknown_names_are_refused_with_what_there_is() -> None:
 
 def test_importing_papers_imports_no_torch() -> None:
     code = (
-        "import sys; from srlib import papers; papers.tables(); papers.labels('safmn', 3); papers.settings('safmn');"
+        "import sys; from srlib import papers; papers.tables(); papers.settings('safmn');"
         "papers.slug('LN -> BN'); papers.table('safmn', 3, counts=False); papers.differences('safmn');"
         "sys.exit('torch' in sys.modules)"
     )
@@ -169,7 +220,8 @@ def test_slugs_are_plain_and_unique_within_a_table() -> None:
     assert papers.slug("CCM -> Channel MLP") == "ccm-to-channel-mlp"
     assert papers.slug("LN -> None, lr=1x10^-3 *") == "ln-to-none-lr-1x10-3"
     for paper, number in papers.tables():
-        slugs = [papers.slug(label) for label in papers.labels(paper, number)]
+        assert paper == "safmn"
+        slugs = [papers.slug(label) for label in labels(number)]
         assert len(set(slugs)) == len(slugs) and all(s.isascii() and s == s.lower() and " " not in s for s in slugs)
     with pytest.raises(InputError, match="no letter or digit"):
         papers.slug(" -- ")
@@ -256,7 +308,78 @@ def test_bicubic_scores_come_from_records(tmp_path: Path) -> None:
     assert (found["Set14"].ours, found["Set14"].verdict) == (30.31, "differs")
     assert found["Urban100"].ours is None and found["Manga109"].note == "needs Manga109 under SRLIB_DATA"
     assert filled.cell("Bicubic", "ssim", 3, "Set5").verdict == "not-run"
-    assert papers.scoreboard(counts=False, records=tmp_path)["safmn", 1] == filled.counts()
+
+
+def evaluation(budget: str, config: SAFMNConfig, table: int | None, row: str | None, **train: object) -> str:
+    """A made-up record of ``srlib evaluate --record R.json --out E.json``."""
+    content = {
+        "run": "made-up",
+        "model": "safmn",
+        "scale": config.scale,
+        "budget": budget,
+        "config": {"network": asdict(config), "train": {"steps": 500_000, "lr": 1e-3} | train},
+        "metrics": {"collapsed_at": None},
+        "table": table,
+        "row": row,
+        "scores": [
+            score("Manga109", "matlab", 99.0, config.scale),
+            score("Manga109", "safmn", 30.42, config.scale) | {"ssim": 0.9071},
+            score("Set5", "safmn", float("nan"), config.scale),
+        ],
+        "bicubic": [],
+    }
+    return json.dumps(content)
+
+
+def ours_in(number: int, records: Path) -> dict[str, tuple[str, float | None, str, str]]:
+    """Row -> the cells of Manga109 at x4 that a record filled."""
+    cells = papers.table("safmn", number, counts=False, records=records).cells
+    return {
+        f"{c.row}, {c.metric}": (c.dataset, c.ours, c.verdict, c.note)
+        for c in cells if c.metric in ("psnr", "ssim") and c.ours is not None
+    }  # fmt: skip
+
+
+def test_a_run_at_the_paper_s_budget_fills_its_row(tmp_path: Path) -> None:
+    (tmp_path / "main.json").write_text(evaluation("paper", SAFMNConfig(), None, None))
+    note = "500,000 steps, protocol safmn"
+    assert ours_in(1, tmp_path) == {
+        "SAFMN (Ours), psnr": ("Manga109", 30.42, "within", note),
+        "SAFMN (Ours), ssim": ("Manga109", 0.9071, "differs", note),
+    }
+    assert ours_in(3, tmp_path) == ours_in(4, tmp_path) == {}
+    low = evaluation("paper", SAFMNConfig(norm="none"), 3, "LN -> None, lr=1x10^-4", lr=1e-4)
+    (tmp_path / "low.json").write_text(low)
+    (tmp_path / "six.json").write_text(evaluation("paper", SAFMNConfig(blocks=6), 4, "#N = 6"))
+    assert {name.rpartition(", ")[0] for name in ours_in(3, tmp_path)} == {"LN -> None, lr=1x10^-4"}
+    assert {name.rpartition(", ")[0] for name in ours_in(4, tmp_path)} == {"#N = 6"}
+    collapsed = json.loads(low) | {"metrics": {"collapsed_at": 40}}
+    (tmp_path / "low.json").write_text(json.dumps(collapsed))
+    assert {note for *_, note in ours_in(3, tmp_path).values()} == {"collapsed at step 40, protocol safmn"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        evaluation("smoke", SAFMNConfig(), None, None),
+        evaluation("paper", SAFMNConfig(blocks=6), None, None),  # another network
+        evaluation("paper", SAFMNConfig(), 3, "LN -> BN"),
+        evaluation("paper", SAFMNConfig(norm="none"), 3, "LN -> None, lr=1x10^-4"),  # another learning rate
+        evaluation("paper", SAFMNConfig(), 3, "no such row"),
+        evaluation("paper", SAFMNConfig(), None, None).replace('"config"', '"settings"'),
+        evaluation("paper", SAFMNConfig(), None, None).replace('"safmn"', '"ssiu"'),  # another model and protocol
+    ],
+)
+def test_any_other_run_fills_nothing(tmp_path: Path, record: str) -> None:
+    (tmp_path / "run.json").write_text(record)
+    assert ours_in(1, tmp_path) == ours_in(3, tmp_path) == ours_in(4, tmp_path) == {}
+
+
+def test_records_that_are_no_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_text("{}")
+    for path in (tmp_path / "nowhere", tmp_path / "file.json"):
+        with pytest.raises(InputError, match=f"{path.name} is not a folder"):
+            papers.table("safmn", 1, counts=False, records=path)
 
 
 def test_an_unreadable_record_is_named(tmp_path: Path) -> None:
@@ -284,8 +407,12 @@ def test_settings_say_what_is_not_stated() -> None:
 
 def test_one_safm_layer_runs_every_operation_of_table_5() -> None:
     block, x = FMM(SAFMNConfig()).eval(), torch.randn(1, 36, 180, 320)
+    x = x.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         times = complexity.operator_times(lambda: block.safm(block.norm1(x)) + x, warmup=1, repeats=1)
-    assert tuple(safmn.TABLE5_OPERATORS) == papers.labels("safmn", 5)
-    for label, operators in safmn.TABLE5_OPERATORS.items():
-        assert sum(times[name].total for name in operators if name in times) > 0, label
+    found = safmn.table5_times(times)
+    assert tuple(found) == labels(5) and all(time > 0 for time in found.values())
+    assert found["LayerNorm"] >= 1e6 * times["aten::native_layer_norm"].own > 1e6 * times["aten::layer_norm"].own
+    assert sum(found.values()) <= 1e6 * sum(time.own for time in times.values()), "no time is counted twice"
+    with pytest.raises(InputError, match="lacks LayerNorm, .*Addition; profile"):
+        safmn.table5_times({})

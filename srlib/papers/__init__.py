@@ -13,10 +13,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from importlib import import_module
 from pathlib import Path
@@ -83,6 +84,11 @@ class Table:
     number: int | str
     cells: tuple[Cell, ...]
 
+    @property
+    def configs(self) -> tuple[Row, ...]:
+        """The rows that this library builds, with their configurations: ``rows``."""
+        return rows(self.paper, self.number)
+
     def cell(self, row: str, metric: str, scale: int | None = None, dataset: str = "") -> Cell:
         """The one cell with this row, metric, scale (None: whichever there is) and data set. Raises ``InputError``."""
         found = [
@@ -109,7 +115,8 @@ class Table:
 
     def counts(self) -> dict[str, int]:
         """How many cells have each verdict, in the order of ``VERDICTS``."""
-        return _tally(self.cells)
+        found = Counter(cell.verdict for cell in self.cells)
+        return {name: found[name] for name in VERDICTS}
 
 
 @dataclass(frozen=True)
@@ -167,11 +174,6 @@ def tables() -> list[tuple[str, int | str]]:
     return [(paper, f"{number}{letter}" if letter else number) for paper, number, letter in found]
 
 
-def labels(paper: str, number: int | str) -> tuple[str, ...]:
-    """The printed row labels of a table, each once, in the paper's order."""
-    return tuple(dict.fromkeys(line["row"] for line in _printed(paper, number)))
-
-
 def rows(paper: str, number: int | str) -> tuple[Row, ...]:
     """The rows of a table that this library builds, as label and configuration; empty for a table of measured times."""
     number = _number(paper, number)
@@ -195,19 +197,13 @@ def row(paper: str, number: int | str, label: str, scale: int | None = None) -> 
     raise InputError(f"table {number} of {paper} has no row {label!r}{at} that can be built; choose one of: {choices}")
 
 
-def create_row(paper: str, row: Row) -> Any:
-    """Build a row's network with fresh random weights."""
-    from srlib.models import create
-
-    return create(paper, row.config.scale, row.config)
-
-
 def table(paper: str, number: int | str, counts: bool = True, records: Path | None = None) -> Table:
     """A printed table with ours and a verdict for each cell.
 
     Parameters, multiply-adds and activations are counted now, a fraction of a second a row; with ``counts`` False they
-    are left out, and torch isn't imported. ``records`` is a folder of score records (``srlib.evaluate``) from which
-    bicubic interpolation's PSNR and SSIM are read. Raises ``InputError`` for an unknown paper or table.
+    are left out, and torch isn't imported. ``records`` is a folder of records of ``srlib evaluate --out``, from which
+    PSNR and SSIM are read: bicubic interpolation's, and those of runs at the paper's own budget, scored under its own
+    protocol. Raises ``InputError`` for an unknown paper or table, and for records that can't be read.
     """
     return _fill(paper, number, counts, records, {})
 
@@ -216,11 +212,6 @@ def all_tables(counts: bool = True, records: Path | None = None) -> tuple[Table,
     """Every table of every paper, as ``table`` gives it; a network that several tables print is counted once."""
     counted: dict[Any, dict[str, int]] = {}
     return tuple(_fill(paper, number, counts, records, counted) for paper, number in tables())
-
-
-def scoreboard(counts: bool = True, records: Path | None = None) -> dict[tuple[str, int | str], dict[str, int]]:
-    """For each table, how many cells have each verdict."""
-    return {(t.paper, t.number): t.counts() for t in all_tables(counts, records)}
 
 
 def ledger(paper: str, filled: Iterable[Table] = ()) -> tuple[Entry, ...]:
@@ -315,22 +306,13 @@ def _number(paper: str, number: int | str) -> int | str:
     return known[str(number)]
 
 
-def _printed(paper: str, number: int | str) -> list[dict[str, str]]:
-    return _read(_DATA / f"{paper}_table{_number(paper, number)}.csv")
-
-
-def _tally(cells: Iterable[Cell]) -> dict[str, int]:
-    found = Counter(cell.verdict for cell in cells)
-    return {name: found[name] for name in VERDICTS}
-
-
 def _fill(
     paper: str, number: int | str, counts: bool, records: Path | None, counted: dict[Any, dict[str, int]]
 ) -> Table:
     """Build a table; ``counted`` keeps what a configuration was found to cost, so that one call counts it once."""
     number = _number(paper, number)
-    printed, module = _printed(paper, number), _module(paper)
-    scores = _scores(records, module.BICUBIC_PROTOCOLS)
+    printed, module = _read(_DATA / f"{paper}_table{number}.csv"), _module(paper)
+    scores = _scores(paper, number, records)
     configs = {(r.label, r.config.scale): r.config for r in rows(paper, number)} if counts else {}
     cells = []
     for line in printed:
@@ -339,10 +321,10 @@ def _fill(
         if metric in STATIC and (label, scale) in configs:
             cost = _cost(paper, configs[label, scale], counted)
             ours = Decimal(cost[metric]) / SCALING[line["unit"]]
-        elif label == "Bicubic" and (dataset, scale) in scores:
-            score = scores[dataset, scale]
-            ours = Decimal(repr(score[metric]))
-            notes.append(f"protocol {score['protocol']}")
+        elif metric in TOLERANCE and (label, scale, dataset) in scores:
+            means, note = scores[label, scale, dataset]
+            ours = Decimal(repr(means[metric]))
+            notes.append(note)
         else:
             notes.append(module.not_run(number, label, dataset, metric))
         outcome = "not-run" if ours is None else verdict(line["value"], ours, TOLERANCE.get(metric))
@@ -366,31 +348,81 @@ def _fill(
 def _cost(paper: str, config: Any, counted: dict[Any, dict[str, int]]) -> dict[str, int]:
     if config not in counted:
         from srlib.complexity import count, lr_size
+        from srlib.models import create
 
-        found = count(create_row(paper, Row("", config)), lr_size(config.scale))
+        found = count(create(paper, config.scale, config), lr_size(config.scale))
         counted[config] = {"params": found.params, "flops": found.macs, "macs": found.macs, "acts": found.acts}
     return counted[config]
 
 
-def _scores(records: Path | None, protocols: tuple[str, ...]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Bicubic interpolation's scores in a folder of records by (data set, scale), under the first of ``protocols``.
+def _scores(
+    paper: str, number: int | str, records: Path | None
+) -> dict[tuple[str, int, str], tuple[dict[str, float], str]]:
+    """By (printed row, scale, data set), PSNR and SSIM from a folder of records, and what has to be said of them.
 
-    A record is what ``srlib evaluate --out`` writes (its "bicubic" list), or a file "bicubic*.json" of one score.
+    A record is what ``srlib evaluate --out`` writes, or a file "bicubic*.json" of one score. Its list "bicubic" is
+    taken if it was scored as bicubic rows are, its list "scores" if it is that of a run at the paper's own budget under
+    the paper's own protocol. Where records say the same thing, the first by name is taken.
     """
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[tuple[str, int, str], tuple[dict[str, float], str]] = {}
+    module = _module(paper)
+    for path, content in _contents(records):
+        alone = [content] if path.stem.startswith("bicubic") else []
+        label, note = _own_row(paper, number, content)
+        for kind, name, wanted, what in (
+            (content.get("bicubic", alone), "Bicubic", module.BICUBIC_PROTOCOL, ""),
+            (content.get("scores") if label else (), label, module.PROTOCOL, note),
+        ):
+            for scale, dataset, protocol, means in _means(kind):
+                if protocol == wanted:
+                    found.setdefault((name, scale, dataset), (means, f"{what}protocol {protocol}"))
+    return found
+
+
+def _contents(records: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The JSON objects in a folder and below, by name."""
+    if records is not None and not records.is_dir():
+        raise InputError(f"{records} is not a folder; give the folder of score records")
     for path in sorted(records.rglob("*.json")) if records else ():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"score record {path.name} can't be read: {error}; delete it and evaluate again") from None
-        content = content if isinstance(content, dict) else {}
-        scores = content.get("bicubic", [content] if path.stem.startswith("bicubic") else [])
-        for score in scores if isinstance(scores, list) else ():
-            if not isinstance(score, dict) or not {"dataset", "scale", "protocol", "psnr", "ssim"} <= score.keys():
-                continue
-            name, key = score["protocol"].get("name"), (score["dataset"], score["scale"])
-            before = found.get(key)
-            if name in protocols and (before is None or protocols.index(name) < protocols.index(before["protocol"])):
-                found[key] = {metric: float(score[metric]) for metric in ("psnr", "ssim")} | {"protocol": name}
-    return found
+        if isinstance(content, dict):
+            yield path, content
 
+
+def _own_row(paper: str, number: int | str, content: dict[str, Any]) -> tuple[str, str]:
+    """The printed row that an evaluated run fills in this table, and how it was trained; ("", "") for any other record.
+
+    Only a run at the paper's budget does, with the network and learning rate of the row that it names; one that names
+    none is the paper's main network.
+    """
+    if content.get("budget") != "paper" or content.get("model") != paper or not content.get("scores"):
+        return "", ""
+    table, label = (content.get("table"), content["row"]) if content.get("row") else _module(paper).MAIN
+    try:
+        network, train = content["config"]["network"], content["config"]["train"]
+        collapsed_at = content.get("metrics", {}).get("collapsed_at")
+        ending = f"collapsed at step {collapsed_at}" if collapsed_at else f"{train['steps']:,} steps"
+        same = [
+            r for r in rows(paper, number)
+            if str(table) == str(number) and r.label == label and asdict(r.config) == network
+            and r.lr in (None, train["lr"])
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return "", ""
+    return (label, f"{ending}, ") if same else ("", "")
+
+
+def _means(scores: Any) -> Iterator[tuple[int, str, Any, dict[str, float]]]:
+    """Scale, data set, protocol's name and finite means of each score in a record's list; what isn't one is passed
+    over."""
+    for score in scores if isinstance(scores, list) else ():
+        if not isinstance(score, dict) or not {"dataset", "scale", "protocol", "psnr", "ssim"} <= score.keys():
+            continue
+        means = {metric: score[metric] for metric in TOLERANCE}
+        if isinstance(score["protocol"], dict) and all(
+            isinstance(value, float | int) and math.isfinite(value) for value in means.values()
+        ):
+            yield score["scale"], score["dataset"], score["protocol"].get("name"), means

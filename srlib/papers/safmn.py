@@ -5,20 +5,44 @@ The printed numbers lie in data/safmn_table1.csv to safmn_table5.csv, the settin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from srlib.errors import InputError
 from srlib.papers import Entry, Explanation, Row
 
+if TYPE_CHECKING:
+    from srlib.complexity import OperatorTime
+
 OURS = ("SAFMN (Ours)", "SAFMN")
-BICUBIC_PROTOCOLS = ("matlab-luma",)  # how the bicubic rows that papers copy from one another were scored
-TABLE5_OPERATORS = {  # Table 5's operations -> torch's operators, as torch.profiler names them
-    "LayerNorm": ("aten::layer_norm",),
-    "Channel Splitting": ("aten::chunk", "aten::split_with_sizes"),
-    "Adaptive MaxPool": ("aten::adaptive_max_pool2d", "aten::max_pool2d"),
-    "Nearest Interpolation": ("aten::upsample_nearest2d",),
-    "Element-wise Product": ("aten::mul", "aten::mul_"),
-    "Element-wise Addition": ("aten::add", "aten::add_"),
+MAIN = (1, "SAFMN (Ours)")  # the table and row of the network itself, whose run names no row
+PROTOCOL = "safmn"  # how the paper's own rows were scored
+BICUBIC_PROTOCOL = "matlab-luma"  # how the bicubic rows that papers copy from one another were scored
+TABLE5_OPERATORS = {  # Table 5's operations -> torch's operators, as torch.profiler names them; none calls another
+    "LayerNorm": "aten::layer_norm",
+    "Channel Splitting": "aten::chunk",
+    "Adaptive MaxPool": "aten::adaptive_max_pool2d",
+    "Nearest Interpolation": "aten::upsample_nearest2d",
+    "Element-wise Product": "aten::mul",
+    "Element-wise Addition": "aten::add",
 }
+
+
+def table5_times(times: Mapping[str, OperatorTime]) -> dict[str, float]:
+    """Microseconds that each of Table 5's operations took, in the paper's order.
+
+    ``times`` are those of ``complexity.operator_times`` for one layer norm, SAFM and the sum with the input, called
+    one after the other (FMM itself works in strips on a CPU). An operation's time includes all that it calls: layer
+    norm the fused kernel, pooling the copies that it needs. Splitting makes views, so it costs only the calls, which a
+    GPU's figure, time in kernels, shows as 0. Raises ``InputError`` if an operation didn't run.
+    """
+    missing = [label for label, operator in TABLE5_OPERATORS.items() if operator not in times]
+    if missing:
+        raise InputError(
+            f"the profile lacks {', '.join(missing)}; profile a layer norm, SAFM and the sum with the input"
+        )
+    return {label: 1e6 * times[operator].total for label, operator in TABLE5_OPERATORS.items()}
 
 
 def rows() -> dict[int, tuple[Row, ...]]:
@@ -77,14 +101,16 @@ def not_run(number: int | str, row: str, dataset: str, metric: str) -> str:
     return "not counted in this call"
 
 
+WHOLE_MILLIONS = "The figure of fvcore's flop_count_table, three decimals, turned into millions."
 ROUNDED_TWICE = Explanation(
     table=3,
     rows=("Baseline", "(a): w/o FM", "GELU -> None", "GELU -> Sigmoid"),
     scale=4,
     metric="flops",
-    text="Printed a hundredth too high. fvcore's flop_count_table shows 13.555G, which rounded once more is 13.56.",
-    evidence="58 convolutions make 13,542,474,240 multiply-adds and 24 nearest upsamplings 12,441,600: 13.5549G. The "
-    "rows without layer norm have the same convolutions and upsamplings, and are printed as 13.55.",
+    text="Printed a hundredth too high. Perhaps rounded twice: fvcore's flop_count_table shows 13.555G. A guess, as "
+    "the rows without layer norm have the same count and are printed as 13.55.",
+    evidence="58 convolutions make 13,542,474,240 multiply-adds and 24 nearest upsamplings 12,441,600: 13.5549G. "
+    "flop_count_str, which the paper names, shows 13.55G.",
 )
 
 EXPLANATIONS = (
@@ -105,7 +131,8 @@ EXPLANATIONS = (
         rows=("AdaptiveMaxPool -> AdaptiveAvgPool",),
         scale=4,
         metric="flops",
-        text="Truncated, or the baseline's figure. Average pooling counts one a value read, max pooling nothing.",
+        text="Perhaps truncated, or the baseline's figure; a guess. Average pooling counts one a value read, max "
+        "pooling nothing.",
         evidence="The baseline's 13,554,915,840 and 24 poolings of 9 x 57,600 values, 12,441,600: 13.5674G.",
     ),
     Explanation(
@@ -113,16 +140,16 @@ EXPLANATIONS = (
         rows=("SAFM -> None",),
         scale=4,
         metric="acts",
-        text="Printed a hundredth too high. fvcore's flop_count_table shows 54.605M, which rounded once more is 54.61.",
+        text="Printed a hundredth too high. Probably rounded twice: fvcore's flop_count_table shows 54.605M.",
         evidence="Convolutions put out 36 + 8 x (72 + 36) + 48 = 948 values a pixel; 948 x 57,600 is 54,604,800. The "
-        "row's parameters and FLOPs are met.",
+        "row's parameters and FLOPs are met. flop_count_str shows 54.6M.",
     ),
     Explanation(
         table=3,
         rows=("CCM -> Inverted residual block",),
         scale=4,
         metric="acts",
-        text="Rounded to whole millions, yet printed with two decimals.",
+        text=f"{WHOLE_MILLIONS} Above 100 million it changes to G: 0.11G, so 110.00M.",
         evidence="The baseline's 76,700,160 and 8 x 72 x 57,600 of the depth-wise convolutions: 109,877,760. Section 5 "
         "says that the activations rise by nearly 33M: they rise by 33.18M. 245.28K and 13.85G are met.",
     ),
@@ -131,25 +158,27 @@ EXPLANATIONS = (
         rows=("#N = 6",),
         scale=4,
         metric="acts",
-        text="A misprint of 58.74, which is 58.735 rounded once more.",
-        evidence="Activations are linear in N. N = 4 and N = 8 are met, 40.77 and 76.70, and N = 6 is halfway: 58.73.",
+        text="Perhaps a misprint of 58.74, which is flop_count_table's 58.735M rounded once more; a guess.",
+        evidence="Activations are linear in N. N = 4 and N = 8 are met, 40.77 and 76.70, and N = 6 is halfway: "
+        "58,734,720, which flop_count_str shows as 58.73M.",
     ),
     Explanation(
         table=4,
         rows=("#N = 12",),
         scale=4,
         metric="params",
-        text="Truncated: 350,976 parameters are 350.98K.",
-        evidence="Parameters are linear in N, 27,864 a block. N = 4, 6 and 8 are met.",
+        text="Perhaps truncated: 350,976 parameters are 350.98K. A guess, as other parameters are rounded.",
+        evidence="Parameters are linear in N, 27,864 a block. N = 4, 6 and 8 are met; 183,792 and 239,520 don't tell "
+        "the two apart, but w/ SE, 260,976, is printed as 260.98K.",
     ),
     Explanation(
         table=4,
         rows=("#N = 12",),
         scale=4,
         metric="acts",
-        text="Rounded to whole millions, yet printed with two decimals.",
+        text=f"{WHOLE_MILLIONS} Above 100 million it changes to G: 0.113G, so 113.00M.",
         evidence="Activations are linear in N. N = 4 and N = 8 are met, 40.77 and 76.70, and N = 12 is as far again: "
-        "112.63.",
+        "112,631,040. flop_count_str shows 0.11G, which would be 110.00M.",
     ),
 )
 
