@@ -172,3 +172,14 @@ def test_no_style_or_setting_fetches_from_elsewhere() -> None:
     for path in (path for path in (BOOK / "_static").iterdir() if path.suffix in {".css", ".js", ".svg"}):
         text = re.sub(r'xmlns(:\w+)?="[^"]*"', "", path.read_text())
         assert not re.search(r"https?://|@import", text), path.name
+
+
+def test_the_smoke_run_beats_bicubic_on_photographs_it_has_not_seen() -> None:
+    """What the book promises of its default budget, read from the record that the workflow made of it."""
+    path = ROOT / ".cache" / "records" / "smoke" / "safmn" / "main.eval.json"
+    if not path.is_file():
+        pytest.skip("no smoke run here: `make book` trains and scores it")
+    record = json.loads(path.read_text())
+    ours, bicubic = ({s["dataset"]: s["psnr"] for s in record[kind]} for kind in ("scores", "bicubic"))
+    assert record["provenance"]["data"] == "photos/train" and record["config"]["train"]["steps"] < 1000
+    assert ours["photos/held-out"] >= bicubic["photos/held-out"] + 0.3
