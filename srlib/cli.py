@@ -136,10 +136,11 @@ def evaluate(
     from srlib import metrics
     from srlib import runs as engine
     from srlib.evaluate import bicubic, luma_bicubic, score
+    from srlib.models import names
 
     if (record is not None) + (model != "") != 1:
         raise InputError(
-            "name a model or a run's --record: srlib evaluate safmn --weights F, or srlib evaluate --record R.json"
+            "name a model or a run's --record, not both: srlib evaluate safmn --weights F, or evaluate --record R.json"
         )
     if weights is not None and (model == "bicubic" or record is not None):
         raise InputError("--weights go with a model's name: srlib evaluate safmn --weights FILE")
@@ -159,8 +160,9 @@ def evaluate(
         model, scale = run.config["model"], run.config["scale"]
         network = run.network(where)
     elif model != "bicubic":
+        if model not in names():
+            raise InputError(f"unknown model {model!r}: choose bicubic or one of {', '.join(names())}")
         if weights is None:
-            engine.recipe(model)
             raise InputError(f"no weights for {model}: give --weights FILE or --record RUN.json")
         network = read_weights(weights, model, scale).eval().to(where)
     chosen = protocol or ["matlab" if network is None else engine.recipe(model).protocol]
@@ -199,7 +201,7 @@ def read_weights(path: Path, model: str, scale: int) -> Any:
 def table(
     paper: Annotated[str, typer.Argument(help="Paper: safmn.")],
     number: Annotated[int, typer.Argument(help="Number of the table.")],
-    records: Annotated[Path | None, typer.Option(help="Folder of score records, such as book/results.")] = None,
+    records: Annotated[Path | None, typer.Option(help="Folder of score records; usually book/results.")] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -211,7 +213,8 @@ def table(
 
     from srlib import papers
 
-    found = papers.table(paper, number, records=records)
+    usual = Path("book/results")
+    found = papers.table(paper, number, records=records or (usual if usual.is_dir() else None))
     if as_csv:
         sys.stdout.write(found.csv())
     else:

@@ -166,6 +166,7 @@ def benchmark(name: str, root: str | Path | None = None) -> ImageSet:
     first used: a scale without a folder X<s> is made from HR instead. Raises InputError where the root or the benchmark
     is missing or empty.
     """
+    name = "BSD100" if name == "B100" else name
     base = _data_root(root)
     if base is None:
         raise InputError(

@@ -491,9 +491,8 @@ def read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage leads to
-        reason = str(error).split("\n")[0][:120]
         raise InputError(
-            f"{path.name} cannot be opened as plain weights ({reason}): it is damaged or holds more than tensors"
+            f"{path.name} cannot be opened as plain weights ({type(error).__name__}): it is damaged, or holds code"
         ) from None
 
 

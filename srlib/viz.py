@@ -852,9 +852,9 @@ def _ours(cell: PrintedCell) -> str:
     """Ours with the printed digits, or with more of them where it would otherwise read like a number that it isn't."""
     printed = str(cell.printed)
     digits = len(printed.partition(".")[2])
-    for more in range(3):
+    for more in range(0 if cell.verdict == "exact" else 1, 4):
         text = f"{float(cell.ours):.{digits + more}f}"
-        if cell.verdict == "exact" or more and text.rstrip("0").rstrip(".") != printed.rstrip("0").rstrip("."):
+        if cell.verdict == "exact" or abs(float(text) - float(printed)) > 0.5000001 * 10**-digits:
             return text
     return text
 
