@@ -61,6 +61,9 @@ class SAFMNConfig:
             )
 
 
+CONFIGS = {"safmn": SAFMNConfig()}
+
+
 class L2Norm(nn.Module):
     """Each pixel's channels divided by their L2 norm (Table 3, "LN -> L2 normalization"); nothing is learnt."""
 
