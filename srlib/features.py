@@ -13,10 +13,26 @@ def record(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module]) 
     Maps are (C, h, w) on the CPU, in the order of ``watched``; of a module that runs several times the last output
     counts. A module that does not run is left out.
     """
-    maps: dict[str, Tensor] = {}
+    return _watch(network, image, watched, lambda inputs, output: output[0].detach().cpu())
 
-    def keeper(label: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda module, inputs, output: maps.update({label: output[0].detach().cpu()})
+
+def record_inputs(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, ...]]:
+    """What each of the ``watched`` modules is given while ``network`` sees ``image`` (1, 3, H, W), by its label.
+
+    One tensor an argument, as the module sees it with its batch of one: (1, C, h, w), on the CPU; otherwise as
+    ``record``.
+    """
+    return _watch(network, image, watched, lambda inputs, output: tuple(x.detach().cpu() for x in inputs))
+
+
+def _watch(
+    network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module], keep: Callable[[Any, Any], Any]
+) -> dict[str, Any]:
+    """By label, what ``keep`` makes of each watched module's inputs and output."""
+    kept: dict[str, Any] = {}
+
+    def keeper(label: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, output: kept.update({label: keep(inputs, output)})
 
     hooks = [module.register_forward_hook(keeper(label)) for label, module in watched.items()]
     try:
@@ -25,4 +41,4 @@ def record(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module]) 
     finally:
         for hook in hooks:
             hook.remove()
-    return {label: maps[label] for label in watched if label in maps}
+    return {label: kept[label] for label in watched if label in kept}

@@ -67,6 +67,8 @@ METRICS: Mapping[str, str] = MappingProxyType(
         "gpu_memory": "GPU memory",
         "time": "Time",
         "runtime": "Runtime",
+        "niqe": "NIQE",
+        "brisque": "BRISQUE",
     }
 )
 """How the columns of the papers' tables are headed."""
@@ -537,6 +539,52 @@ def bars(
     return _chart(draw, alt, caption, height=1.2 + (0.62 if printed else 0.38) * len(labels))
 
 
+def shares(
+    values: Mapping[str, Mapping[str, float]],
+    *,
+    alt: str,
+    ylabel: str = "share of images",
+    model: str = "seemore",
+    caption: str = "",
+) -> Shown:
+    """Stacked bars of shares, such as those of the experts that a network's blocks choose (SeemoRe, Figure 5a).
+
+    ``values`` gives for each bar its parts, in [0, 1] and no more than 1 together; a missing part means none. Parts are
+    stacked in the legend's order from dark to light, in the colour of ``model``, and a part of a tenth or more has its
+    share written in it where there is room. Raises ``InputError`` for no bar and for parts that are no shares.
+    """
+    parts = list(dict.fromkeys(part for bar in values.values() for part in bar))
+    if not parts:
+        raise InputError("there is no share to draw; give at least one bar with one part")
+    for label, bar in values.items():
+        if not all(0 <= share <= 1 for share in bar.values()) or sum(bar.values()) > 1 + 1e-6:
+            raise InputError(
+                f"bar {label!r} has the parts {dict(bar)}; give shares from 0 to 1, no more than 1 together"
+            )
+    levels = [0.1 + 0.52 * k / max(len(parts) - 1, 1) for k in range(len(parts))]
+
+    def draw(axes: "Axes") -> None:
+        ink, roomy = axes.xaxis.label.get_color(), axes.figure.get_figwidth() / len(values) > 0.5
+        below = np.zeros(len(values))
+        for part, level in zip(parts, levels, strict=True):
+            heights = np.array([bar.get(part, 0.0) for bar in values.values()])
+            face = _with_luminance(_rgb(colour(model)), level)
+            drawn = axes.bar(
+                range(len(values)), heights, 0.8, bottom=below, color=face, edgecolor=ink, linewidth=0.6, label=part
+            )
+            written = [f"{share:.0%}" if roomy and share >= 0.1 else "" for share in heights]
+            text = "white" if level < 0.179 else "#1f2328"
+            axes.bar_label(drawn, written, label_type="center", color=text, fontsize=8.5)
+            below += heights
+        axes.set_xticks(range(len(values)), list(values))
+        axes.grid(axis="x", visible=False)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel(ylabel)
+        axes.figure.legend(loc="outside upper center", ncols=len(parts))
+
+    return _chart(draw, alt, caption)
+
+
 def protocol_matrix(
     values: Mapping[str, Mapping[str, float]],
     *,
@@ -623,7 +671,7 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
         last = group
         shown = [cell for parts in line.values() for cell in parts]
         quiet = all(cell.verdict == "not-run" for cell in shown)
-        extra = ", ".join(f"{k} {v}" for k, v in keys.items() if f"{v}" not in row)
+        extra = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in keys.items() if f"{v}" not in row)
         name = escape(_typeset(row)) + (f' <span class="srlib-variant">{escape(extra)}</span>' if extra else "")
         if quiet:
             common = list(dict.fromkeys(cell.note for cell in shown if cell.note))

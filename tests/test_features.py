@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from srlib.features import record
+from srlib.features import record, record_inputs
 from srlib.models.safmn import SAFMN, SAFMNConfig
+from srlib.models.seemore import SeemoRe, SeemoReConfig
 
 
 @pytest.fixture
@@ -30,3 +31,13 @@ def test_no_hook_stays(network):
 
 def test_modules_that_do_not_run_are_left_out(network):
     assert record(network, torch.rand(1, 3, 8, 8), {"other": torch.nn.Identity()}) == {}
+
+
+def test_inputs_are_all_that_a_module_is_given():
+    network = SeemoRe(SeemoReConfig(groups=1, channels=8)).eval()
+    mixture = network.body[0].local_block.block.moe_layer
+    image = torch.rand(1, 3, 20, 24)
+    x_a, x_b = record_inputs(network, image, {"mixture": mixture})["mixture"]
+    assert x_a.shape == x_b.shape == (1, 8, 20, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(mixture(x_a, x_b)[0], record(network, image, {"m": mixture})["m"])

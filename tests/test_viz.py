@@ -104,6 +104,7 @@ CHARTS = {
         {"SAFMN": (52, 38.0, 228), "IMDN": (159, 38.0, 694)}, xlabel="x", ylabel="y", alt=alt
     ),
     "bars": lambda alt: viz.bars({"LayerNorm": 2.0, "split": 1.0}, unit="us", alt=alt),
+    "shares": lambda alt: viz.shares({"1": {"rank 2": 0.25, "rank 4": 0.75}, "2": {"rank 2": 1.0}}, alt=alt),
 }
 
 
@@ -193,6 +194,33 @@ def test_smoothing_starts_unbiased_and_ends_at_the_collapse() -> None:
         viz.curves({"LN": {"step": [0], "loss": [1]}}, "step", "psnr", alt="a")
     with pytest.raises(InputError, match="smoothing"):
         viz.curves({"LN": {"step": [0], "loss": [1]}}, "step", "loss", alt="a", smooth=1)
+
+
+@pytest.mark.parametrize("values", [{}, {"1": {}}, {"1": {"a": 0.6, "b": 0.6}}, {"1": {"a": -0.1}}])
+def test_what_is_no_share_is_refused(values: dict[str, dict[str, float]]) -> None:
+    with pytest.raises(InputError, match="no share|give shares"):
+        viz.shares(values, alt="a")
+
+
+@pytest.mark.parametrize("theme", viz.PAGE)
+def test_shares_are_written_into_their_bars_and_told_apart_by_lightness(theme: str) -> None:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import to_hex
+
+    drawn: list[Axes] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(viz, "_chart", lambda draw, alt, caption: draw(drawn[0]) or alt)
+        with viz.style(theme):
+            from matplotlib.figure import Figure
+
+            drawn.append(Figure(figsize=(7.2, 3.6), layout="constrained").subplots())
+            viz.shares({"1": {"a": 0.5, "b": 0.45, "c": 0.05}, "2": {"a": 1.0}}, alt="a")
+    texts = {text.get_text(): to_hex(text.get_color()) for text in drawn[0].texts if text.get_text()}
+    assert texts.keys() == {"50%", "45%", "100%"}
+    faces = [to_hex(bar.patches[0].get_facecolor()) for bar in drawn[0].containers]
+    lightness = [luminance(face) for face in faces]
+    assert lightness == sorted(lightness) and contrast(faces[0], faces[1]) > 2
+    assert contrast(texts["50%"], faces[0]) >= 4.5 and contrast(texts["45%"], faces[1]) >= 4.5
 
 
 def test_each_model_has_one_colour_and_marker_of_its_own() -> None:
