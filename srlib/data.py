@@ -25,13 +25,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from srlib import degradation as real
 from srlib.errors import InputError
 from srlib.resize import imresize
 
@@ -79,10 +80,11 @@ _LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
 
 _STORE_FORMAT = 1  # part of each store's key: raise it when decoding or the layout on disk changes
 _LR_FORMAT = 1  # likewise for LR images: raise it when an output of ``imresize`` changes
+_DEGRADED_FORMAT = 1  # likewise when an output of ``degrade`` changes
 _RESIDENT_BYTES = 4 << 30
 _RACY_NS = 2_000_000_000  # a file touched this recently could change again without a new time stamp
 
-Origin = Literal["distributed", "matlab-bicubic"]
+Degradation = Literal["bicubic", "real-esrgan"]
 
 
 @dataclass(frozen=True)
@@ -368,7 +370,7 @@ class Store:
         lr = self.lr(i, scale)
         return lr, self.hr(i)[:, : scale * lr.shape[1], : scale * lr.shape[2]]
 
-    def lr_origin(self, scale: int) -> Origin:
+    def lr_origin(self, scale: int) -> str:
         """Where the LR images come from: "distributed" files, or "matlab-bicubic" made here from HR."""
         return "distributed" if scale in self.image_set.lr_files else "matlab-bicubic"
 
@@ -383,15 +385,10 @@ class Store:
         by ``imresize``. Raises InputError for a scale that is not a positive integer, an image smaller than the scale,
         a missing LR file, or one whose size is not HR's divided by the scale and rounded down.
         """
-        if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
-            raise InputError(f"scale {scale!r} is not possible: give a whole number from 1 on, such as 2, 3 or 4")
+        _check_scale(scale)
         if scale in self._lr:
             return self
-        for name, (height, width) in zip(self.names, self._hr.sizes, strict=True):
-            if min(height, width) < scale:
-                raise InputError(
-                    f"{name} is {width}x{height}, too small for x{scale}: use a smaller scale or leave it out"
-                )
+        sizes = self._lr_sizes(scale)
         if self.lr_origin(scale) == "distributed":
             files = self.image_set.lr_files[scale]
             for file in files:
@@ -405,8 +402,9 @@ class Store:
                 self._fitting(*row, scale) for row in zip(self._hr.sizes, files, _decoded(files, hashes), strict=True)
             )
         else:
-            key = _digest(["matlab-bicubic", _LR_FORMAT])
-            images = _ahead(lambda i: self._reduced(i, scale), len(self))
+            key = _digest(self._recipe())
+            cropped = [(slice(None), slice(scale * height), slice(scale * width)) for height, width in sizes]
+            images = _ahead(lambda i: self._reduced(self.hr(i)[cropped[i]], i, scale), len(self))
         home = self.cache / "stores" / f"{self.key}-x{scale}-{key[:16]}"
         flat = _Flat.open(home)
         if flat is None:
@@ -430,9 +428,64 @@ class Store:
             )
         return lr
 
-    def _reduced(self, i: int, scale: int) -> np.ndarray:
-        height, width = (side // scale for side in self._hr.sizes[i])
-        return imresize(self.hr(i)[:, : scale * height, : scale * width], size=(height, width)).numpy()
+    def _lr_sizes(self, scale: int) -> list[tuple[int, int]]:
+        """Height and width of each LR image, HR's divided by the scale and rounded down."""
+        _check_scale(scale)
+        for name, (height, width) in zip(self.names, self._hr.sizes, strict=True):
+            if min(height, width) < scale:
+                raise InputError(
+                    f"{name} is {width}x{height}, too small for x{scale}: use a smaller scale or leave it out"
+                )
+        return [(height // scale, width // scale) for height, width in self._hr.sizes]
+
+    def _recipe(self) -> list[object]:
+        """What identifies ``_reduced`` in the key of LR images that are made here."""
+        return ["matlab-bicubic", _LR_FORMAT]
+
+    def _reduced(self, hr: Tensor, i: int, scale: int) -> np.ndarray:
+        """The LR image (3, h, w) of image ``i``, made from ``hr``: the image cropped to multiples of the scale."""
+        return imresize(hr, size=(hr.shape[1] // scale, hr.shape[2] // scale)).numpy()
+
+
+class DegradedStore(Store):
+    """The same images with LR images by Real-ESRGAN's degradation, at any scale: made once, then fixed.
+
+    Image i is degraded by what (``seed``, step 0, index i) decides; distributed LR files are not used. ``lr_origin``
+    says "real-esrgan, seed 0".
+    """
+
+    def __init__(self, store: Store, seed: int = 0) -> None:
+        """``store`` has the HR images; ``seed`` is a whole number from 0 on, anything else raises InputError."""
+        super().__init__(store.image_set, store.cache, store.key, store._hr)
+        self.seed = _checked_seed(seed)
+
+    def lr_origin(self, scale: int) -> str:
+        """How the LR images were made, at every scale."""
+        return f"real-esrgan, seed {self.seed}"
+
+    def _recipe(self) -> list[object]:
+        return ["real-esrgan", _DEGRADED_FORMAT, self.seed, repr(real.RealEsrgan())]
+
+    def _reduced(self, hr: Tensor, i: int, scale: int) -> np.ndarray:
+        lr = real.degrade(hr[None].to(torch.float32) / 255, scale, self.seed, index=i)[0]
+        return (lr * 255).round().to(torch.uint8).numpy()
+
+
+def degraded(store: Store, seed: int = 0) -> Store:
+    """A fixed version of a test set for real-world super-resolution: its images, with LR images by Real-ESRGAN's
+    degradation. Use it wherever a store is used, as in ``evaluate.score``."""
+    return DegradedStore(store, seed)
+
+
+def _check_scale(scale: int) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+        raise InputError(f"scale {scale!r} is not possible: give a whole number from 1 on, such as 2, 3 or 4")
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed} is out of range: give a whole number from 0 to 2^63 - 1")
+    return seed
 
 
 class Patches:
@@ -444,10 +497,15 @@ class Patches:
     are made on the CPU: the same batch on every device and machine, whatever was drawn before. A smaller batch is the
     start of a larger one.
 
+    ``degradation`` says where LR patches come from: "bicubic" cuts them from the store's LR images, "real-esrgan" makes
+    them from the HR patches, which are drawn all the same, by ``srlib.degradation`` with the same seed and step. The HR
+    patches are not sharpened: Real-ESRGAN sharpens what its network learns from, SeemoRe's Appendix B.2 doesn't say so.
+
     ``patch`` is in LR pixels. On an accelerator the whole store becomes one uint8 tensor there if it needs at most 4
     GiB and a quarter of the free memory, and each batch is one gather; otherwise patches are cut from the memory map
     and sent. ``resident`` forces one or the other. Raises InputError, when it is made, for a size that is not
-    positive, a seed that is negative or has more than 63 bits, and an image smaller than the patch.
+    positive, a seed that is negative or has more than 63 bits, an unknown degradation, and an image smaller than the
+    patch.
     """
 
     def __init__(
@@ -459,47 +517,49 @@ class Patches:
         seed: int = 0,
         device: str | torch.device = "cpu",
         resident: bool | None = None,
+        degradation: Degradation = "bicubic",
     ) -> None:
         """See the class."""
+        if degradation not in get_args(Degradation):
+            raise InputError(f"no degradation called {degradation!r}: use {' or '.join(get_args(Degradation))} instead")
         if patch < 1 or batch < 1:
             raise InputError(f"patch {patch} and batch {batch} do not work: give whole numbers from 1 on")
-        if not 0 <= seed < 2**63:
-            raise InputError(f"seed {seed} is out of range: give a whole number from 0 to 2^63 - 1")
-        self.scale, self.patch, self.size, self.seed, self.device = scale, patch, batch, seed, torch.device(device)
-        self._lr, self._hr = store.build_lr(scale)._lr[scale], store._hr
-        for name, (height, width) in zip(store.names, self._lr.sizes, strict=True):
+        self.scale, self.patch, self.size, self.device = scale, patch, batch, torch.device(device)
+        self.seed, self.degradation = _checked_seed(seed), degradation
+        sizes = store._lr_sizes(scale)
+        hr, lr = store._hr, None if degradation == "real-esrgan" else store.build_lr(scale)._lr[scale]
+        for name, (height, width) in zip(store.names, sizes, strict=True):
             if min(height, width) < patch:
                 raise InputError(
                     f"{name} of {store.name} is {width}x{height} at x{scale}, smaller than the patch, {patch}x{patch}: "
-                    f"use a patch of at most {min(map(min, self._lr.sizes))} or leave small images out"
+                    f"use a patch of at most {min(map(min, sizes))} or leave small images out"
                 )
-        self._rooms = np.array(self._lr.sizes, np.uint64) - np.uint64(patch - 1)  # (N, 2) positions along y and x
+        self._rooms = np.array(sizes, np.uint64) - np.uint64(patch - 1)  # (N, 2) positions along y and x
         if resident is None:
-            resident = self.device.type != "cpu" and self._lr.nbytes + self._hr.nbytes <= _room(self.device)
+            nbytes = hr.nbytes + (lr.nbytes if lr else 0)
+            resident = self.device.type != "cpu" and nbytes <= _room(self.device)
         # A tensor, because CUDA multiplies by the reciprocal of a number, which is not the same in the last bit.
         self._white = torch.tensor(255.0, dtype=torch.float32, device=self.device)
-        self._on_device = tuple(flat.tensor(self.device) for flat in (self._lr, self._hr)) if resident else None
+        self._hr = _Source(hr, hr.tensor(self.device) if resident else None)
+        self._lr = _Source(lr, lr.tensor(self.device) if resident else None) if lr else None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """LR (B, 3, p, p) and HR (B, 3, sp, sp) of a step (from 0 on): float32 in [0, 1] on the device."""
         image, y, x, turn = self._draw(step)
-        cuts = (
-            _cuts(self._lr, image, y, x, turn, self.patch),
-            _cuts(self._hr, image, y * self.scale, x * self.scale, turn, self.patch * self.scale),
-        )
-        sides = (self.patch, self.patch * self.scale)
-        if self._on_device is not None:
-            tables = torch.from_numpy(np.stack(cuts)).to(self.device)
-            lr, hr = map(_gather, self._on_device, tables, sides)
-        else:
-            pieces = map(_cut, (self._lr.map, self._hr.map), cuts, sides)
-            if (
-                self.device.type == "cpu"
-            ):  # numpy's one thread is as fast, and does not wait for others on a busy machine
-                lr, hr = (torch.from_numpy(np.divide(piece, np.float32(255), dtype=np.float32)) for piece in pieces)
-                return lr, hr
-            lr, hr = map(self._sent, pieces)
-        return lr / self._white, hr / self._white
+        side = self.patch * self.scale
+        hr = self._patches(self._hr, _cuts(self._hr.flat, image, y * self.scale, x * self.scale, turn, side), side)
+        if self._lr is None:
+            return real.degrade(hr, self.scale, self.seed, step), hr
+        return self._patches(self._lr, _cuts(self._lr.flat, image, y, x, turn, self.patch), self.patch), hr
+
+    def _patches(self, source: "_Source", cuts: np.ndarray, side: int) -> Tensor:
+        """The patches (B, 3, side, side), float32 in [0, 1] on the device."""
+        if source.resident is not None:
+            return _gather(source.resident, torch.from_numpy(cuts).to(self.device), side) / self._white
+        pieces = _cut(source.flat.map, cuts, side)
+        if self.device.type == "cpu":  # numpy's one thread is as fast, and does not wait for others on a busy machine
+            return torch.from_numpy(np.divide(pieces, np.float32(255), dtype=np.float32))
+        return self._sent(pieces) / self._white
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         if step < 0:
@@ -618,6 +678,13 @@ class _Flat:
     def tensor(self, device: torch.device) -> Tensor:
         """The whole file as a flat uint8 tensor on a device."""
         return torch.from_numpy(np.fromfile(self.path, np.uint8)).to(device)
+
+
+class _Source(NamedTuple):
+    """Where patches are cut from: a file and, where it lies on the device too, its bytes there."""
+
+    flat: _Flat
+    resident: Tensor | None
 
 
 def _write_images(
