@@ -109,7 +109,7 @@ def test_a_run_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monk
 def runs_row():
     from srlib.papers import Row
 
-    return Row("tiny", SAFMNConfig(blocks=1, channels=8))
+    return Row("tiny", SAFMNConfig(blocks=1, channels=8), "safmn")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What the papers claim: every printed table as data, beside what this library computes, with a verdict for each cell.
 
 ``table("safmn", 3)`` gives Table 3 of SAFMN's paper. A table's printed cells lie in a CSV file in the folder data; the
-paper's module (``srlib.papers.safmn``) says which configuration each printed row is, and its ledger explains each count
-that doesn't come out as printed. Importing this package imports no torch: names, labels and slugs are cheap.
+paper's module (``srlib.papers.safmn``, ``srlib.papers.seemore``) says which configuration each printed row is, and its
+ledger explains each count that doesn't come out as printed. Importing this package imports no torch: names, labels and
+slugs are cheap.
 
 Verdicts: "exact", ours rounds to the printed digits; "within", inside the tolerance (a count: one unit of the last
 printed digit; PSNR 0.02 dB, SSIM 0.0006); "differs", neither; "not-run", with the reason in the note.
@@ -16,37 +17,51 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srlib.errors import InputError
 
-PAPERS = ("safmn",)
+if TYPE_CHECKING:
+    from srlib.complexity import Counts
+
+PAPERS = ("safmn", "seemore")
 VERDICTS = ("exact", "within", "differs", "not-run")
 STATIC = ("params", "flops", "macs", "acts")
 SCALING = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 TOLERANCE = {"psnr": Decimal("0.02"), "ssim": Decimal("0.0006")}
 
 _DATA = Path(__file__).parent / "data"
+_Counted = dict[tuple[str, Any], "Counts"]  # by model and configuration
 
 
 @dataclass(frozen=True)
 class Row:
-    """A printed row that this library can build: its label, verbatim, the network's configuration, and the learning
-    rate that the row is trained with where it is not the paper's usual one."""
+    """A printed row that this library can build.
+
+    ``label``: as printed. ``config``: the network's configuration, of ``model``. ``variant``: the printed row's further
+    keys where the label alone doesn't name it, else "". ``train``: the settings of the training that the row changes.
+    """
 
     label: str
     config: Any
-    lr: float | None = None
+    model: str
+    variant: str = ""
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The label, with the variant in brackets where there is one: "SeemoRe-T (kernel=3)"."""
+        return _name(self.label, self.variant)
 
     @property
     def slug(self) -> str:
-        """The label as part of a file's name or a test's."""
-        return slug(self.label)
+        """The name as part of a file's name or a test's."""
+        return slug(self.name)
 
 
 @dataclass(frozen=True)
@@ -90,15 +105,17 @@ class Table:
         return rows(self.paper, self.number)
 
     def cell(self, row: str, metric: str, scale: int | None = None, dataset: str = "") -> Cell:
-        """The one cell with this row, metric, scale (None: whichever there is) and data set. Raises ``InputError``."""
+        """The one cell with this row (its label, or the name with its variant in brackets), metric, scale (None:
+        whichever there is) and data set. Raises ``InputError``."""
         found = [
             c for c in self.cells
-            if (c.row, c.metric, c.dataset) == (row, metric, dataset) and scale in (None, c.scale)
-        ]
+            if row in (c.row, _name(c.row, c.variant)) and (c.metric, c.dataset) == (metric, dataset)
+            and scale in (None, c.scale)
+        ]  # fmt: skip
         if len(found) != 1:
             raise InputError(
                 f"table {self.number} of {self.paper} has {len(found)} cells for row {row!r}, metric {metric!r}, "
-                f"scale {scale}, data set {dataset!r}; give the printed label and, where needed, the scale"
+                f"scale {scale}, data set {dataset!r}; give the printed label and, where needed, variant and scale"
             )
         return found[0]
 
@@ -155,6 +172,21 @@ class Explanation:
     dataset: str = ""
 
 
+def paper_of(model: str) -> str:
+    """The paper whose network ``model`` is. Raises ``InputError`` for a model of no paper."""
+    for paper in PAPERS:
+        if model in _module(paper).PROTOCOLS:
+            return paper
+    known = ", ".join(model for paper in PAPERS for model in _module(paper).PROTOCOLS)
+    raise InputError(f"model {model!r} is of no paper; choose one of: {known}")
+
+
+def protocol(model: str) -> str:
+    """The name of the evaluation protocol under which a model's printed scores were taken, one of
+    ``metrics.PROTOCOLS``. Raises ``InputError`` for a model of no paper."""
+    return _module(paper_of(model)).PROTOCOLS[model]
+
+
 def slug(label: str) -> str:
     """A printed label as a name for folders, files and tests: lower-case letters, digits and single hyphens.
 
@@ -175,24 +207,28 @@ def tables() -> list[tuple[str, int | str]]:
 
 
 def rows(paper: str, number: int | str) -> tuple[Row, ...]:
-    """The rows of a table that this library builds, as label and configuration; empty for a table of measured times."""
+    """The rows of a table that this library builds; empty for a table of measured times."""
     number = _number(paper, number)
     return _module(paper).rows().get(number, ())
 
 
 def row(paper: str, number: int | str, label: str, scale: int | None = None) -> Row:
-    """The row of a table with this printed label, or its slug; ``scale`` where a label is printed at several.
+    """The row of a table with this printed label, name or slug: the name where several rows have one label, ``scale``
+    where a row is printed at several.
 
     Raises ``InputError`` for a paper, table or row that there isn't, and for a row that this library can't build.
     """
     known = rows(paper, number)
-    found = [r for r in known if label in (r.label, r.slug) and scale in (None, r.config.scale)]
+    found = [r for r in known if label in (r.label, r.name, r.slug) and scale in (None, r.config.scale)]
     if len(found) == 1:
         return found[0]
+    names = dict.fromkeys(r.name for r in found)
+    if len(names) > 1:
+        raise InputError(f"table {number} of {paper} has several rows {label!r}; name one of: {'; '.join(names)}")
     if found:
         scales = ", ".join(str(r.config.scale) for r in found)
         raise InputError(f"table {number} of {paper} prints {label!r} at scales {scales}; name one of them")
-    choices = "; ".join(dict.fromkeys(r.label for r in known)) or "none, it prints measurements"
+    choices = "; ".join(dict.fromkeys(r.name for r in known)) or "none, it prints measurements"
     at = "" if scale is None else f" at scale {scale}"
     raise InputError(f"table {number} of {paper} has no row {label!r}{at} that can be built; choose one of: {choices}")
 
@@ -201,16 +237,18 @@ def table(paper: str, number: int | str, counts: bool = True, records: Path | No
     """A printed table with ours and a verdict for each cell.
 
     Parameters, multiply-adds and activations are counted now, a fraction of a second a row; with ``counts`` False they
-    are left out, and torch isn't imported. ``records`` is a folder of records of ``srlib evaluate --out``, from which
-    PSNR and SSIM are read: bicubic interpolation's, and those of runs at the paper's own budget, scored under its own
-    protocol. Raises ``InputError`` for an unknown paper or table, and for records that can't be read.
+    are left out, and torch isn't imported. Where multiply-adds depend on the image's route, ours is the attainable
+    count that is nearest to print, and the note gives the range. ``records`` is a folder of records of ``srlib evaluate
+    --out``, from which PSNR and SSIM are read: bicubic interpolation's, and those of runs at the paper's own budget,
+    scored under its own protocol. A run fills each printed row of its paper that is its network, trained as it was.
+    Raises ``InputError`` for an unknown paper or table, and for records that can't be read.
     """
     return _fill(paper, number, counts, records, {})
 
 
 def all_tables(counts: bool = True, records: Path | None = None) -> tuple[Table, ...]:
     """Every table of every paper, as ``table`` gives it; a network that several tables print is counted once."""
-    counted: dict[Any, dict[str, int]] = {}
+    counted: _Counted = {}
     return tuple(_fill(paper, number, counts, records, counted) for paper, number in tables())
 
 
@@ -222,7 +260,7 @@ def ledger(paper: str, filled: Iterable[Table] = ()) -> tuple[Entry, ...]:
     ``InputError`` for an unknown paper, and if an explanation names a cell that there isn't, or a count that is exact.
     """
     module = _module(paper)
-    counted: dict[Any, dict[str, int]] = {}
+    counted: _Counted = {}
     given = {t.number: t for t in filled if t.paper == paper}
     missing = dict.fromkeys(e.table for e in module.EXPLANATIONS if e.table not in given)
     given |= {number: _fill(paper, number, True, None, counted) for number in missing}
@@ -306,23 +344,29 @@ def _number(paper: str, number: int | str) -> int | str:
     return known[str(number)]
 
 
-def _fill(
-    paper: str, number: int | str, counts: bool, records: Path | None, counted: dict[Any, dict[str, int]]
-) -> Table:
-    """Build a table; ``counted`` keeps what a configuration was found to cost, so that one call counts it once."""
+def _name(label: str, variant: str) -> str:
+    return f"{label} ({variant})" if variant else label
+
+
+def _fill(paper: str, number: int | str, counts: bool, records: Path | None, counted: _Counted) -> Table:
+    """Build a table; ``counted`` keeps what a network was found to cost, so that one call counts it once."""
     number = _number(paper, number)
     printed, module = _read(_DATA / f"{paper}_table{number}.csv"), _module(paper)
     scores = _scores(paper, number, records)
-    configs = {(r.label, r.config.scale): r.config for r in rows(paper, number)} if counts else {}
+    built = {(r.label, r.config.scale, r.variant): r for r in rows(paper, number)} if counts else {}
     cells = []
     for line in printed:
-        label, scale, dataset, metric = line["row"], int(line["scale"]), line["dataset"], line["metric"]
+        label, variant, scale = line["row"], line["variant"], int(line["scale"])
+        dataset, metric = line["dataset"], line["metric"]
         ours, notes = None, [line["note"]]
-        if metric in STATIC and (label, scale) in configs:
-            cost = _cost(paper, configs[label, scale], counted)
-            ours = Decimal(cost[metric]) / SCALING[line["unit"]]
-        elif metric in TOLERANCE and (label, scale, dataset) in scores:
-            means, note = scores[label, scale, dataset]
+        known = built.get((label, scale, variant)) or built.get((label, scale, ""))
+        score = scores.get((label, scale, variant, dataset)) or scores.get((label, scale, "", dataset))
+        if metric in STATIC and known:
+            ours, note = _cost(known, metric, Decimal(line["value"]) * SCALING[line["unit"]], counted)
+            ours /= SCALING[line["unit"]]
+            notes.append(note)
+        elif metric in TOLERANCE and score:
+            means, note = score
             ours = Decimal(repr(means[metric]))
             notes.append(note)
         else:
@@ -331,7 +375,7 @@ def _fill(
         cells.append(
             Cell(
                 row=label,
-                variant=line["variant"],
+                variant=variant,
                 scale=scale,
                 dataset=dataset,
                 metric=metric,
@@ -345,37 +389,42 @@ def _fill(
     return Table(paper, number, tuple(cells))
 
 
-def _cost(paper: str, config: Any, counted: dict[Any, dict[str, int]]) -> dict[str, int]:
-    if config not in counted:
-        from srlib.complexity import count, lr_size
-        from srlib.models import create
+def _cost(row: Row, metric: str, printed: Decimal, counted: _Counted) -> tuple[Decimal, str]:
+    """A row's count, the nearest to the printed one where it depends on the route, and what has to be said of it."""
+    from srlib.complexity import count, lr_size
+    from srlib.models import create
 
-        found = count(create(paper, config.scale, config), lr_size(config.scale))
-        counted[config] = {"params": found.params, "flops": found.macs, "macs": found.macs, "acts": found.acts}
-    return counted[config]
+    size = lr_size(row.config.scale)
+    if (row.model, row.config) not in counted:
+        counted[row.model, row.config] = count(create(row.model, row.config.scale, row.config), size)
+    found = counted[row.model, row.config]
+    if metric in ("flops", "macs"):
+        return _module(paper_of(row.model)).macs(row.config, size, found.macs, printed)
+    return Decimal(getattr(found, metric)), ""
 
 
 def _scores(
     paper: str, number: int | str, records: Path | None
-) -> dict[tuple[str, int, str], tuple[dict[str, float], str]]:
-    """By (printed row, scale, data set), PSNR and SSIM from a folder of records, and what has to be said of them.
+) -> dict[tuple[str, int, str, str], tuple[dict[str, float], str]]:
+    """By (printed label, scale, variant, data set), PSNR and SSIM from a folder of records, and what has to be said of
+    them.
 
     A record is what ``srlib evaluate --out`` writes, or a file "bicubic*.json" of one score. Its list "bicubic" is
     taken if it was scored as bicubic rows are, its list "scores" if it is that of a run at the paper's own budget under
     the paper's own protocol. Where records say the same thing, the first by name is taken.
     """
-    found: dict[tuple[str, int, str], tuple[dict[str, float], str]] = {}
-    module = _module(paper)
+    found: dict[tuple[str, int, str, str], tuple[dict[str, float], str]] = {}
+    bicubic = _module(paper).BICUBIC_PROTOCOL
     for path, content in _contents(records):
         alone = [content] if path.stem.startswith("bicubic") else []
-        label, note = _own_row(paper, number, content)
-        for kind, name, wanted, what in (
-            (content.get("bicubic", alone), "Bicubic", module.BICUBIC_PROTOCOL, ""),
-            (content.get("scores") if label else (), label, module.PROTOCOL, note),
-        ):
-            for scale, dataset, protocol, means in _means(kind):
-                if protocol == wanted:
-                    found.setdefault((name, scale, dataset), (means, f"{what}protocol {protocol}"))
+        for scale, dataset, scored, means in _means(content.get("bicubic", alone)):
+            if scored == bicubic:
+                found.setdefault(("Bicubic", scale, "", dataset), (means, f"protocol {scored}"))
+        own, ending = _own_rows(paper, number, content)
+        for r in own:
+            for scale, dataset, scored, means in _means(content["scores"]):
+                if scored == protocol(r.model) and scale == r.config.scale:
+                    found.setdefault((r.label, scale, r.variant, dataset), (means, f"{ending}, protocol {scored}"))
     return found
 
 
@@ -392,27 +441,25 @@ def _contents(records: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, content
 
 
-def _own_row(paper: str, number: int | str, content: dict[str, Any]) -> tuple[str, str]:
-    """The printed row that an evaluated run fills in this table, and how it was trained; ("", "") for any other record.
+def _own_rows(paper: str, number: int | str, content: dict[str, Any]) -> tuple[list[Row], str]:
+    """The printed rows that an evaluated run fills in this table, and how it ended; none for any other record.
 
-    Only a run at the paper's budget does, with the network and learning rate of the row that it names; one that names
-    none is the paper's main network.
+    Only a run at the paper's budget fills any: those of its model, scale and network, trained as it was. Of the
+    training's settings, those are compared that some row changes.
     """
-    if content.get("budget") != "paper" or content.get("model") != paper or not content.get("scores"):
-        return "", ""
-    table, label = (content.get("table"), content["row"]) if content.get("row") else _module(paper).MAIN
+    if content.get("budget") != "paper" or content.get("model") not in _module(paper).PROTOCOLS:
+        return [], ""
     try:
         network, train = content["config"]["network"], content["config"]["train"]
         collapsed_at = content.get("metrics", {}).get("collapsed_at")
         ending = f"collapsed at step {collapsed_at}" if collapsed_at else f"{train['steps']:,} steps"
-        same = [
+        return [
             r for r in rows(paper, number)
-            if str(table) == str(number) and r.label == label and asdict(r.config) == network
-            and r.lr in (None, train["lr"])
-        ]  # fmt: skip
+            if (r.model, asdict(r.config)) == (content["model"], network)
+            and all(train[key] == r.train.get(key, usual) for key, usual in _module(paper).TRAIN.items())
+        ], ending  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError):
-        return "", ""
-    return (label, f"{ending}, ") if same else ("", "")
+        return [], ""
 
 
 def _means(scores: Any) -> Iterator[tuple[int, str, Any, dict[str, float]]]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
+from functools import partial
 from typing import TYPE_CHECKING
 
 from srlib.errors import InputError
@@ -14,11 +16,12 @@ from srlib.papers import Entry, Explanation, Row
 
 if TYPE_CHECKING:
     from srlib.complexity import OperatorTime
+    from srlib.models.safmn import SAFMNConfig
 
 OURS = ("SAFMN (Ours)", "SAFMN")
-MAIN = (1, "SAFMN (Ours)")  # the table and row of the network itself, whose run names no row
-PROTOCOL = "safmn"  # how the paper's own rows were scored
+PROTOCOLS = {"safmn": "safmn"}  # the paper's networks, and how their rows were scored
 BICUBIC_PROTOCOL = "matlab-luma"  # how the bicubic rows that papers copy from one another were scored
+TRAIN = {"lr": 1e-3}  # the paper's usual value of each setting of the training that some row changes
 TABLE5_OPERATORS = {  # Table 5's operations -> torch's operators, as torch.profiler names them; none calls another
     "LayerNorm": "aten::layer_norm",
     "Channel Splitting": "aten::chunk",
@@ -49,43 +52,48 @@ def rows() -> dict[int, tuple[Row, ...]]:
     """Table number -> the rows that are configurations of SAFMN, in the paper's order (imports torch)."""
     from srlib.models.safmn import SAFMNConfig
 
-    base = SAFMNConfig()
+    base, row = SAFMNConfig(), partial(Row, model="safmn")
     return {
         1: (
-            Row("SAFMN (Ours)", replace(base, scale=2)),
-            Row("SAFMN (Ours)", replace(base, scale=3)),
-            Row("SAFMN (Ours)", replace(base, scale=4)),
+            row("SAFMN (Ours)", replace(base, scale=2)),
+            row("SAFMN (Ours)", replace(base, scale=3)),
+            row("SAFMN (Ours)", replace(base, scale=4)),
         ),
         3: (
-            Row("Baseline", base),
-            Row("SAFM -> None", replace(base, safm="none")),
-            Row("CCM -> None", replace(base, ccm="none")),
-            Row("(a): w/o FM", replace(base, modulation=False)),
-            Row("(b): w/o MR", replace(base, multi_scale=False)),
-            Row("(c): w/o FA", replace(base, aggregation=False)),
-            Row("(a) + (b)", replace(base, modulation=False, multi_scale=False)),
-            Row("(a) + (c)", replace(base, modulation=False, aggregation=False)),
-            Row("(a) + (b) + (c)", replace(base, modulation=False, multi_scale=False, aggregation=False)),
-            Row("AdaptiveMaxPool -> AdaptiveAvgPool", replace(base, pooling="average")),
-            Row("AdaptiveMaxPool -> Nearest interpolate", replace(base, pooling="nearest")),
-            Row("GELU -> None", replace(base, gate="none")),
-            Row("GELU -> Sigmoid", replace(base, gate="sigmoid")),
-            Row("w/ SE", replace(base, ccm="se")),
-            Row("CCM -> Channel MLP", replace(base, ccm="channel_mlp")),
-            Row("CCM -> Inverted residual block", replace(base, ccm="inverted_residual")),
-            Row("LN -> None, lr=1x10^-3 *", replace(base, norm="none"), lr=1e-3),
-            Row("LN -> None, lr=1x10^-4", replace(base, norm="none"), lr=1e-4),
-            Row("LN -> BN", replace(base, norm="batch")),
-            Row("LN -> FBN*", replace(base, norm="frozen_batch")),
-            Row("LN -> L2 normalization", replace(base, norm="l2")),
+            row("Baseline", base),
+            row("SAFM -> None", replace(base, safm="none")),
+            row("CCM -> None", replace(base, ccm="none")),
+            row("(a): w/o FM", replace(base, modulation=False)),
+            row("(b): w/o MR", replace(base, multi_scale=False)),
+            row("(c): w/o FA", replace(base, aggregation=False)),
+            row("(a) + (b)", replace(base, modulation=False, multi_scale=False)),
+            row("(a) + (c)", replace(base, modulation=False, aggregation=False)),
+            row("(a) + (b) + (c)", replace(base, modulation=False, multi_scale=False, aggregation=False)),
+            row("AdaptiveMaxPool -> AdaptiveAvgPool", replace(base, pooling="average")),
+            row("AdaptiveMaxPool -> Nearest interpolate", replace(base, pooling="nearest")),
+            row("GELU -> None", replace(base, gate="none")),
+            row("GELU -> Sigmoid", replace(base, gate="sigmoid")),
+            row("w/ SE", replace(base, ccm="se")),
+            row("CCM -> Channel MLP", replace(base, ccm="channel_mlp")),
+            row("CCM -> Inverted residual block", replace(base, ccm="inverted_residual")),
+            row("LN -> None, lr=1x10^-3 *", replace(base, norm="none"), train={"lr": 1e-3}),
+            row("LN -> None, lr=1x10^-4", replace(base, norm="none"), train={"lr": 1e-4}),
+            row("LN -> BN", replace(base, norm="batch")),
+            row("LN -> FBN*", replace(base, norm="frozen_batch")),
+            row("LN -> L2 normalization", replace(base, norm="l2")),
         ),
         4: (
-            Row("#N = 4", replace(base, blocks=4)),
-            Row("#N = 6", replace(base, blocks=6)),
-            Row("#N = 8", replace(base, blocks=8)),
-            Row("#N = 12", replace(base, blocks=12)),
+            row("#N = 4", replace(base, blocks=4)),
+            row("#N = 6", replace(base, blocks=6)),
+            row("#N = 8", replace(base, blocks=8)),
+            row("#N = 12", replace(base, blocks=12)),
         ),
     }
+
+
+def macs(config: SAFMNConfig, lr_size: tuple[int, int], counted: int, printed: Decimal) -> tuple[Decimal, str]:
+    """A row's multiply-adds beside the printed ones, and a note: as counted, since every image costs the same."""
+    return Decimal(counted), ""
 
 
 def not_run(number: int | str, row: str, dataset: str, metric: str) -> str:
