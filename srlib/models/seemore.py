@@ -109,7 +109,7 @@ class Router(nn.Module):
         self.body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, experts, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.body(x).float().softmax(dim=1)
+        weights = self.body(x).softmax(dim=1)
         values, chosen = weights.topk(self.top_k, dim=1)
         return torch.zeros_like(weights).scatter(1, chosen, values)
 
@@ -166,7 +166,7 @@ class LowRankMixture(nn.Module):
         )  # each (B, sum of ranks, H, W)
         shares = [gates[:, [i]].expand(-1, expert.conv_1.out_channels) for i, expert in enumerate(experts)]
         weighted = first * second * torch.cat(shares, dim=1)[:, :, None, None]
-        bias = gates @ torch.stack([expert.conv_3.bias for expert in experts])  # (B, C)
+        bias = (gates[:, :, None] * torch.stack([expert.conv_3.bias for expert in experts])).sum(dim=1)  # (B, C)
         return F.conv2d(weighted, torch.cat([e.conv_3.weight for e in experts], dim=1)) + bias[:, :, None, None]
 
 
