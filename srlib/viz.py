@@ -442,6 +442,7 @@ def scatter(
     alt: str,
     sizes: str = "parameters",
     models: Mapping[str, str] | None = None,
+    printed: Mapping[str, tuple[float, float, float]] | None = None,
     logx: bool = True,
     caption: str = "",
 ) -> Shown:
@@ -454,22 +455,30 @@ def scatter(
 
     if not points:
         raise InputError("there is no point to draw; give at least one")
-    for label, point in points.items():
+    rings = printed or {}
+    for label, point in [*points.items(), *rings.items()]:
         if not all(math.isfinite(value) for value in point):
             raise InputError(f"point {label!r} is {point}; leave out points without a number")
+        if label not in points:
+            raise InputError(f"printed point {label!r} is none of the points; choose one of: {', '.join(points)}")
     largest = max(size for _, _, size in points.values()) or 1
     named = {label.lower(): label.lower() for label in points if label.lower() in COLOURS}
     owner = {**{label: named[label.lower()] for label in points if label.lower() in named}, **(models or {})}
 
     def draw(axes: "Axes") -> None:
+        def area(size: float) -> float:
+            return (40 + 700 * size / largest) * min(1, axes.figure.get_figwidth() / 6)
+
         radii = {}
         for label, (across, up, size) in points.items():
             ours = owner.get(label)
             edge = colour(ours) if ours else "#7a7a7a"
-            area = (40 + 700 * size / largest) * min(1, axes.figure.get_figwidth() / 6)
-            radii[label] = math.sqrt(area) / 2
+            radii[label] = math.sqrt(area(size)) / 2
             face = edge if ours else "none"
-            axes.scatter(across, up, s=area, facecolor=face, edgecolor=edge, alpha=0.85, linewidth=1.4, zorder=3)
+            axes.scatter(across, up, s=area(size), facecolor=face, edgecolor=edge, alpha=0.85, linewidth=1.4, zorder=3)
+        for across, up, size in rings.values():
+            ink = axes.xaxis.label.get_color()
+            axes.scatter(across, up, s=area(size), facecolor="none", edgecolor=ink, linestyle="--", zorder=4)
         if logx:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -543,6 +552,7 @@ def shares(
     values: Mapping[str, Mapping[str, float]],
     *,
     alt: str,
+    xlabel: str = "",
     ylabel: str = "share of images",
     model: str = "seemore",
     caption: str = "",
@@ -579,6 +589,7 @@ def shares(
         axes.set_xticks(range(len(values)), list(values))
         axes.grid(axis="x", visible=False)
         axes.set_ylim(0, 1)
+        axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.figure.legend(loc="outside upper center", ncols=len(parts))
 

@@ -196,6 +196,16 @@ def test_smoothing_starts_unbiased_and_ends_at_the_collapse() -> None:
         viz.curves({"LN": {"step": [0], "loss": [1]}}, "step", "loss", alt="a", smooth=1)
 
 
+def test_printed_circles_belong_to_points() -> None:
+    points = {"T": (45.0, 39.0, 220.0)}
+    again = viz.scatter(points, xlabel="x", ylabel="y", alt="a", printed={"T": (44.0, 39.0, 220.0)})
+    assert again.html != viz.scatter(points, xlabel="x", ylabel="y", alt="a").html
+    with pytest.raises(InputError, match="none of the points; choose one of: T"):
+        viz.scatter(points, xlabel="x", ylabel="y", alt="a", printed={"L": (1.0, 1.0, 1.0)})
+    with pytest.raises(InputError, match="without a number"):
+        viz.scatter(points, xlabel="x", ylabel="y", alt="a", printed={"T": (1.0, float("nan"), 1.0)})
+
+
 @pytest.mark.parametrize("values", [{}, {"1": {}}, {"1": {"a": 0.6, "b": 0.6}}, {"1": {"a": -0.1}}])
 def test_what_is_no_share_is_refused(values: dict[str, dict[str, float]]) -> None:
     with pytest.raises(InputError, match="no share|give shares"):
