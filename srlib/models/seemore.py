@@ -45,7 +45,7 @@ class SeemoReConfig:
     recursion: int = 2
     shuffle: bool = True  # the channels of MoRE's projection, before they are split
     residual: Literal["dconv", "aggregation", "none"] = "dconv"  # Table 11: what the experts' output is added to
-    sme: Literal["see", "plain", "fused_mb", "conv2former"] = "see"  # Tables 4a, 7 and 10
+    sme: Literal["see", "plain", "striped", "fused_mb", "conv2former", "none"] = "see"  # Tables 4a, 7 and 10
     kernel: int = 11
 
     def __post_init__(self) -> None:
@@ -291,6 +291,8 @@ def spatial_block(config: SeemoReConfig) -> nn.Module:
             return SEE(channels, config.kernel)
         case "plain":
             return nn.Conv2d(channels, channels, 1)
+        case "striped":
+            return nn.Sequential(nn.Conv2d(channels, channels, 1), StripedConv2d(channels, config.kernel))
         case "fused_mb":
             hidden = channels + FUSED_MB_GROWTH
             return nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, channels, 1))
@@ -335,7 +337,7 @@ class ResidualGroup(nn.Module):
         super().__init__()
         self.config = config
         self.local_block = RME(config)
-        self.global_block = SME(config)
+        self.global_block = nn.Identity() if config.sme == "none" else SME(config)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.config.order == "rank-spatial":
