@@ -26,10 +26,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from srlib.errors import InputError
 
 HR_SIZE = (720, 1280)
+MOST_PIXELS = 2**40  # an image of more would take terabytes, and fvcore's 64-bit counts would overflow
 _ACTIVATIONS = "activations"
 
 
@@ -110,15 +112,20 @@ def count(model: nn.Module, lr_size: tuple[int, int], training: bool = True) -> 
     ``training`` chooses the mode that is counted. SAFMN's Table 3 prints 13.72G for batch normalisation, which is five
     operations a value, fvcore's figure in training mode (in evaluation mode it is two): so the default is True.
 
-    The counting runs on a copy on the CPU, so the model, its mode, its device and its statistics stay as they are.
-    Raises ``InputError`` for a size below 1 x 1, and for one that doesn't fit in memory.
+    Training mode is counted from shapes alone, at once for any size. Evaluation mode computes an image of zeros on the
+    CPU, since a network may choose there what it computes: what is counted is that image's route. Both work on a copy,
+    so the model, its mode, its device and its statistics stay as they are. Raises ``InputError`` for a size below
+    1 x 1, and for one that doesn't fit in memory.
     """
     if min(lr_size) < 1:
         raise InputError(f"an image of {lr_size[0]} x {lr_size[1]} pixels can't be counted; give at least 1 x 1")
-    twin = copy.deepcopy(model).cpu().train(training)
-    with warnings.catch_warnings(), torch.no_grad(), _memory_for(lr_size):
+    if lr_size[0] * lr_size[1] > MOST_PIXELS:
+        raise _too_large(lr_size)
+    device = "meta" if training else "cpu"
+    twin = copy.deepcopy(model).to(device).train(training)
+    with warnings.catch_warnings(), torch.no_grad(), _memory_for(lr_size), _TracedConvolutions():
         warnings.simplefilter("ignore", DeprecationWarning)  # fvcore scripts and traces, which torch has deprecated
-        analysis = _analysis(twin, torch.zeros(1, 3, *lr_size))
+        analysis = _analysis(twin, torch.zeros(1, 3, *lr_size, device=device))
         by_module = analysis.by_module_and_operator()
         uncounted = analysis.unsupported_ops()
     whole = by_module[""]
@@ -144,10 +151,31 @@ def _memory_for(lr_size: tuple[int, int]) -> Iterator[None]:
     except (RuntimeError, TypeError) as error:
         if not any(words in str(error) for words in ("allocate", "not enough memory", "verflow")):
             raise
-        raise InputError(
-            f"an image of {lr_size[0]} x {lr_size[1]} pixels doesn't fit in memory; give a smaller one, as counts grow "
-            "with the pixels"
-        ) from None
+        raise _too_large(lr_size) from None
+
+
+def _too_large(lr_size: tuple[int, int]) -> InputError:
+    return InputError(
+        f"an image of {lr_size[0]} x {lr_size[1]} pixels doesn't fit in memory; give a smaller one, as counts grow "
+        "with the pixels"
+    )
+
+
+class _TracedConvolutions(TorchFunctionMode):
+    """Convolutions as the operator that fvcore counts. ``torch.conv2d`` becomes it on a CPU, but not on the meta
+    device, where tensors have shapes and no values."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not torch.conv2d:
+            return function(*args, **(kwargs or {}))
+        return self.convolution(*args, **(kwargs or {}))
+
+    def convolution(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+        dilation: Any = 1, groups: int = 1,
+    ) -> Tensor:  # fmt: skip
+        sides = [[side] * 2 if isinstance(side, int) else list(side) for side in (stride, padding, dilation)]
+        return torch._convolution(x, weight, bias, *sides, False, [0, 0], groups, False, False, True, True)
 
 
 def _analysis(model: nn.Module, image: Tensor) -> Any:
