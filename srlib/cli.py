@@ -24,7 +24,7 @@ app = typer.Typer(
 
 USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, from whichever click this Typer carries
 
-Model = Annotated[str, typer.Argument(help="Model: safmn.")]
+Model = Annotated[str, typer.Argument(help="Model: safmn, seemore-t, seemore-b or seemore-l.")]
 Scale = Annotated[int, typer.Option(help="How many times larger the output is, each way.")]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder that holds benchmark/Set5 and others; default: the variable SRLIB_DATA.")
@@ -56,12 +56,17 @@ def stop(line: str, code: int = 2) -> None:
 @app.command()
 def train(
     model: Model,
-    scale: Scale = 4,
+    scale: Annotated[
+        int | None, typer.Option(help="How many times larger the output is, each way; default 4, or the row's own.")
+    ] = None,
     budget: Annotated[str, typer.Option(help="smoke, short or paper.")] = "smoke",
     table: Annotated[
-        int | None, typer.Option(help="Train a row of this ablation table of the model's paper ...")
+        str | None, typer.Option(help="Train a row of this ablation table of the model's paper ...")
     ] = None,
     row: Annotated[str | None, typer.Option(help="... the row with this printed label.")] = None,
+    fine_tune: Annotated[
+        Path | None, typer.Option(help="Go on from the run of this record, with real-world degradation.")
+    ] = None,
     data: Annotated[str, typer.Option(help="Training images: photos/train, or a folder.")] = "photos/train",
     held_out: Annotated[str, typer.Option(help="Images to score while training.")] = "photos/held-out",
     data_root: DataRoot = None,
@@ -74,9 +79,10 @@ def train(
 ) -> None:
     """Train a model, or load the run if it is there; an interrupted run goes on where it stopped.
 
-    Example: srlib train safmn --scale 4 --budget smoke
+    Example: srlib train seemore-t --scale 4 --budget smoke
     """
     from srlib import runs as engine
+    from srlib.data import degraded
 
     # names first: nothing is decoded for a run that cannot be
     engine.training(model, budget, seed=seed, precision=precision)
@@ -84,13 +90,20 @@ def train(
         engine.check_writable(record)
     if (table is None) != (row is None):
         raise InputError('--table and --row go together, as in: srlib train safmn --table 3 --row "LN -> BN"')
+    if fine_tune and (table is not None or scale is not None):
+        raise InputError("--fine-tune goes on with the record's own network and scale: leave --table and --scale out")
+    start = read_run(fine_tune, runs, model) if fine_tune else None
     store, watched = open_store(data, data_root), open_store(held_out, data_root)
     options: dict[str, Any] = {"budget": budget, "seed": seed, "precision": precision}
-    if table is None or row is None:
-        config = engine.configure(model, scale, store, **options)
+    if start:
+        config = engine.fine_tune(start, store, **options)
+        watched = degraded(watched)
+    elif table is None or row is None:
+        config = engine.configure(model, 4 if scale is None else scale, store, **options)
     else:
         config = engine.configure_row(model, table, row, scale, store, **options)
-    title = f"{model} x{scale}, {budget}" + (f", {row}" if row else "")
+    what = row or ("fine-tuned for real-world images" if start else "")
+    title = f"{model} x{config.scale}, {budget}" + (f", {what}" if what else "")
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, title=title)
     if record:
         engine.write_json(record, run.record() | {"budget": budget, "table": table, "row": row})
@@ -121,6 +134,9 @@ def evaluate(
     luma: Annotated[
         bool, typer.Option(help="Bicubic as the papers' tables quote it: the luma plane alone is reduced and enlarged.")
     ] = False,
+    degradation: Annotated[
+        str | None, typer.Option(help="bicubic or real-esrgan: what makes LR images; default bicubic, or the run's.")
+    ] = None,
     data_root: DataRoot = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -135,6 +151,7 @@ def evaluate(
     """
     from srlib import metrics
     from srlib import runs as engine
+    from srlib.data import degraded
     from srlib.evaluate import bicubic, luma_bicubic, score
     from srlib.models import names
 
@@ -147,18 +164,19 @@ def evaluate(
     if scale is not None and record is not None:
         raise InputError("--scale is the run's own with --record: leave it out")
     scale = 4 if scale is None else scale
-    if luma and (model != "bicubic" or protocol):
+    if luma and (model != "bicubic" or protocol or degradation):
         raise InputError("--luma is a way to score bicubic, with its own protocol: srlib evaluate bicubic --luma")
+    if degradation not in (None, "bicubic", "real-esrgan"):
+        raise InputError(f"no degradation {degradation!r}: choose bicubic or real-esrgan")
     where = engine.pick_device(device)
     origin: dict[str, Any] = {}
     network = None
     if record is not None:
         origin = engine.read_json(record)
-        if not isinstance(origin.get("run"), str):
-            raise InputError(f"{record} is no record of a run: give the file that `srlib train --record` wrote")
-        run = engine.Run(runs / origin["run"])
+        run = read_run(record, runs)
         model, scale = run.config["model"], run.config["scale"]
         network = run.network(where)
+        degradation = degradation or run.config["train"]["degradation"]
     elif model != "bicubic":
         if model not in names():
             raise InputError(f"unknown model {model!r}: choose bicubic or one of {', '.join(names())}")
@@ -168,6 +186,8 @@ def evaluate(
     chosen = protocol or ["matlab" if network is None else engine.recipe(model).protocol]
     protocols = [metrics.protocol(name) for name in chosen]
     stores = [open_store(name, data_root) for name in data] if data else default_sets(data_root)
+    if degradation == "real-esrgan":
+        stores = [degraded(store) for store in stores]
     if luma:
         baseline = [luma_bicubic(store, scale) for store in stores]
     else:
@@ -188,6 +208,19 @@ def evaluate(
     show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}"})
 
 
+def read_run(record: Path, runs: Path, model: str = "") -> Any:
+    """The run of a record, in the folder of the runs; InputError where it is none, or another model's."""
+    from srlib import runs as engine
+
+    origin = engine.read_json(record)
+    if not isinstance(origin.get("run"), str):
+        raise InputError(f"{record} is no record of a run: give the file that `srlib train --record` wrote")
+    run = engine.Run(runs / origin["run"])
+    if model and run.config["model"] != model:
+        raise InputError(f"{record} is a run of {run.config['model']}, not {model}: name the model that it holds")
+    return run
+
+
 def read_weights(path: Path, model: str, scale: int) -> Any:
     """A network of ``model`` from one of our files, which name their network, or from a released one."""
     from srlib import runs as engine
@@ -199,8 +232,8 @@ def read_weights(path: Path, model: str, scale: int) -> Any:
 
 @app.command()
 def table(
-    paper: Annotated[str, typer.Argument(help="Paper: safmn.")],
-    number: Annotated[int, typer.Argument(help="Number of the table.")],
+    paper: Annotated[str, typer.Argument(help="Paper: safmn or seemore.")],
+    number: Annotated[str, typer.Argument(help="Number of the table, such as 3 or 4a.")],
     records: Annotated[Path | None, typer.Option(help="Folder of score records; usually book/results.")] = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,

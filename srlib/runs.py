@@ -66,8 +66,20 @@ class Budget:
     meaning: str
 
 
-TRAINING_CODE = ("models.layers", "losses", "train", "resize", "data")
-RECIPES = {"safmn": Recipe(TrainConfig(), protocol="safmn")}
+TRAINING_CODE = ("models.layers", "losses", "train", "resize", "data", "degradation")
+SEEMORE = TrainConfig(  # Table 6, and the release, which averages no weights
+    batch=32,
+    schedule="multistep",
+    milestones=(250_000, 400_000, 450_000, 475_000),
+    fft_weight=0.1,
+    ema_decay=0.0,
+)
+RECIPES = {
+    "safmn": Recipe(TrainConfig(), protocol="safmn"),
+    "seemore-t": Recipe(SEEMORE, protocol="seemore"),
+    "seemore-b": Recipe(SEEMORE, protocol="seemore"),
+    "seemore-l": Recipe(SEEMORE, protocol="seemore-l"),
+}
 
 SMOKE = "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"
 SHORT = "a fair, small training: about ten minutes on a data-centre GPU"
@@ -90,37 +102,40 @@ def training(
     budget: str,
     *,
     ablation: bool = False,
-    lr: float | None = None,
+    changes: Mapping[str, Any] | None = None,
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
 ) -> TrainConfig:
-    """The paper's training of ``model``, scaled to ``budget``; ``lr`` replaces the initial learning rate (a row's own,
-    Table 3), ``precision`` is Fabric's.
+    """The paper's training of ``model``, scaled to ``budget``; ``changes`` are settings that a row of a table has for
+    itself, such as its learning rate, ``precision`` is Fabric's.
 
-    Raises InputError for an unknown model or budget.
+    Raises InputError for an unknown model or budget, and for settings that no training can use.
     """
     if budget not in BUDGETS:
         raise InputError(f"no budget {budget!r}: choose one of {', '.join(BUDGETS)}")
-    full, cut = recipe(model).train, BUDGETS[budget]
-    steps = (cut.ablation_steps if ablation else cut.steps) or full.steps
+    full, cut = replace(recipe(model).train, **(changes or {})), BUDGETS[budget]
+    scaled = at_length(full, (cut.ablation_steps if ablation else cut.steps) or full.steps)
     return replace(
-        full,
-        steps=steps,
+        scaled,
         batch=cut.batch or full.batch,
         patch=cut.patch or full.patch,
-        milestones=tuple(round(milestone * steps / full.steps) for milestone in full.milestones),
         ema_decay=full.ema_decay if cut.ema_decay is None else min(full.ema_decay, cut.ema_decay),
-        lr=full.lr if lr is None else lr,
         seed=seed,
         precision=precision,
     )
+
+
+def at_length(config: TrainConfig, steps: int) -> TrainConfig:
+    """A training of ``steps`` steps with the milestones of ``config`` at the same fractions of it."""
+    milestones = tuple(round(milestone * steps / config.steps) for milestone in config.milestones)
+    return replace(config, steps=steps, milestones=milestones)
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that determines a run's weights, up to rounding: ``network`` is the model's own configuration as a
     dictionary, ``data`` the training images' name, ``fingerprint`` the hash of their decoded content, ``contract``
-    that of the code.
+    that of the code, ``start`` the folder's name of the run whose weights it goes on from ("" for fresh ones).
     """
 
     model: str
@@ -131,6 +146,7 @@ class RunConfig:
     fingerprint: str
     lr_fingerprint: str
     contract: str
+    start: str = ""
 
     @property
     def key(self) -> str:
@@ -204,12 +220,12 @@ def configure(
     network: Any = None,
     budget: str = "smoke",
     ablation: bool = False,
-    lr: float | None = None,
+    changes: Mapping[str, Any] | None = None,
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
 ) -> RunConfig:
     """The configuration of one run: a model (``network``: its config dataclass, default the paper's), its data and a
-    budget.
+    budget. ``changes`` are settings of the training that differ from the paper's usual ones.
 
     Raises InputError for unknown names, and for the paper budget on the embedded photographs, which are no paper's
     data.
@@ -218,7 +234,7 @@ def configure(
         raise InputError(
             "the paper budget needs the paper's training images: give --data FOLDER (DIV2K and Flickr2K's HR images)"
         )
-    settings = training(model, budget, ablation=ablation, lr=lr, seed=seed, precision=precision)
+    settings = training(model, budget, ablation=ablation, changes=changes, seed=seed, precision=precision)
     config = create(model, scale, network).config
     fingerprints = store.fingerprint, store.lr_fingerprint(scale)
     code = contract(type(config).__module__)
@@ -227,26 +243,58 @@ def configure(
 
 def configure_row(
     model: str,
-    table: int,
+    table: int | str,
     label: str,
-    scale: int,
+    scale: int | None,
     store: data_module.Store,
     *,
     budget: str = "smoke",
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
 ) -> RunConfig:
-    """The configuration of a run of one row of an ablation table, by its printed label: the row's network and learning
-    rate, and the budget's length for ablations.
+    """The configuration of a run of one row of an ablation table, by its printed label: the row's network and training,
+    and the budget's length for ablations. ``scale`` None is the row's own.
 
-    Raises InputError for a table or row that there isn't, and for Table 1, whose rows are main runs.
+    Raises InputError for a table or row that there isn't, for a row of another model, and for a table that compares at
+    several scales, whose rows are main runs.
     """
-    if table == 1:
-        raise InputError(f"table 1 holds {model} itself, no ablation: train it without a table, and choose the scale")
-    row = papers.row(model, table, label)
+    paper = papers.paper_of(model)
+    if len({row.config.scale for row in papers.rows(paper, table)}) > 1:
+        raise InputError(
+            f"table {table} holds {paper} itself, no ablation: train it without a table, and choose the scale"
+        )
+    row = papers.row(paper, table, label)
+    if row.model != model:
+        raise InputError(f"row {row.name!r} of table {table} is {row.model}, not {model}: train {row.model}")
     return configure(
-        model, scale, store, network=row.config, budget=budget, ablation=True, lr=row.lr, seed=seed, precision=precision
-    )
+        model, row.config.scale if scale is None else scale, store, network=row.config, budget=budget, ablation=True,
+        changes=row.train, seed=seed, precision=precision,
+    )  # fmt: skip
+
+
+def fine_tune(
+    start: Run,
+    store: data_module.Store,
+    *,
+    budget: str = "smoke",
+    seed: int = 0,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+) -> RunConfig:
+    """The configuration of a run that goes on from the finished run ``start`` for real-world images (SeemoRe, Appendix
+    B.2): LR patches by Real-ESRGAN's degradation, L1 loss alone, half the paper's steps or the budget's length for
+    ablations. The paper doesn't say at which learning rate: it is the usual schedule, from its start.
+
+    Raises InputError as :func:`configure` does.
+    """
+    before = start.config
+    model, scale = before["model"], before["scale"]
+    full = at_length(recipe(model).train, recipe(model).train.steps // 2)
+    changes = {"steps": full.steps, "milestones": full.milestones, "fft_weight": 0.0, "degradation": "real-esrgan"}
+    config = configure(
+        model, scale, store, network=config_class(model)(**before["network"]), budget=budget, ablation=True,
+        changes=changes, seed=seed, precision=precision,
+    )  # fmt: skip
+    return replace(config, start=start.folder.name)
 
 
 def train_or_load(
@@ -271,6 +319,7 @@ def train_or_load(
         patches = make_patches(config, store, where)
         smallest = min((held_out.pair(i, config.scale)[1] for i in range(len(held_out))), key=lambda hr: hr.numel())
         metrics.ssim(smallest, smallest, protocol, config.scale)
+        initial(config, Path(root))
     make_folder(folder)
     with FileLock(folder / ".lock"):
         for leftover in folder.glob("*.tmp"):
@@ -291,8 +340,9 @@ def make_patches(config: RunConfig, store: data_module.Store, device: str) -> da
     """The training batches of a run. Raises InputError where an image is smaller than a patch."""
     settings = config.train
     return data_module.Patches(
-        store, scale=config.scale, patch=settings.patch, batch=settings.batch, seed=settings.seed, device=device
-    )
+        store, scale=config.scale, patch=settings.patch, batch=settings.batch, seed=settings.seed, device=device,
+        degradation=settings.degradation,
+    )  # fmt: skip
 
 
 def _train(
@@ -339,12 +389,12 @@ def _train(
     collapsed_at = None
     try:
         trained = train(
-            initial(config), patches.batch, settings, fabric, state_path=state_path, on_start=on_start,
+            initial(config, folder.parent), patches.batch, settings, fabric, state_path=state_path, on_start=on_start,
             on_step=on_step, on_save=on_save, save_every=rhythm.save, compile=compile,
         )  # fmt: skip
     except Diverged as collapse:
         collapsed_at = collapse.step
-        state = State(initial(config).to(fabric.device), settings)
+        state = State(initial(config, folder.parent).to(fabric.device), settings)
         if state_path.exists():
             state.load(state_path, fabric.device)
         trained = state.average.module.eval()
@@ -376,8 +426,11 @@ class Rhythm:
         return cls(log, save, save * max(1, steps // 10 // save) if steps >= 500 else save)
 
 
-def initial(config: RunConfig) -> nn.Module:
-    """The untrained network of a run: its weights depend on the seed alone, whatever was drawn before."""
+def initial(config: RunConfig, root: Path) -> nn.Module:
+    """The network that a run starts from, in training mode: the one of the run in ``root`` that it goes on from, or a
+    fresh one whose weights depend on the seed alone, whatever was drawn before."""
+    if config.start:
+        return Run(root / config.start).network().train()
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
         return create(config.model, config.scale, config_class(config.model)(**config.network))

@@ -25,7 +25,8 @@ class TrainConfig:
     its release).
 
     ``patch`` is the side of an LR patch in pixels, ``milestones`` are steps, ``ema_decay`` 0 switches the average
-    off, ``precision`` is Fabric's. Raises InputError for values that no training can use.
+    off, ``degradation`` is what makes LR patches of HR ones, ``precision`` is Fabric's. Raises InputError for values
+    that no training can use.
     """
 
     steps: int = 500_000
@@ -41,6 +42,7 @@ class TrainConfig:
     lr_decay: float = 0.5
     fft_weight: float = 0.05
     ema_decay: float = 0.999
+    degradation: Literal["bicubic", "real-esrgan"] = "bicubic"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
 
@@ -63,6 +65,7 @@ class TrainConfig:
         choices = {
             "optimizer": ("adam", "adamw"),
             "schedule": ("cosine", "multistep"),
+            "degradation": ("bicubic", "real-esrgan"),
             "precision": ("32-true", "bf16-mixed"),
         }
         for field, known in choices.items():
@@ -123,7 +126,7 @@ def train(
     compile: bool = False,
 ) -> nn.Module:
     """Train ``model`` for ``config.steps`` steps and return the network to evaluate: the average of its weights
-    (SAFMN's release).
+    (SAFMN's release), which is the weights themselves where ``ema_decay`` is 0 (SeemoRe's).
 
     ``batch(step)`` gives LR and HR patches, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1], as a pure function
     of the step, so that a run resumed from ``state_path`` sees the batches of an uninterrupted one. ``on_step`` gets

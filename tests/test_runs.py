@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from srlib import runs
-from srlib.data import Store, folder
+from srlib.data import Store, degraded, find, folder
 from srlib.errors import InputError
 from srlib.models import create
 from srlib.models.safmn import SAFMNConfig
@@ -85,6 +85,8 @@ def test_another_configuration_data_or_code_is_another_run(trained, store, tmp_p
         replace(base, network={**base.network, "norm": "none"}),
         config_of(images(tmp_path / "other", seed=1)),
         replace(base, lr_fingerprint="0"),
+        replace(base, start="safmn-x2-12-000000000000"),
+        config_of(store, degradation="real-esrgan"),
         replace(base, contract="000000000000"),
     ]
     assert len({base.key, *(other.key for other in others)}) == 1 + len(others)
@@ -184,7 +186,51 @@ def test_budgets_scale_the_papers_training():
     assert (short.steps, short.batch, short.patch) == (20_000, 32, 64)
     assert smoke.steps < short.steps and smoke.lr == paper.lr and smoke.lr_final == paper.lr_final
     assert runs.training("safmn", "short", ablation=True).steps == 5_000
-    assert runs.training("safmn", "smoke", lr=1e-4).lr == 1e-4
+    assert runs.training("safmn", "smoke", changes={"lr": 1e-4}).lr == 1e-4
+
+
+@pytest.mark.parametrize("model", ["seemore-t", "seemore-b", "seemore-l"])
+def test_seemore_is_trained_as_table_6_says(model):
+    paper, short = runs.training(model, "paper"), runs.training(model, "short")
+    assert (paper.steps, paper.batch, paper.patch, paper.lr) == (500_000, 32, 64, 1e-3)
+    assert (paper.schedule, paper.milestones, paper.lr_decay) == (
+        "multistep",
+        (250_000, 400_000, 450_000, 475_000),
+        0.5,
+    )
+    assert (paper.optimizer, paper.betas, paper.fft_weight, paper.ema_decay) == ("adam", (0.9, 0.99), 0.1, 0.0)
+    assert (short.steps, short.milestones, short.ema_decay) == (20_000, (10_000, 16_000, 18_000, 19_000), 0.0)
+
+
+def test_rows_bring_their_own_network_scale_and_training():
+    held_out = Store.open(find("photos/held-out"))
+    config = runs.configure_row("seemore-t", "12", "SeemoRe-T (L1=1.0;FFT=0.2)", None, held_out)
+    assert (config.scale, config.train.fft_weight, config.train.steps) == (2, 0.2, runs.BUDGETS["smoke"].ablation_steps)
+    config = runs.configure_row("seemore-t", "4c", "seemore-t-kernel-3", None, held_out)
+    assert config.network["kernel"] == 3
+    with pytest.raises(InputError, match="train seemore-b"):
+        runs.configure_row("seemore-t", "13", "SeemoRe-B", None, held_out)
+    with pytest.raises(InputError, match="several|no ablation"):
+        runs.configure_row("seemore-t", 1, "SeemoRe-T (ours)", 2, held_out)
+
+
+def test_fine_tuning_goes_on_from_a_run(trained, store, tmp_path):
+    """Appendix B.2: from the trained weights, by Real-ESRGAN's degradation, with L1 alone and half the steps."""
+    config = runs.fine_tune(trained, store)
+    assert (config.train.degradation, config.train.fft_weight, config.start) == ("real-esrgan", 0, trained.folder.name)
+    assert config.network == trained.config["network"] and config.scale == 2
+    paper = runs.fine_tune(trained, store, budget="paper").train
+    assert (paper.steps, paper.batch, paper.schedule) == (250_000, 64, "cosine")
+    start = runs.initial(config, trained.folder.parent).state_dict()
+    assert all(torch.equal(value, start[key]) for key, value in trained.network().state_dict().items())
+    config = replace(config, train=replace(config.train, steps=3, batch=2, patch=8))
+    run = runs.train_or_load(config, store, degraded(store), root=trained.folder.parent, device="cpu")
+    assert run.metrics["steps"] == 3 and run.held_out["lr_origin"].startswith("real-esrgan")
+    after = run.network().state_dict()
+    moved = max((after[key] - value).abs().max().item() for key, value in start.items())
+    assert 0 < moved < 0.01
+    with pytest.raises(InputError, match="no weights|no record"):
+        runs.train_or_load(replace(config, start="gone"), store, store, root=trained.folder.parent, device="cpu")
 
 
 @pytest.mark.parametrize("call", [

@@ -116,8 +116,10 @@ def test_ranks_grow_as_table_5a_says(growth: str, experts: int, ranks: tuple[int
 
 @pytest.mark.parametrize("config", VARIANTS, ids=difference)
 def test_variant_runs_batched_and_backpropagates(config: SeemoReConfig) -> None:
-    """Each image's result is its own, whatever the batch, in training and in evaluation mode: in double precision, where
-    nothing but another route could make a difference."""
+    """Each image's result is its own, whatever the batch, in training and in evaluation mode.
+
+    In double precision, where nothing but another route could make a difference.
+    """
     model, x = network(config).double(), different_images().double()
     in_training = model(x)
     in_training.square().mean().backward()
