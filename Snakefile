@@ -21,18 +21,26 @@ from srlib.papers import slug
 
 BUDGETS = {"smoke": 900, "short": 7200, "paper": 86400}  # seconds that a notebook may take, unless --config timeout=...
 
-# The trained networks that a notebook loads: the paper's main one, or a row of an ablation table by its printed label.
-# The main ones are scored as well. A notebook that is not named here loads none.
+# The trained networks that a notebook loads: a model's main one, or a row of an ablation table by its printed label.
+# The main ones are scored as well; "real-world" goes on from one. A notebook that is not named here loads none.
 MAIN = ("safmn", None, "main")
 PLAIN = ("safmn", 3, "Baseline")
 FIGURE7 = ("LN -> None, lr=1x10^-3 *", "LN -> None, lr=1x10^-4", "LN -> BN", "LN -> FBN*", "LN -> L2 normalization")
+TINY = ("seemore-t", None, "main")
+KERNELS = [("seemore-t", "4c", f"SeemoRe-T (kernel={kernel})") for kernel in (11, 3)]
 ROWS = {
     "safmn/2-training": [MAIN],
     "safmn/4-ablations": [PLAIN, ("safmn", 3, "CCM -> Channel MLP")],
     "safmn/5-inside": [MAIN, PLAIN, *(("safmn", 3, label) for label in FIGURE7)],
+    "seemore/2-training": [TINY],
+    "seemore/3-tables": [TINY],
+    "seemore/4-ablations": KERNELS,
+    "seemore/5-inside": [TINY],
+    "seemore/7-real-world": [TINY, ("seemore-t", None, "real-world")],
 }
 # Notebooks that measure time, and so must have the machine to themselves.
 TIMED = {"safmn/3-tables", "safmn/4-ablations", "safmn/6-speed"}
+TIMED |= {"seemore/1-walkthrough", "seemore/3-tables", "seemore/6-speed"}
 
 BUDGET = str(config.get("budget", "smoke"))
 if BUDGET not in BUDGETS:
@@ -52,7 +60,7 @@ PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 CORES = workflow.cores or 2  # on a cluster: what a job asks for
 RECORDS = ".cache/records"
-TRAINED = {(paper, slug(label)): (table, label) for rows in ROWS.values() for paper, table, label in rows}
+TRAINED = {(model, slug(label)): (table, label) for rows in ROWS.values() for model, table, label in rows}
 
 
 def files(folder, *patterns):
@@ -71,14 +79,14 @@ SCORES = files("book/results", "*.json")
 def records(wildcards):
     """The records of the trained networks that a notebook loads."""
     return [
-        f"{RECORDS}/{BUDGET}/{paper}/{slug(label)}{'.eval' if table is None else ''}.json"
-        for paper, table, label in ROWS.get(wildcards.notebook, [])
+        f"{RECORDS}/{BUDGET}/{model}/{slug(label)}{'.eval' if label == 'main' else ''}.json"
+        for model, table, label in ROWS.get(wildcards.notebook, [])
     ]
 
 
 def which(wildcards):
     """The options of `srlib train` that name the network of a record."""
-    table, label = TRAINED[wildcards.paper, wildcards.row]
+    table, label = TRAINED[wildcards.model, wildcards.row]
     return "" if table is None else f"--table {table} --row {shlex.quote(label)}"
 
 
@@ -100,7 +108,7 @@ onstart:
 
 wildcard_constraints:
     notebook=".+",
-    paper="[^/.]+",
+    model="[^/.]+",
     row="[^/.]+",
 
 
@@ -144,9 +152,9 @@ rule notebook:
 rule evaluate:
     input:
         SOURCES,
-        record=f"{RECORDS}/{BUDGET}/{{paper}}/{{row}}.json",
+        record=f"{RECORDS}/{BUDGET}/{{model}}/{{row}}.json",
     output:
-        f"{RECORDS}/{BUDGET}/{{paper}}/{{row}}.eval.json",
+        f"{RECORDS}/{BUDGET}/{{model}}/{{row}}.eval.json",
     params:
         data=DATA,
     threads: min(CORES, 2)
@@ -158,7 +166,7 @@ rule train:
     input:
         SOURCES,
     output:
-        f"{RECORDS}/{BUDGET}/{{paper}}/{{row}}.json",
+        f"{RECORDS}/{BUDGET}/{{model}}/{{row}}.json",
     params:
         which=which,
         budget=BUDGET,
@@ -166,6 +174,25 @@ rule train:
     # short runs of small batches gain more from a neighbour than from a second thread
     threads: lambda wildcards: 1 if BUDGET == "smoke" and which(wildcards) else CORES
     shell:
-        "echo training {wildcards.paper:q}, {wildcards.row:q}, budget {params.budget} && "
-        "OMP_NUM_THREADS={threads} {PYTHON} -m srlib train {wildcards.paper:q} {params.which} --budget {params.budget} "
+        "echo training {wildcards.model:q}, {wildcards.row:q}, budget {params.budget} && "
+        "OMP_NUM_THREADS={threads} {PYTHON} -m srlib train {wildcards.model:q} {params.which} --budget {params.budget} "
         "--data {params.train:q} --record {output:q}"
+
+
+ruleorder: fine_tune > train
+
+
+rule fine_tune:
+    input:
+        SOURCES,
+        start=f"{RECORDS}/{BUDGET}/{{model}}/main.json",
+    output:
+        f"{RECORDS}/{BUDGET}/{{model}}/real-world.json",
+    params:
+        budget=BUDGET,
+        train=TRAIN,
+    threads: CORES
+    shell:
+        "echo fine-tuning {wildcards.model:q} for real-world images, budget {params.budget} && "
+        "OMP_NUM_THREADS={threads} {PYTHON} -m srlib train {wildcards.model:q} --fine-tune {input.start:q} "
+        "--budget {params.budget} --data {params.train:q} --record {output:q}"

@@ -219,8 +219,8 @@ def test_snakefile_names_notebooks_and_rows_that_exist() -> None:
     named: dict[str, Any] = {}
     exec(text[text.index("\nMAIN =") : text.index("\nBUDGET =")], named)
     assert set(named["ROWS"]) | named["TIMED"] <= chapters
-    for paper, table, label in {row for rows in named["ROWS"].values() for row in rows}:
-        assert table is None or papers.row(paper, table, label).label == label
+    for model, table, label in {row for rows in named["ROWS"].values() for row in rows}:
+        assert table is None or papers.row(papers.paper_of(model), table, label).name == label
 
 
 def test_snakefile_imports_no_torch() -> None:
