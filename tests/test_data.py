@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from srlib import data
+from srlib import data, evaluate
 from srlib.data import ImageSet, Patches, Store
+from srlib.degradation import degrade
 from srlib.errors import InputError
+from srlib.metrics import protocol
 from srlib.resize import imresize
 
 
@@ -552,3 +555,49 @@ def test_cuda_gives_the_same_batch(store: Store, resident: bool | None) -> None:
     expected = Patches(store, patch=8, seed=2).batch(11)
     got = Patches(store, patch=8, seed=2, device="cuda", resident=resident).batch(11)
     assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, got, strict=True))
+
+
+# --- Real-ESRGAN's degradation --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_degraded_patches_have_the_same_hr_patches(store: Store, cache: Path, resident: bool) -> None:
+    plain = Patches(store, scale=3, patch=6, batch=4, seed=2)
+    names = sorted(left_in(cache))
+    patches = Patches(store, scale=3, patch=6, batch=4, seed=2, degradation="real-esrgan", resident=resident)
+    lr, hr = patches.batch(5)
+    assert torch.equal(hr, plain.batch(5)[1])
+    assert torch.equal(lr, degrade(hr, 3, seed=2, step=5)) and not torch.equal(lr, plain.batch(5)[0])
+    assert all(torch.equal(a, b) for a, b in zip(patches.batch(5), (lr, hr), strict=True))
+    assert torch.equal(Patches(store, scale=3, patch=6, batch=7, seed=2, degradation="real-esrgan").batch(5)[0][:4], lr)
+    assert sorted(left_in(cache)) == names
+
+
+def test_degraded_patches_need_no_lr_images(store: Store, cache: Path) -> None:
+    before = left_in(cache)
+    Patches(store, scale=2, patch=6, degradation="real-esrgan").batch(0)
+    assert left_in(cache) == before
+
+
+def test_unknown_degradations_are_refused(store: Store) -> None:
+    with pytest.raises(InputError, match="no degradation called 'blur': use bicubic or real-esrgan instead"):
+        Patches(store, patch=4, degradation="blur")
+    with pytest.raises(InputError, match="smaller than the patch"):
+        Patches(store, scale=4, patch=10, degradation="real-esrgan")
+
+
+def test_a_degraded_store_is_fixed_and_says_so(root: Path, cache: Path) -> None:
+    plain = Store.open(data.find("Set5", root), cache)
+    store = data.degraded(plain, seed=3)
+    assert [store.lr_origin(scale) for scale in (2, 4)] == ["real-esrgan, seed 3"] * 2
+    assert (store.name, store.names, store.fingerprint) == (plain.name, plain.names, plain.fingerprint)
+    lr, hr = store.pair(1, 2)
+    assert lr.dtype == torch.uint8 and tuple(lr.shape) == (3, 10, 15) and tuple(hr.shape) == (3, 20, 30)
+    assert torch.equal(lr / 255, degrade(hr[None] / 255, 2, seed=3, index=1)[0])
+    assert torch.equal(data.degraded(Store.open(data.find("Set5", root), cache), 3).lr(1, 2), lr)
+    assert len({one.lr_fingerprint(2) for one in (plain, store, data.degraded(plain, 4))}) == 3
+    assert plain.lr_origin(2) == "distributed"
+    scores = evaluate.score(evaluate.bicubic(2), store, 2, replace(protocol("matlab"), ssim_window=5))
+    assert scores.lr_origin == "real-esrgan, seed 3"
+    with pytest.raises(InputError, match="seed -1"):
+        data.degraded(plain, -1)
