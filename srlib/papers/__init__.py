@@ -140,10 +140,11 @@ class Table:
 class Entry:
     """A line of the ledger: something printed that isn't what comes out, or that the paper leaves open.
 
-    ``kind`` is "cell" (a printed number that isn't met to the last digit), "release" (paper and released code differ,
-    or only the code says it) or "choice" (neither says it; ours is the choice that meets the printed counts). Cells
-    name ``table``, ``row``, ``scale`` and ``metric``, and their ``ours`` and ``verdict`` are computed; the other
-    kinds have a ``row`` that names the subject, and may have no table. ``evidence`` is what can be checked.
+    ``kind`` is "cell" (a printed number that isn't met to the last digit), "print" (the paper contradicts itself, or
+    misprints), "release" (paper and released code differ, or only the code says it) or "choice" (neither says it; ours
+    is the choice that meets the printed counts). Cells name ``table``, ``row``, ``scale`` and ``metric``, and their
+    ``ours`` and ``verdict`` are computed; the other kinds have a ``row`` that names the subject, and may have no table.
+    ``evidence`` is what can be checked.
     """
 
     kind: str
@@ -170,6 +171,13 @@ class Explanation:
     text: str
     evidence: str
     dataset: str = ""
+
+
+def difference(
+    kind: str, row: str, printed: str, ours: str, text: str, evidence: str, table: int | str | None = None
+) -> Entry:
+    """A ledger entry that is about no single cell."""
+    return Entry(kind, table, row, None, "", printed, ours, "", text, evidence)
 
 
 def paper_of(model: str) -> str:

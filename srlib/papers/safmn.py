@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from srlib.errors import InputError
-from srlib.papers import Entry, Explanation, Row
+from srlib.papers import Explanation, Row, difference
 
 if TYPE_CHECKING:
     from srlib.complexity import OperatorTime
@@ -189,14 +189,6 @@ EXPLANATIONS = (
         "112,631,040. flop_count_str shows 0.11G, which would be 110.00M.",
     ),
 )
-
-
-def difference(
-    kind: str, row: str, printed: str, ours: str, text: str, evidence: str, table: int | None = None
-) -> Entry:
-    """A ledger entry that is about no single cell."""
-    return Entry(kind, table, row, None, "", printed, ours, "", text, evidence)
-
 
 DIFFERENCES = (
     difference(
