@@ -103,7 +103,7 @@ def not_run(number: int | str, row: str, dataset: str, metric: str) -> str:
     if number in (1, 2) and row not in OURS:
         return "peer, as printed"
     if metric in ("time", "gpu_memory", "runtime"):
-        return "needs the paper's RTX 3090; see the page's own measurement"
+        return "needs the paper's RTX 3090 (the page has its own measurement)"
     if metric in ("psnr", "ssim"):
         return "not run at the paper's budget (500,000 steps on DF2K)"
     return "not counted in this call"

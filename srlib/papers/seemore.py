@@ -23,7 +23,7 @@ PROTOCOLS = {  # the paper's networks, and how their rows were scored
 }
 BICUBIC_PROTOCOL = "matlab-luma"  # how the bicubic rows that papers copy from one another were scored
 TRAIN = {"fft_weight": 0.1}  # the paper's usual value of each setting of the training that some row changes
-PEERS = ("1", "2", "3a", "3b", "8", "15")  # the tables that hold other papers' networks
+PEERS = (1, 2, "3a", "3b", 8)  # the tables that hold other papers' networks
 
 
 def rows() -> dict[int | str, tuple[Row, ...]]:
@@ -138,14 +138,14 @@ def _macs_by_ranks(config: SeemoReConfig, lr_size: tuple[int, int], counted: int
 
 def not_run(number: int | str, row: str, dataset: str, metric: str) -> str:
     """Why a printed cell has no number of ours."""
-    if row == "Bicubic" and metric in ("psnr", "ssim") and number != 15:
-        return f"needs a record of {dataset}, made by `srlib evaluate bicubic --luma --data {dataset}`"
-    if str(number) in PEERS and not row.startswith("SeemoRe"):
-        return "peer, as printed"
-    if metric in ("time", "gpu_memory"):
-        return "needs the paper's RTX 4090; see the page's own measurement"
     if number == 15:
         return "needs RealSRSet, DIV2K type I and II, and a fine-tuning on DF2K_OST"
+    if row == "Bicubic":
+        return f"needs a record of {dataset}, made by `srlib evaluate bicubic --luma --data {dataset}`"
+    if number in PEERS and not row.startswith("SeemoRe"):
+        return "peer, as printed"
+    if metric in ("time", "gpu_memory"):
+        return "needs the paper's RTX 4090 (the page has its own measurement)"
     if metric in ("psnr", "ssim"):
         return "not run at the paper's budget (500,000 steps on DF2K)"
     return "not counted in this call"
@@ -279,7 +279,7 @@ DIFFERENCES = (
     difference(
         "release", "Channel shuffle", "not stated", "T and B shuffle, L doesn't",
         "The release shuffles the 2C channels in two groups before the split, in T and B alone.",
-        "Outputs of the three released sizes are met to 1e-5; no count depends on it.",
+        "Outputs of T are met to 1e-5 with it; L's released settings switch it off. No count depends on it.",
     ),
     difference(
         "release", "Recursive convolution", "t depth-wise convolutions k x k of stride s; k and s not stated",
