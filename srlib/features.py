@@ -25,6 +25,16 @@ def record_inputs(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Mo
     return _watch(network, image, watched, lambda inputs, output: tuple(x.detach().cpu() for x in inputs))
 
 
+def sharpness(maps: Tensor) -> Tensor:
+    """How much each channel of ``maps`` (C, h, w) changes from pixel to pixel: (C,), whatever its scale and offset.
+
+    The mean absolute difference of neighbours, across and down, divided by the channel's standard deviation: near 0
+    for a slow ramp, 1.13 for white noise, 0 for a constant. Maps need two pixels a side.
+    """
+    steps = (maps.diff(dim=1).abs().mean((1, 2)) + maps.diff(dim=2).abs().mean((1, 2))) / 2
+    return steps / maps.std((1, 2)).clamp_min(1e-12)
+
+
 def _watch(
     network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module], keep: Callable[[Any, Any], Any]
 ) -> dict[str, Any]:

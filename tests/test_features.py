@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srlib.features import record, record_inputs
+from srlib.features import record, record_inputs, sharpness
 from srlib.models.safmn import SAFMN, SAFMNConfig
 from srlib.models.seemore import SeemoRe, SeemoReConfig
 
@@ -41,3 +41,11 @@ def test_inputs_are_all_that_a_module_is_given():
     assert x_a.shape == x_b.shape == (1, 8, 20, 24)
     with torch.inference_mode():
         torch.testing.assert_close(mixture(x_a, x_b)[0], record(network, image, {"m": mixture})["m"])
+
+
+def test_sharpness_is_the_same_at_any_scale():
+    noise = torch.randn(3, 200, 200, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sharpness(noise), torch.full((3,), 2 / torch.pi**0.5), rtol=0.02, atol=0)
+    torch.testing.assert_close(sharpness(5 * noise + 1), sharpness(noise))
+    ramp = torch.arange(200.0).expand(1, 200, 200)
+    assert sharpness(ramp) < 0.01 and sharpness(torch.ones(1, 4, 4)) == 0
