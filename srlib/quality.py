@@ -102,9 +102,10 @@ class NiqeModel:
                     )
             if table.shape != (FEATURES + 1, FEATURES):
                 raise ValueError(f"{tuple(table.shape)} numbers")
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # loadmat raises ValueError, IndexError, an exception of its own and more
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"{path} holds no NIQE model ({error});"
+                f"{path} holds no NIQE model ({reason});"
                 " give modelparameters.mat of the release, or a file that write made"
             ) from error
         return cls(name or path.name, table[0].double(), table[1:].double())
