@@ -67,7 +67,7 @@ class NiqeModel:
 
     @classmethod
     def fit(cls, images: Iterable[Tensor], name: str) -> "NiqeModel":
-        """Fit a model to photographs (3, H, W) in [0, 1] by Section II-D of the paper: the sharp blocks of each count.
+        """Fit a model to photographs (3, H, W) in [0, 1] by Sections II-B to II-D of the paper: the sharp blocks of each count.
 
         Raises InputError where they hold too few of them, and as ``niqe`` does.
         """
@@ -210,7 +210,9 @@ def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
     """The features of each block (N, 36), NaN where a block is flat, and each block's sharpness (N,); raises as
     ``niqe``.
 
-    Equations 4 to 8 and 11 of the paper; the four directions are right, down and the two diagonals.
+    Sections II-B and II-C of the paper; the four directions are right, down and the two diagonals. Where a block is
+    flat but for rounding, the signs of rounding errors count: the order of sums is fixed so that they are the same
+    everywhere.
     """
     luma = _luma(image)
     height, width = (side // BLOCK * BLOCK for side in luma.shape)
