@@ -131,7 +131,7 @@ def pristine() -> NiqeModel:
 class BrisqueModel:
     """BRISQUE's regression with a Gaussian kernel: ``coefficients`` (n,), ``vectors`` (n, 36), float64.
 
-    The score of scaled features x is the sum of coefficient * exp(-gamma |x - vector|^2), less ``offset``.
+    The score of scaled features x is the sum of ``coefficient * exp(-gamma |x - vector|^2)``, less ``offset``.
     """
 
     name: str
