@@ -67,7 +67,7 @@ class NiqeModel:
 
     @classmethod
     def fit(cls, images: Iterable[Tensor], name: str) -> "NiqeModel":
-        """Fit a model to photographs (3, H, W) in [0, 1] by Sections II-B to II-D of the paper: the sharp blocks of each count.
+        """Fit a model to the sharp blocks of photographs (3, H, W) in [0, 1], by Sections II-B to II-D of the paper.
 
         Raises InputError where they hold too few of them, and as ``niqe`` does.
         """
