@@ -8,32 +8,52 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from decimal import Decimal
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from srlib import complexity, metrics, papers
+from srlib import complexity, metrics, papers, runs
 from srlib.data import Store, benchmark
 from srlib.errors import InputError
 from srlib.evaluate import luma_bicubic
 from srlib.models import create
 from srlib.models.safmn import FMM, SAFMNConfig
-from srlib.papers import safmn
+from srlib.models.seemore import CONFIGS, SeemoReConfig
+from srlib.papers import safmn, seemore
 
 ROWS = [(number, row) for number in (1, 3, 4) for row in papers.rows("safmn", number)]
 NAMES = [f"{number}-{row.slug}-x{row.config.scale}" for number, row in ROWS]
+SEEMORE = [
+    (number, row) for paper, number in papers.tables() if paper == "seemore" for row in papers.rows(paper, number)
+]
+SEEMORE_NAMES = [f"{number}-{row.slug}-x{row.config.scale}" for number, row in SEEMORE]
+TINY = replace(CONFIGS["seemore-t"], scale=2)
 
 
 @pytest.fixture(scope="module")
-def filled() -> dict[int, papers.Table]:
+def every() -> tuple[papers.Table, ...]:
     """All tables, each network counted once."""
-    return {t.number: t for t in papers.all_tables()}
+    return papers.all_tables()
 
 
-def labels(number: int | str) -> tuple[str, ...]:
+@pytest.fixture(scope="module")
+def filled(every: tuple[papers.Table, ...]) -> dict[int | str, papers.Table]:
+    """SAFMN's tables."""
+    return {t.number: t for t in every if t.paper == "safmn"}
+
+
+@pytest.fixture(scope="module")
+def filled_seemore(every: tuple[papers.Table, ...]) -> dict[int | str, papers.Table]:
+    """SeemoRe's tables."""
+    return {t.number: t for t in every if t.paper == "seemore"}
+
+
+def labels(paper: str, number: int | str) -> tuple[str, ...]:
     """The printed row labels of a table, each once, in the paper's order."""
-    return tuple(dict.fromkeys(cell.row for cell in papers.table("safmn", number, counts=False).cells))
+    return tuple(dict.fromkeys(cell.row for cell in papers.table(paper, number, counts=False).cells))
 
 
 def by_hand(c: SAFMNConfig) -> dict[str, int]:
@@ -72,14 +92,14 @@ def by_hand(c: SAFMNConfig) -> dict[str, int]:
 
 @pytest.mark.parametrize(("number", "row"), ROWS, ids=NAMES)
 def test_every_count_is_the_one_worked_out_by_hand(
-    filled: dict[int, papers.Table], number: int, row: papers.Row
+    filled: dict[int | str, papers.Table], number: int, row: papers.Row
 ) -> None:
     for metric, ours in by_hand(row.config).items():
         cell = filled[number].cell(row.label, metric, row.config.scale)
         assert cell.ours == pytest.approx(ours / papers.SCALING[cell.unit], rel=1e-12), metric
 
 
-def test_every_count_is_exact_or_in_the_ledger(filled: dict[int, papers.Table]) -> None:
+def test_every_count_is_exact_or_in_the_ledger(filled: dict[int | str, papers.Table]) -> None:
     own = {(number, row.label, row.config.scale) for number, row in ROWS}
     cells = [
         (t.number, c) for t in filled.values() for c in t.cells
@@ -95,7 +115,7 @@ def test_every_count_is_exact_or_in_the_ledger(filled: dict[int, papers.Table]) 
 
 @pytest.mark.parametrize("row", ["Baseline, misspelt", "LN -> BN"])
 def test_a_stale_explanation_is_refused(
-    filled: dict[int, papers.Table], monkeypatch: pytest.MonkeyPatch, row: str
+    filled: dict[int | str, papers.Table], monkeypatch: pytest.MonkeyPatch, row: str
 ) -> None:
     stale = replace(safmn.ROUNDED_TWICE, rows=(row,))
     monkeypatch.setattr(safmn, "EXPLANATIONS", (stale,))
@@ -110,7 +130,7 @@ def test_differences_say_what_is_printed_and_what_is_done() -> None:
     assert len({(e.kind, e.row) for e in entries}) == len(entries)
 
 
-def test_the_figures_that_the_ledger_names(filled: dict[int, papers.Table]) -> None:
+def test_the_figures_that_the_ledger_names(filled: dict[int | str, papers.Table]) -> None:
     base = SAFMNConfig()
     pixels = 180 * 320
     assert by_hand(base)["flops"] == 13_542_474_240 + 12_441_600 and 24 * 9 * pixels == 12_441_600
@@ -148,7 +168,7 @@ def test_what_fvcore_shows_is_what_the_ledger_says(
 
 
 def test_set14_s_printed_ssim_has_no_border(
-    filled: dict[int, papers.Table], data_root: Path, monkeypatch: pytest.MonkeyPatch
+    filled: dict[int | str, papers.Table], data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store.open(benchmark("Set14", data_root))
     printed = {
@@ -165,13 +185,13 @@ def test_set14_s_printed_ssim_has_no_border(
 
 def test_rows_are_the_printed_ones_in_order() -> None:
     for number in (3, 4):
-        assert tuple(row.label for row in papers.rows("safmn", number)) == labels(number)
+        assert tuple(row.label for row in papers.rows("safmn", number)) == labels("safmn", number)
         assert papers.table("safmn", number, counts=False).configs == papers.rows("safmn", number)
-    assert {row.label for row in papers.rows("safmn", 1)} <= set(labels(1))
+    assert {row.label for row in papers.rows("safmn", 1)} <= set(labels("safmn", 1))
     assert papers.rows("safmn", 2) == papers.rows("safmn", 5) == ()
-    assert {row.label: row.lr for row in papers.rows("safmn", 3) if row.lr} == {
-        "LN -> None, lr=1x10^-3 *": 1e-3,
-        "LN -> None, lr=1x10^-4": 1e-4,
+    assert {row.label: row.train for row in papers.rows("safmn", 3) if row.train} == {
+        "LN -> None, lr=1x10^-3 *": {"lr": 1e-3},
+        "LN -> None, lr=1x10^-4": {"lr": 1e-4},
     }
 
 
@@ -195,11 +215,16 @@ def test_a_row_is_found_by_label_slug_and_scale() -> None:
 
 def test_unknown_names_are_refused_with_what_there_is() -> None:
     for call in (papers.table, papers.rows):
-        with pytest.raises(InputError, match="unknown paper 'edsr'; choose one of: safmn"):
+        with pytest.raises(InputError, match="unknown paper 'edsr'; choose one of: safmn, seemore"):
             call("edsr", 1)
         for number in (0, 7, "3b", ""):
             with pytest.raises(InputError, match="choose one of: 1, 2, 3, 4, 5"):
                 call("safmn", number)
+    with pytest.raises(InputError, match="no table 4; choose one of: 1, 2, 3a, 3b, 4a, 4b, 4c, 5a"):
+        papers.table("seemore", 4)
+    for call in (papers.paper_of, papers.protocol):
+        with pytest.raises(InputError, match="'edsr' is of no paper; choose one of: safmn, seemore-t, seemore-b"):
+            call("edsr")
     for call in (papers.settings, papers.ledger, papers.differences):
         with pytest.raises(InputError, match="unknown paper"):
             call("edsr")
@@ -211,6 +236,7 @@ def test_importing_papers_imports_no_torch() -> None:
     code = (
         "import sys; from srlib import papers; papers.tables(); papers.settings('safmn');"
         "papers.slug('LN -> BN'); papers.table('safmn', 3, counts=False); papers.differences('safmn');"
+        "papers.protocol('seemore-l');"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
@@ -220,8 +246,8 @@ def test_slugs_are_plain_and_unique_within_a_table() -> None:
     assert papers.slug("CCM -> Channel MLP") == "ccm-to-channel-mlp"
     assert papers.slug("LN -> None, lr=1x10^-3 *") == "ln-to-none-lr-1x10-3"
     for paper, number in papers.tables():
-        assert paper == "safmn"
-        slugs = [papers.slug(label) for label in labels(number)]
+        names = {row.name for row in papers.rows(paper, number)} | set(labels(paper, number))
+        slugs = [papers.slug(name) for name in names]
         assert len(set(slugs)) == len(slugs) and all(s.isascii() and s == s.lower() and " " not in s for s in slugs)
     with pytest.raises(InputError, match="no letter or digit"):
         papers.slug(" -- ")
@@ -259,26 +285,31 @@ def test_a_score_has_its_own_tolerance() -> None:
     assert papers.verdict("0.9299", Decimal("0.9305"), papers.TOLERANCE["ssim"]) == "within"
 
 
-def test_csv_holds_every_printed_cell(filled: dict[int, papers.Table]) -> None:
-    lines = {"1": 553, "2": 12, "3": 147, "4": 28, "5": 6}
-    for number, t in filled.items():
+def test_csv_holds_every_printed_cell(every: tuple[papers.Table, ...], filled: dict[int | str, papers.Table]) -> None:
+    lines = {"safmn": {1: 553, 2: 12, 3: 147, 4: 28, 5: 6}}
+    lines["seemore"] = {
+        1: 306, 2: 188, "3a": 14, "3b": 16, "4a": 16, "4b": 4, "4c": 12, "5a": 18, "5b": 6, 7: 16, 8: 94, 9: 39,
+        10: 12, 11: 6, 12: 9, 13: 12, 14: 9, 15: 12,
+    }  # fmt: skip
+    assert [(paper, number) for paper in lines for number in lines[paper]] == papers.tables()
+    for t in every:
         read = list(csv.DictReader(io.StringIO(t.csv())))
         columns = "row,variant,scale,dataset,metric,printed,ours,unit,verdict,note"
-        assert t.csv().splitlines()[0] == columns and len(read) == len(t.cells) == lines[str(number)]
+        assert t.csv().splitlines()[0] == columns and len(read) == len(t.cells) == lines[t.paper][t.number]
         for line, cell in zip(read, t.cells, strict=True):
             assert (line["row"], line["printed"], int(line["scale"])) == (cell.row, cell.printed, cell.scale)
             assert line["verdict"] in papers.VERDICTS and (line["ours"] == "") == (cell.verdict == "not-run")
             assert line["note"] or cell.verdict != "not-run", "a cell that isn't run says why"
             if cell.ours is not None:
                 assert papers.verdict(line["printed"], Decimal(line["ours"])) == line["verdict"]
-        keys = [(c.row, c.scale, c.dataset, c.metric) for c in t.cells]
+        keys = [(c.row, c.variant, c.scale, c.dataset, c.metric) for c in t.cells]
         assert len(set(keys)) == len(keys)
         assert sum(t.counts().values()) == len(t.cells) and tuple(t.counts()) == papers.VERDICTS
     assert filled[3].cell("Baseline", "flops").ours_text == "13.5549"
     assert filled[1].cell("SAFMN (Ours)", "params", 2).ours_text == "227.82"
 
 
-def test_no_printed_psnr_of_safmn_has_a_number_of_ours(filled: dict[int, papers.Table]) -> None:
+def test_no_printed_psnr_of_safmn_has_a_number_of_ours(filled: dict[int | str, papers.Table]) -> None:
     scores = [c for t in filled.values() for c in t.cells if c.metric in ("psnr", "ssim")]
     assert scores and all(c.ours is None and c.verdict == "not-run" for c in scores)
     assert "500,000 steps" in filled[3].cell("Baseline", "psnr", 4, "Manga109").note
@@ -311,7 +342,7 @@ def test_bicubic_scores_come_from_records(tmp_path: Path) -> None:
 
 
 def evaluation(budget: str, config: SAFMNConfig, table: int | None, row: str | None, **train: object) -> str:
-    """A made-up record of ``srlib evaluate --record R.json --out E.json``."""
+    """A made-up record of ``srlib evaluate --record R.json --out E.json``, of SAFMN."""
     content = {
         "run": "made-up",
         "model": "safmn",
@@ -331,30 +362,37 @@ def evaluation(budget: str, config: SAFMNConfig, table: int | None, row: str | N
     return json.dumps(content)
 
 
-def ours_in(number: int, records: Path) -> dict[str, tuple[str, float | None, str, str]]:
-    """Row -> the cells of Manga109 at x4 that a record filled."""
-    cells = papers.table("safmn", number, counts=False, records=records).cells
+def ours_in(number: int | str, records: Path, paper: str = "safmn") -> dict[str, tuple[str, float | None, str, str]]:
+    """Row and metric -> the cells that a record filled, of one data set."""
+    cells = papers.table(paper, number, counts=False, records=records).cells
     return {
         f"{c.row}, {c.metric}": (c.dataset, c.ours, c.verdict, c.note)
         for c in cells if c.metric in ("psnr", "ssim") and c.ours is not None
     }  # fmt: skip
 
 
-def test_a_run_at_the_paper_s_budget_fills_its_row(tmp_path: Path) -> None:
+def rows_in(number: int | str, records: Path, paper: str = "safmn") -> set[str]:
+    """The labels of the rows, with variants, of which a record filled cells."""
+    cells = papers.table(paper, number, counts=False, records=records).cells
+    return {f"{c.row} {c.variant}".strip() for c in cells if c.metric in ("psnr", "ssim") and c.ours is not None}
+
+
+def test_a_run_at_the_paper_s_budget_fills_the_rows_that_it_is(tmp_path: Path) -> None:
     (tmp_path / "main.json").write_text(evaluation("paper", SAFMNConfig(), None, None))
     note = "500,000 steps, protocol safmn"
     assert ours_in(1, tmp_path) == {
         "SAFMN (Ours), psnr": ("Manga109", 30.42, "within", note),
         "SAFMN (Ours), ssim": ("Manga109", 0.9071, "differs", note),
     }
-    assert ours_in(3, tmp_path) == ours_in(4, tmp_path) == {}
+    assert rows_in(3, tmp_path) == {"Baseline group=Baseline"} and rows_in(4, tmp_path) == {"#N = 8 N=8"}
+    assert rows_in(1, tmp_path, "seemore") == set(), "a peer's row stays as printed"
     low = evaluation("paper", SAFMNConfig(norm="none"), 3, "LN -> None, lr=1x10^-4", lr=1e-4)
-    (tmp_path / "low.json").write_text(low)
+    (tmp_path / "main.json").write_text(low)
     (tmp_path / "six.json").write_text(evaluation("paper", SAFMNConfig(blocks=6), 4, "#N = 6"))
     assert {name.rpartition(", ")[0] for name in ours_in(3, tmp_path)} == {"LN -> None, lr=1x10^-4"}
     assert {name.rpartition(", ")[0] for name in ours_in(4, tmp_path)} == {"#N = 6"}
     collapsed = json.loads(low) | {"metrics": {"collapsed_at": 40}}
-    (tmp_path / "low.json").write_text(json.dumps(collapsed))
+    (tmp_path / "main.json").write_text(json.dumps(collapsed))
     assert {note for *_, note in ours_in(3, tmp_path).values()} == {"collapsed at step 40, protocol safmn"}
 
 
@@ -362,17 +400,65 @@ def test_a_run_at_the_paper_s_budget_fills_its_row(tmp_path: Path) -> None:
     "record",
     [
         evaluation("smoke", SAFMNConfig(), None, None),
-        evaluation("paper", SAFMNConfig(blocks=6), None, None),  # another network
-        evaluation("paper", SAFMNConfig(), 3, "LN -> BN"),
-        evaluation("paper", SAFMNConfig(norm="none"), 3, "LN -> None, lr=1x10^-4"),  # another learning rate
-        evaluation("paper", SAFMNConfig(), 3, "no such row"),
+        evaluation("paper", SAFMNConfig(blocks=7), None, None),  # a network that no row is
+        evaluation("paper", SAFMNConfig(), None, None, lr=1e-4),  # another learning rate than the paper's
+        evaluation("paper", SAFMNConfig(norm="none"), None, None, lr=5e-4),  # and than that of any row
         evaluation("paper", SAFMNConfig(), None, None).replace('"config"', '"settings"'),
+        evaluation("paper", SAFMNConfig(), None, None).replace('"scores"', '"marks"'),
         evaluation("paper", SAFMNConfig(), None, None).replace('"safmn"', '"ssiu"'),  # another model and protocol
+        evaluation("paper", SAFMNConfig(), None, None).replace('"model": "safmn"', '"model": ["safmn"]'),
     ],
 )
 def test_any_other_run_fills_nothing(tmp_path: Path, record: str) -> None:
     (tmp_path / "run.json").write_text(record)
     assert ours_in(1, tmp_path) == ours_in(3, tmp_path) == ours_in(4, tmp_path) == {}
+
+
+def evaluation_seemore(model: str, config: SeemoReConfig, protocol: str, **train: object) -> str:
+    """A made-up record of ``srlib evaluate --record R.json --out E.json``, of a SeemoRe at the paper's budget."""
+    content = {
+        "model": model,
+        "budget": "paper",
+        "config": {"network": asdict(config), "train": {"steps": 500_000, "fft_weight": 0.1} | train},
+        "scores": [score("Urban100", protocol, 32.22, config.scale), score("Set5", "matlab", 38.06, config.scale)],
+    }
+    return json.dumps(content)
+
+
+def test_one_run_of_seemore_fills_its_row_in_every_table(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(evaluation_seemore("seemore-t", TINY, "seemore"))
+    found = {number: rows_in(number, tmp_path, "seemore") for paper, number in papers.tables() if paper == "seemore"}
+    assert {number: rows for number, rows in found.items() if rows} == {
+        1: {"SeemoRe-T (ours)"},
+        "3b": {"SeemoRe-T"},
+        "4a": {"SeemoRe-T RME=1;SME=1"},
+        "4b": {"SeemoRe-T macro_expert_order=Rank-Spatial"},
+        "4c": {"SeemoRe-T kernel=11"},
+        "5a": {"SeemoRe-T growth=2^i;experts=3;ranks=2,4,8"},
+        "5b": {"SeemoRe-T recursive_steps=2"},
+        7: {"SeemoRe-T RME=1;SME=1"},
+        9: {"k = 1 model=SeemoRe-T"},
+        10: {"SEE (ours) model=SeemoRe-T"},
+        11: {"SeemoRe-T residual=DConv output"},
+        12: {"SeemoRe-T L1=1.0;FFT=0.1"},
+        13: {"SeemoRe-T N=6;C=36"},
+        14: {"SeemoRe-T growth=2^i;experts=3"},
+    }
+    table1 = papers.table("seemore", 1, counts=False, records=tmp_path)
+    assert table1.cell("SeemoRe-T (ours)", "psnr", 2, "Urban100").note == "500,000 steps, protocol seemore"
+    assert table1.cell("SeemoRe-T (ours)", "psnr", 2, "Set5").ours is None, "scored under another protocol"
+    assert table1.cell("SeemoRe-T (ours)", "psnr", 3, "Urban100").ours is None
+
+
+def test_a_row_of_seemore_is_told_by_its_training_and_its_protocol(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(evaluation_seemore("seemore-t", TINY, "seemore", fft_weight=0.2))
+    assert rows_in(12, tmp_path, "seemore") == {"SeemoRe-T L1=1.0;FFT=0.2"} and rows_in(1, tmp_path, "seemore") == set()
+    large = replace(CONFIGS["seemore-l"], scale=4)
+    for protocol, found in (("seemore", set()), ("seemore-l", {"SeemoRe-L (ours)"})):
+        (tmp_path / "run.json").write_text(evaluation_seemore("seemore-l", large, protocol))
+        assert rows_in(2, tmp_path, "seemore") == found
+    (tmp_path / "run.json").write_text(evaluation_seemore("seemore-b", TINY, "seemore"))
+    assert rows_in(1, tmp_path, "seemore") == set(), "another model by name"
 
 
 def test_records_that_are_no_folder_are_refused(tmp_path: Path) -> None:
@@ -389,7 +475,7 @@ def test_an_unreadable_record_is_named(tmp_path: Path) -> None:
 
 
 def test_a_score_out_of_line_is_explained_where_there_is_a_record(
-    filled: dict[int, papers.Table], tmp_path: Path
+    filled: dict[int | str, papers.Table], tmp_path: Path
 ) -> None:
     (tmp_path / "bicubic.json").write_text(json.dumps(score("Set14", "matlab-luma", 26.0, scale=4)))
     scored = papers.table("safmn", 1, records=tmp_path, counts=False)
@@ -411,8 +497,232 @@ def test_one_safm_layer_runs_every_operation_of_table_5() -> None:
     with torch.inference_mode():
         times = complexity.operator_times(lambda: block.safm(block.norm1(x)) + x, warmup=1, repeats=1)
     found = safmn.table5_times(times)
-    assert tuple(found) == labels(5) and all(time > 0 for time in found.values())
+    assert tuple(found) == labels("safmn", 5) and all(time > 0 for time in found.values())
     assert found["LayerNorm"] >= 1e6 * times["aten::native_layer_norm"].own > 1e6 * times["aten::layer_norm"].own
     assert sum(found.values()) <= 1e6 * sum(time.own for time in times.values()), "no time is counted twice"
     with pytest.raises(InputError, match="lacks LayerNorm, .*Addition; profile"):
         safmn.table5_times({})
+
+
+def seemore_by_hand(c: SeemoReConfig) -> tuple[int, int, int]:
+    """Parameters, the multiply-adds of the cheapest route and of the dearest, worked out on paper from Section 3."""
+    pixels, width, out = {2: 360 * 640, 3: 240 * 427, 4: 180 * 320}[c.scale], c.channels, 3 * c.scale**2
+    height, breadth = {2: (360, 640), 3: (240, 427), 4: (180, 320)}[c.scale]
+    square = width * width
+    ffn = 3 * square + 13 * width + 4 * width, (3 * square + 9 * width) * pixels
+    least = most = 0
+    if c.rme == "more":
+        n, ranks = c.experts, sorted(c.ranks)
+        more = 13 * square + 35 * width + 2 * n * width + sum((3 * width + 2) * rank for rank in ranks)
+        more += 5 * width  # biases of the 3x3, 1x1 to 2C, 1x1 of the context and the last
+        small = [(height // 4**t) * (breadth // 4**t) for t in range(1, c.recursion + 1)]
+        context = 16 * width * sum(small) + (9 * width + square) * small[-1] + 4 * width * pixels
+        macs = (12 * square + 7 * width) * pixels + context + n * width
+        least, most = (3 * width * sum(some) * pixels for some in (ranks[: c.top_k], ranks[-c.top_k :]))
+    else:
+        more, macs = 10 * square + 2 * width, 10 * square * pixels
+    params, macs = more + ffn[0], macs + ffn[1]
+    if c.sme != "none":
+        weights, biases = {
+            "see": (3 * square + 2 * c.kernel * width, 5 * width),
+            "plain": (square, width),
+            "striped": (square + 2 * c.kernel * width, 3 * width),
+            "fused_mb": (10 * width * (width + 16), 2 * width + 16),
+            "conv2former": (3 * square + c.kernel**2 * width, 4 * width),
+        }[c.sme]
+        params, macs = params + weights + biases + ffn[0], macs + weights * pixels + ffn[1]
+    params = c.groups * params + 28 * width + 9 * square + width + 2 * width + out * (9 * width + 1)
+    macs = c.groups * macs + (27 * width + 9 * square + 9 * width * out) * pixels
+    return params, macs + c.groups * least, macs + c.groups * most
+
+
+@pytest.mark.parametrize(("number", "row"), SEEMORE, ids=SEEMORE_NAMES)
+def test_every_count_of_seemore_is_the_one_worked_out_by_hand(
+    filled_seemore: dict[int | str, papers.Table], number: int | str, row: papers.Row
+) -> None:
+    counts = {
+        c.metric: c for c in filled_seemore[number].cells
+        if c.metric in papers.STATIC and (c.row, c.scale) == (row.label, row.config.scale)
+        and row.variant in ("", c.variant)
+    }  # fmt: skip
+    if row.model == "safmn":
+        hand = by_hand(row.config)
+        assert counts["params"].ours == hand["params"] / 1e3 and counts["macs"].ours == hand["flops"] / 1e9
+        return
+    params, least, most = seemore_by_hand(row.config)
+    if "params" in counts:
+        assert counts["params"].ours == pytest.approx(params / 1e3, rel=1e-12)
+    if "macs" in counts:
+        cell = counts["macs"]
+        assert cell.ours is not None and least / 1e9 <= cell.ours * (1 + 1e-12) <= most / 1e9 * (1 + 1e-11)
+        assert (f"{least / 1e9:.2f} to {most / 1e9:.2f} G over all routes" in cell.note) == (least < most)
+
+
+def test_every_count_of_seemore_is_exact_or_in_the_ledger(
+    every: tuple[papers.Table, ...], filled_seemore: dict[int | str, papers.Table]
+) -> None:
+    cells = [(t.number, c) for t in filled_seemore.values() for c in t.cells if c.metric in papers.STATIC]
+    without = {(number, c.row) for number, c in cells if c.ours is None}
+    assert all(c.note.endswith("peer, as printed") for _, c in cells if c.ours is None)
+    assert not any("SeemoRe" in label for _, label in without) and {number for number, _ in without} == {1, 2, "3b", 8}
+    unmet = [c for number, c in cells if c.verdict in ("within", "differs")]
+    entries = [e for e in papers.ledger("seemore", every) if e.kind == "cell"]
+    assert [filled_seemore[e.table].cell(e.row, e.metric, e.scale) in unmet for e in entries] == [True] * len(unmet)
+    assert {(e.table, e.row, e.scale, e.metric, e.ours, e.verdict) for e in entries} == {
+        (2, "SeemoRe-L (ours)", 2, "params", "953.31 K", "differs"),
+        (13, "SeemoRe-L", 2, "params", "953.31 K", "differs"),
+        (8, "SeemoRe-L (ours)", 3, "params", "959.80 K", "within"),
+        (8, "SeemoRe-L (ours)", 3, "macs", "87.63 G", "within"),
+        ("4c", "SeemoRe-T (kernel=7)", 2, "params", "218.38 K", "within"),
+        ("5a", "SeemoRe-T (growth=i+2;experts=6;ranks=2,3,4,5,6,7)", 2, "params", "229.98 K", "within"),
+        (7, "SeemoRe-T (RME=0;SME=1)", 2, "macs", "53.60 G", "within"),
+        (10, "C2F", 2, "params", "241.27 K", "differs"),
+        (10, "C2F", 2, "macs", "49.26 G", "differs"),
+    }
+
+
+def test_the_figures_that_seemore_s_ledger_names() -> None:
+    def counts(config: SeemoReConfig) -> tuple[str, ...]:
+        params, least, most = seemore_by_hand(config)
+        return f"{params / 1e3:.2f}K", f"{least / 1e9:.2f}", f"{most / 1e9:.2f}"
+
+    wide, plain = replace(TINY, groups=5, channels=48), {"rme": "plain", "sme": "plain"}
+    for config, expected in (
+        (replace(TINY, **plain), ("156.86K", "35.16", "35.16")),
+        (replace(TINY, sme="plain"), ("198.94K", "39.65", "40.55")),
+        (replace(TINY, rme="plain"), ("178.03K", "39.84", "39.84")),
+        (replace(wide, **plain), ("232.14K", "52.39", "52.39")),
+        (replace(wide, sme="plain"), ("287.48K", "58.71", "59.70")),
+        (replace(wide, sme="none"), ("237.08K", "47.59", "48.59")),
+        (replace(wide, sme="none", experts=4), ("249.24K", "47.59", "49.91")),
+        (replace(wide, rme="plain"), ("261.42K", "58.91", "58.91")),
+        (replace(wide, rme="plain", sme="striped"), ("237.90K", "53.60", "53.60")),
+        (replace(TINY, sme="fused_mb"), ("303.79K", "63.74", "64.63")),
+        (replace(TINY, sme="conv2former"), ("241.27K", "49.26", "50.15")),
+        (replace(TINY, sme="conv2former", kernel=5), ("220.54K", "44.48", "45.37")),
+        (replace(TINY, sme="conv2former", kernel=7), ("225.72K", "45.67", "46.57")),
+        (TINY, ("220.10K", "44.33", "45.22")),
+        (replace(TINY, top_k=2), ("220.10K", "44.93", "45.82")),
+        (replace(TINY, top_k=3), ("220.10K", "46.12", "46.12")),
+        (replace(TINY, growth="2^(i+1)"), ("229.34K", "44.63", "46.42")),
+        (replace(CONFIGS["seemore-l"], scale=2), ("953.31K", "195.53", "198.71")),
+    ):
+        assert counts(config) == expected, config
+    large = [seemore_by_hand(replace(CONFIGS["seemore-l"], scale=scale))[0] for scale in (2, 3, 4)]
+    assert large == [968_896 - 36 * 433, 959_803, 968_896] and large[0] - 48 * 28 - 48 * (48 * 9 + 1) == 931_180
+    assert round((27 * 48 + 9 * 48 * 48) * 230_400 / 1e9, 2) == 5.08
+    assert [round(3 * 48 * 16 * ranks * 240 * 427 / 1e9, 2) for ranks in (14, 2)] == [3.31, 0.47]
+
+
+def test_no_setting_of_seemore_l_meets_both_printed_counts() -> None:
+    large, met = replace(CONFIGS["seemore-l"], scale=2), []
+    for growth in ("2^i", "2*i+2", "i+2", "2^(i+1)"):
+        for experts in range(1, 9):
+            for kernel in range(1, 16, 2):
+                config = replace(large, growth=growth, experts=experts, kernel=kernel)
+                params, least, most = seemore_by_hand(config)
+                if 930_500 <= params < 932_000 and least < 198e9 and most >= 196.5e9:
+                    met.append(config)
+    assert met == []
+
+
+class Route(nn.Module):
+    """Gates that are open for the same experts, whatever the image."""
+
+    def __init__(self, experts: int, chosen: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("gates", torch.tensor([[0.5 * (i in chosen) for i in range(experts)]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gates.expand(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        replace(TINY, groups=2),
+        replace(TINY, groups=2, top_k=2),
+        replace(TINY, groups=2, channels=12, recursion=1, growth="i+2", experts=4),
+    ],
+    ids=["k=1", "k=2", "four experts"],
+)
+def test_the_count_of_a_route_is_what_a_network_computes(config: SeemoReConfig) -> None:
+    size, network = (12, 20), create("seemore-t", 2, config).eval()
+    dense = complexity.count(network, size)
+    router = complexity.count(network, size, training=False).macs_by_operator["linear"]
+    found = []
+    for chosen in combinations(range(config.experts), config.top_k):
+        for group in network.body:
+            group.local_block.block.moe_layer.gate = Route(config.experts, chosen)
+        ranks = config.groups * sum(config.ranks[i] for i in chosen)
+        by_ranks = seemore.macs_by_ranks(config, size, dense.macs)
+        pooling = config.groups * config.channels * size[0] * size[1]  # the routers that were taken out
+        computed = complexity.count(network, size, training=False).macs + router + pooling
+        assert computed == by_ranks[ranks]
+        found.append(computed)
+    assert by_ranks == seemore.macs_by_ranks(config, size) and set(found) <= set(by_ranks.values())
+    assert seemore.route_macs(config, size) == (min(found), max(found))
+
+
+def test_seemore_s_rows_are_printed_rows() -> None:
+    for number, row in SEEMORE:
+        cells = papers.table("seemore", number, counts=False).cells
+        lines = {(c.row, c.scale, c.variant) for c in cells if c.row == row.label and c.scale == row.config.scale}
+        assert len(lines) == 1 or row.variant, "a label that several lines have needs the variant"
+        assert not row.variant or (row.label, row.config.scale, row.variant) in lines
+    for number in ("4a", "4b", "4c", "5a", "5b", 7, 9, 10, 11, 12, 13, 14):
+        cells = papers.table("seemore", number, counts=False).cells
+        assert [row.label for row in papers.rows("seemore", number)] == [
+            label for label, _ in dict.fromkeys((c.row, c.variant) for c in cells)
+        ]
+    assert papers.rows("seemore", "3a") == papers.rows("seemore", 15) == ()
+
+
+@pytest.mark.parametrize(("number", "row"), SEEMORE, ids=SEEMORE_NAMES)
+def test_every_row_of_seemore_builds_runs_and_learns(number: int | str, row: papers.Row) -> None:
+    few = {"blocks": 1} if row.model == "safmn" else {"groups": 1}
+    network = create(row.model, row.config.scale, replace(row.config, **few))
+    out = network(torch.rand(2, 3, 11, 17))
+    assert out.shape == (2, 3, 11 * row.config.scale, 17 * row.config.scale)
+    out.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_a_row_of_seemore_is_found_by_name_slug_or_a_label_of_its_own() -> None:
+    name = "SeemoRe-T (kernel=3)"
+    assert papers.row("seemore", "4c", name) == papers.row("seemore", "4c", papers.slug(name))
+    assert papers.row("seemore", "4c", name).config.kernel == 3
+    assert papers.row("seemore", "9", "k = 2").config.top_k == 2
+    with pytest.raises(InputError, match=r"several rows 'SeemoRe-T'; name one of: SeemoRe-T \(kernel=3\); SeemoRe-T"):
+        papers.row("seemore", "4c", "SeemoRe-T")
+    assert papers.row("seemore", 12, "SeemoRe-T (L1=1.0;FFT=0.2)").train == {"fft_weight": 0.2}
+    cell = papers.table("seemore", "4c", counts=False).cell(name, "psnr", dataset="Urban100")
+    assert cell.printed == "32.04" and cell.variant == "kernel=3"
+
+
+def test_models_know_their_paper_and_protocol() -> None:
+    assert [papers.paper_of(model) for model in ("safmn", "seemore-t", "seemore-l")] == ["safmn", "seemore", "seemore"]
+    for module in (safmn, seemore):
+        for model, protocol in module.PROTOCOLS.items():
+            recipe = runs.recipe(model)
+            assert papers.protocol(model) == protocol == recipe.protocol and protocol in metrics.PROTOCOLS
+            assert all(getattr(recipe.train, key) == value for key, value in module.TRAIN.items())
+    changed = {key for paper, number in papers.tables() for row in papers.rows(paper, number) for key in row.train}
+    assert changed == set(safmn.TRAIN) | set(seemore.TRAIN)
+
+
+def test_seemore_s_differences_and_settings() -> None:
+    entries = papers.differences("seemore")
+    assert {e.kind for e in entries} == {"print", "release", "choice"}
+    assert all(e.row and e.printed and e.ours and e.explanation and e.evidence for e in entries)
+    assert len({(e.kind, e.row) for e in entries}) == len(entries)
+    found = {line["key"]: line["value"] for line in papers.settings("seemore")}
+    assert found["loss_weight_fft"] == "0.1" and found["top_k"] == "1"
+
+
+def test_why_seemore_s_cells_are_not_run(filled_seemore: dict[int | str, papers.Table]) -> None:
+    assert "RTX 4090" in filled_seemore["3a"].cell("SeemoRe-T (ours)", "time").note
+    assert filled_seemore["3a"].cell("DAT-Light", "time").note == "peer, as printed"
+    assert "RealSRSet" in filled_seemore[15].cell("SeemoRe-T", "niqe", dataset="RealSRSet").note
+    assert "500,000 steps" in filled_seemore["4b"].cells[0].note
+    assert "srlib evaluate bicubic" in filled_seemore[8].cell("Bicubic", "psnr", 3, "Set5").note

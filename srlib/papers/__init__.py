@@ -430,7 +430,7 @@ def _scores(
                 found.setdefault(("Bicubic", scale, "", dataset), (means, f"protocol {scored}"))
         own, ending = _own_rows(paper, number, content)
         for r in own:
-            for scale, dataset, scored, means in _means(content["scores"]):
+            for scale, dataset, scored, means in _means(content.get("scores")):
                 if scored == protocol(r.model) and scale == r.config.scale:
                     found.setdefault((r.label, scale, r.variant, dataset), (means, f"{ending}, protocol {scored}"))
     return found
@@ -455,7 +455,7 @@ def _own_rows(paper: str, number: int | str, content: dict[str, Any]) -> tuple[l
     Only a run at the paper's budget fills any: those of its model, scale and network, trained as it was. Of the
     training's settings, those are compared that some row changes.
     """
-    if content.get("budget") != "paper" or content.get("model") not in _module(paper).PROTOCOLS:
+    if content.get("budget") != "paper" or content.get("model") not in list(_module(paper).PROTOCOLS):
         return [], ""
     try:
         network, train = content["config"]["network"], content["config"]["train"]

@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from srlib.papers import Explanation, Row, difference
+from srlib.papers.safmn import SET14
 
 if TYPE_CHECKING:
     from srlib.models.seemore import SeemoReConfig
@@ -96,16 +97,9 @@ def rows() -> dict[int | str, tuple[Row, ...]]:
 
 
 def route_macs(config: SeemoReConfig, lr_size: tuple[int, int]) -> tuple[int, int]:
-    """The least and the most multiply-adds that an image of ``lr_size`` (height, width) can take, over all routes.
-
-    What a network computes for one image is ``complexity.count(network, lr_size, training=False)``, or any route by a
-    hook on its gates.
-    """
-    from srlib.complexity import count
-    from srlib.models.seemore import SeemoRe
-
-    macs = _macs_by_ranks(config, lr_size, count(SeemoRe(config), lr_size).macs)
-    return min(macs.values()), max(macs.values())
+    """The least and the most multiply-adds that an image of ``lr_size`` (height, width) can take, over all routes."""
+    macs = macs_by_ranks(config, lr_size).values()
+    return min(macs), max(macs)
 
 
 def macs(config: SeemoReConfig, lr_size: tuple[int, int], counted: int, printed: Decimal) -> tuple[Decimal, str]:
@@ -113,7 +107,7 @@ def macs(config: SeemoReConfig, lr_size: tuple[int, int], counted: int, printed:
 
     ``counted`` is what ``complexity.count`` finds in training mode, where every expert is computed.
     """
-    by_ranks = _macs_by_ranks(config, lr_size, counted)
+    by_ranks = macs_by_ranks(config, lr_size, counted)
     if len(by_ranks) == 1:
         return Decimal(*by_ranks.values()), ""
     ranks = min(by_ranks, key=lambda ranks: abs(by_ranks[ranks] - printed))
@@ -121,11 +115,17 @@ def macs(config: SeemoReConfig, lr_size: tuple[int, int], counted: int, printed:
     return Decimal(by_ranks[ranks]), f"{least} to {most} G over all routes; here: ranks that add up to {ranks}"
 
 
-def _macs_by_ranks(config: SeemoReConfig, lr_size: tuple[int, int], counted: int) -> dict[int, int]:
-    """Sum of the ranks of the experts on a route -> multiply-adds.
+def macs_by_ranks(config: SeemoReConfig, lr_size: tuple[int, int], counted: int | None = None) -> dict[int, int]:
+    """Sum of the ranks of the experts on a route -> the multiply-adds of an image of ``lr_size`` (height, width).
 
-    An expert of rank R costs 3 C R multiply-adds a pixel: two convolutions from C channels to R, one back.
+    An expert of rank R costs 3 C R multiply-adds a pixel: two convolutions from C channels to R, one back. ``counted``
+    is what ``complexity.count`` finds in training mode, where every expert is computed; None counts it now.
     """
+    if counted is None:
+        from srlib.complexity import count
+        from srlib.models.seemore import SeemoRe
+
+        counted = count(SeemoRe(config), lr_size).macs
     if config.rme == "plain":
         return {0: counted}
     height, width = lr_size
@@ -183,6 +183,8 @@ C2F = Explanation(
 )
 
 EXPLANATIONS = (
+    SET14,
+    replace(SET14, table=2),
     LARGE,
     replace(LARGE, table=13, rows=("SeemoRe-L",)),
     LARGE_X3,
