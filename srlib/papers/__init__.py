@@ -402,13 +402,15 @@ def _cost(row: Row, metric: str, printed: Decimal, counted: _Counted) -> tuple[D
     from srlib.complexity import count, lr_size
     from srlib.models import create
 
-    size = lr_size(row.config.scale)
+    network, size = create(row.model, row.config.scale, row.config), lr_size(row.config.scale)
+    if metric == "params":
+        return Decimal(sum(p.numel() for p in network.parameters())), ""
     if (row.model, row.config) not in counted:
-        counted[row.model, row.config] = count(create(row.model, row.config.scale, row.config), size)
+        counted[row.model, row.config] = count(network, size)
     found = counted[row.model, row.config]
     if metric in ("flops", "macs"):
         return _module(paper_of(row.model)).macs(row.config, size, found.macs, printed)
-    return Decimal(getattr(found, metric)), ""
+    return Decimal(found.acts), ""
 
 
 def _scores(
