@@ -19,10 +19,12 @@ def record(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module]) 
 def record_inputs(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, ...]]:
     """What each of the ``watched`` modules is given while ``network`` sees ``image`` (1, 3, H, W), by its label.
 
-    One tensor an argument, as the module sees it with its batch of one: (1, C, h, w), on the CPU; otherwise as
-    ``record``.
+    The tensors among its positional arguments, as the module sees them with their batch of one: (1, C, h, w), on the
+    CPU; otherwise as ``record``.
     """
-    return _watch(network, image, watched, lambda inputs, output: tuple(x.detach().cpu() for x in inputs))
+    return _watch(
+        network, image, watched, lambda inputs, _: tuple(x.detach().cpu() for x in inputs if isinstance(x, Tensor))
+    )
 
 
 def sharpness(maps: Tensor) -> Tensor:
