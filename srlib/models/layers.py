@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -57,6 +57,12 @@ def strips(result: Tensor, halo: int, scale: int = 1, pixels: int = 14_400) -> I
         first = max(top - halo, 0)
         inner = slice((top - first) * scale, (bottom - first) * scale)
         yield Strip(slice(first, min(bottom + halo, height)), inner, result[:, :, top * scale : bottom * scale])
+
+
+def fill_in_strips(result: Tensor, rows_of: Callable[[slice], Tensor], halo: int, scale: int = 1) -> None:
+    """Fill ``result`` from ``rows_of``, which computes what belongs to a slice of an image's rows; see ``strips``."""
+    for strip in strips(result, halo, scale):
+        strip.out.copy_(rows_of(strip.rows)[:, :, strip.inner])
 
 
 class LayerNorm(nn.Module):

@@ -9,6 +9,7 @@ code's behaviour is built. Names of attributes give the released files' state-di
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal, get_args, get_type_hints
 
 import torch
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib.errors import InputError
-from srlib.models.layers import LayerNorm, check_images
+from srlib.models.layers import LayerNorm, check_images, fill_in_strips, strips, strips_pay
 
 SCALES = (2, 3, 4)
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
+LARGE = 4096  # pixels of an image that is worth going through on its own, in strips
 STRIDE = 4  # side and stride of the recursive convolution of Equation 1
 FUSED_MB_GROWTH = 16  # channels that ShuffleMixer's Fused-MBConv adds in its middle
 
@@ -130,11 +132,12 @@ class LowRankExpert(nn.Module):
 class LowRankMixture(nn.Module):
     """The mixture of low-rank experts: sum of G(x_a)_i E_i(x_a, x_b) (Equation 4 without its residual; Algorithm 1).
 
-    ``x_a`` and ``x_b``, (B, C, H, W), give (B, C, H, W); each image takes its own route. In training every expert is
-    computed, as one set of wider 1x1 convolutions, and the gates are zero where an expert isn't chosen. In evaluation
-    mode images of the same route are grouped and only their experts are computed. A graph that has to hold for any
-    image, that of ``torch.compile``, ``torch.export`` and ONNX, computes every expert; ``torch.jit.trace`` keeps the
-    route of the image that it traced, and warns of it.
+    ``x_a`` and ``x_b``, (B, C, H, W), give (B, C, H, W); each image takes its own route. ``gates``, (B, experts),
+    replace the router's where the two are only some rows of the images. In training every expert is computed, as one
+    set of wider 1x1 convolutions, and the gates are zero where an expert isn't chosen. In evaluation mode images of the
+    same route are grouped and only their experts are computed. A graph that has to hold for any image, that of
+    ``torch.compile``, ``torch.export`` and ONNX, computes every expert; ``torch.jit.trace`` keeps the route of the
+    image that it traced, and warns of it.
     """
 
     def __init__(self, config: SeemoReConfig) -> None:
@@ -142,8 +145,8 @@ class LowRankMixture(nn.Module):
         self.experts = nn.ModuleList(LowRankExpert(config.channels, rank) for rank in config.ranks)
         self.gate = Router(config.channels, config.experts, config.top_k)
 
-    def forward(self, x_a: Tensor, x_b: Tensor) -> Tensor:
-        gates = self.gate(x_a)  # (B, experts)
+    def forward(self, x_a: Tensor, x_b: Tensor, gates: Tensor | None = None) -> Tensor:
+        gates = self.gate(x_a) if gates is None else gates
         every = tuple(range(len(self.experts)))
         if self.training or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return self.mix(x_a, x_b, gates, every)
@@ -193,8 +196,11 @@ class MoRE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_a, x_b = self.views(x)
-        x_b = x_b + self.enlarge(self.context(x_b), x_b.shape[-2:])
-        y = self.moe_layer(x_a, x_b)
+        return self.combine(x_a, x_b + self.enlarge(self.context(x_b), x_b.shape[-2:]))
+
+    def combine(self, x_a: Tensor, x_b: Tensor, gates: Tensor | None = None) -> Tensor:
+        """The experts on the two views, x_b with its context, or on some rows of them with the images' ``gates``."""
+        y = self.moe_layer(x_a, x_b, gates)
         match self.config.residual:
             case "dconv":
                 y = y + x_a
@@ -315,12 +321,52 @@ class ModulatingExpert(nn.Module):
         x = self.block(self.norm_1(x)) + x
         return self.ffn(self.norm_2(x)) + x
 
+    def in_strips(self, x: Tensor, free: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """``forward`` a strip of rows at a time; see ``layers.strips_pay``.
+
+        It works in ``x`` and two ``free`` maps of the same shape, and overwrites all three: the result is one of them,
+        and the others come back as free.
+        """
+        y, free = self.first_half(x, free)
+        fill_in_strips(free[0], lambda rows: self.ffn(self.norm_2(y[:, :, rows])).add_(y[:, :, rows]), halo=1)
+        return free[0], (y, free[1])
+
+    def first_half(self, x: Tensor, free: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The block with its norm and skip, as ``in_strips``."""
+        halo = max(conv.kernel_size[0] // 2 for conv in self.block.modules() if isinstance(conv, nn.Conv2d))
+        fill_in_strips(free[0], lambda rows: self.block(self.norm_1(x[:, :, rows])).add_(x[:, :, rows]), halo)
+        return free[0], (x, free[1])
+
 
 class RME(ModulatingExpert):
     """Rank modulating expert (Section 3.1): MoRE and GatedFFN."""
 
     def __init__(self, config: SeemoReConfig) -> None:
         super().__init__(config.channels, rank_block(config))
+
+    def first_half(self, x: Tensor, free: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """MoRE's routes and context need the whole views. These fill the free maps; what follows is done in ``x``.
+
+        Enlarging is separable and linear: a matrix gives each row of the result from the rows of the context.
+        """
+        if not isinstance(more := self.block, MoRE):
+            return super().first_half(x, free)
+        x_a, x_b = free
+        for pair in zip(strips(x_a, halo=2), strips(x_b, halo=2), strict=True):
+            views = more.views(self.norm_1(x[:, :, pair[0].rows]))
+            for strip, view in zip(pair, views, strict=True):
+                strip.out.copy_(view[:, :, strip.inner])
+
+        gates, context, width = more.moe_layer.gate(x_a), more.context(x_b), x.shape[3]
+        context = more.enlarge(context, (context.shape[2], width)).permute(0, 2, 3, 1).flatten(2)  # (B, h, W C)
+        matrix = F.interpolate(torch.eye(context.shape[1]).to(context)[None], x.shape[2], mode="linear")[0].T  # (H, h)
+
+        def combined(rows: slice) -> Tensor:
+            enlarged = (matrix[rows] @ context).unflatten(2, (width, -1)).permute(0, 3, 1, 2)  # (B, C, rows, W)
+            return more.combine(x_a[:, :, rows], enlarged.add_(x_b[:, :, rows]), gates).add_(x[:, :, rows])
+
+        fill_in_strips(x, combined, halo=0)
+        return x, free
 
 
 class SME(ModulatingExpert):
@@ -339,10 +385,16 @@ class ResidualGroup(nn.Module):
         self.local_block = RME(config)
         self.global_block = nn.Identity() if config.sme == "none" else SME(config)
 
+    @property
+    def halves(self) -> list[ModulatingExpert]:
+        """RME and, where there is one, SME, in their order."""
+        halves = [half for half in (self.local_block, self.global_block) if isinstance(half, ModulatingExpert)]
+        return halves if self.config.order == "rank-spatial" else halves[::-1]
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.config.order == "rank-spatial":
-            return self.global_block(self.local_block(x))
-        return self.local_block(self.global_block(x))
+        for half in self.halves:
+            x = half(x)
+        return x
 
 
 class SeemoRe(nn.Module):
@@ -369,5 +421,26 @@ class SeemoRe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
         x = self.conv_1(x.contiguous(memory_format=torch.channels_last) - self.mean)
-        x = self.conv_2(self.norm(self.body(x))) + x
-        return self.upsampler(x) + self.mean
+        if strips_pay(self, x) and x[0, 0].numel() >= LARGE:
+            return self.in_strips(x)
+        return self.enlarged(x, self.body(x))
+
+    def enlarged(self, x: Tensor, y: Tensor, rows: slice = slice(None)) -> Tensor:
+        """The image, or what ``rows`` give of it, from the body's input ``x`` and result ``y``."""
+        x, y = x[:, :, rows], y[:, :, rows]
+        return self.upsampler(self.conv_2(self.norm(y)) + x) + self.mean
+
+    def in_strips(self, x: Tensor) -> Tensor:
+        """``forward`` from the body on, image by image and a strip of rows at a time; see ``layers.strips_pay``.
+
+        Three maps of the size of an image's features take turns, as fresh memory costs more than filling it again.
+        """
+        scale = self.config.scale
+        sr = self.mean.new_empty(x.shape[0], 3, scale * x.shape[2], scale * x.shape[3])
+        for image, out in zip(x.split(1), sr.split(1), strict=True):
+            y, free = image.clone(), (torch.empty_like(image), torch.empty_like(image))
+            for group in self.body:
+                for half in group.halves:
+                    y, free = half.in_strips(y, free)
+            fill_in_strips(out, partial(self.enlarged, image, y), halo=2, scale=scale)
+        return sr
