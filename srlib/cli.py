@@ -267,9 +267,12 @@ def complexity(
 ) -> None:
     """Count a model's parameters, multiply-adds and activations as the papers do.
 
+    A mixture of experts is counted with all of them, and then with those of its cheapest and its dearest route.
+
     Example: srlib complexity safmn --scale 4
     """
     from srlib import complexity as counting
+    from srlib import papers
     from srlib.models import create
 
     network = create(model, scale)
@@ -277,7 +280,10 @@ def complexity(
     size = (usual[0] if height is None else height, usual[1] if width is None else width)
     counts = counting.count(network, size)
     row = {"model": model, "scale": scale, "lr_height": size[0], "lr_width": size[1]}
-    show([row | {"params": counts.params, "macs": counts.macs, "acts": counts.acts}], as_json, as_csv)
+    row |= {"params": counts.params, "macs": counts.macs}
+    if routes := papers.route_macs(model, network.config, size):
+        row |= {"macs_least": routes[0], "macs_most": routes[1]}
+    show([row | {"acts": counts.acts}], as_json, as_csv)
 
 
 @app.command()

@@ -68,6 +68,15 @@ def test_complexity_prints_the_printed_parameters(srlib):
     assert code == 0 and json.loads(out)[0]["params"] == 239_520
 
 
+def test_complexity_gives_the_range_over_routes(srlib):
+    """6 groups of 36 channels: an expert's rank is worth 3 x 36 multiply-adds a pixel; all have 14, a route 2 to 8."""
+    code, out, _ = srlib("complexity", "seemore-t", "--height", "8", "--width", "8", "--json")
+    (row,) = json.loads(out)
+    rank = 6 * 3 * 36 * 64
+    assert code == 0 and row["params"] == 231_804
+    assert (row["macs"] - row["macs_least"], row["macs"] - row["macs_most"]) == (12 * rank, 6 * rank)
+
+
 def test_bicubic_is_scored_and_written_whole(srlib, photographs, tmp_path):
     out_file = tmp_path / "deep" / "scores.json"
     command = ("evaluate", "bicubic", "--scale", "2", "--data", photographs, "--protocol", "liif", "--csv")

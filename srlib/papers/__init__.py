@@ -305,6 +305,14 @@ def differences(paper: str) -> tuple[Entry, ...]:
     return _module(paper).DIFFERENCES
 
 
+def route_macs(model: str, config: Any, lr_size: tuple[int, int]) -> tuple[int, int] | None:
+    """The least and the most multiply-adds that an image of ``lr_size`` (height, width) can take, for a network that
+    chooses by image what it computes; None for one that computes the same for all. Raises ``InputError`` for an unknown
+    model."""
+    module = _module(paper_of(model))
+    return module.route_macs(config, lr_size) if hasattr(module, "route_macs") else None
+
+
 def settings(paper: str) -> list[dict[str, str]]:
     """A paper's training and model settings as printed: key, value ("not stated" where it is silent) and source."""
     _check_paper(paper)
