@@ -362,7 +362,9 @@ class RME(ModulatingExpert):
         matrix = F.interpolate(torch.eye(context.shape[1]).to(context)[None], x.shape[2], mode="linear")[0].T  # (H, h)
 
         def combined(rows: slice) -> Tensor:
-            enlarged = (matrix[rows] @ context).unflatten(2, (width, -1)).permute(0, 3, 1, 2)  # (B, C, rows, W)
+            near = matrix[rows].any(dim=0)
+            enlarged = matrix[rows][:, near] @ context[:, near]  # (B, rows, W C)
+            enlarged = enlarged.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
             return more.combine(x_a[:, :, rows], enlarged.add_(x_b[:, :, rows]), gates).add_(x[:, :, rows])
 
         fill_in_strips(x, combined, halo=0)
