@@ -174,9 +174,10 @@ def test_no_style_or_setting_fetches_from_elsewhere() -> None:
         assert not re.search(r"https?://|@import", text), path.name
 
 
-def test_the_smoke_run_beats_bicubic_on_photographs_it_has_not_seen() -> None:
+@pytest.mark.parametrize("model", ["safmn", "seemore-t"])
+def test_the_smoke_run_beats_bicubic_on_photographs_it_has_not_seen(model: str) -> None:
     """What the book promises of its default budget, read from the record that the workflow made of it."""
-    path = ROOT / ".cache" / "records" / "smoke" / "safmn" / "main.eval.json"
+    path = ROOT / ".cache" / "records" / "smoke" / model / "main.eval.json"
     if not path.is_file():
         pytest.skip("no smoke run here: `make book` trains and scores it")
     record = json.loads(path.read_text())
