@@ -6,7 +6,7 @@ from torch import nn
 
 from srlib.errors import InputError
 from srlib.models import create, names
-from srlib.models.layers import LayerNorm, strips, strips_pay
+from srlib.models.layers import LayerNorm, fill_in_strips, strips, strips_pay
 from srlib.models.safmn import SAFMNConfig
 
 
@@ -74,6 +74,25 @@ def test_strips_give_the_whole_result(height: int, scale: int) -> None:
     assert max(seen) <= 18
 
 
+@pytest.mark.parametrize("height", [1, 16, 17, 50])
+def test_filling_in_strips_gives_the_whole_result(height: int) -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(4, 4, 5, padding=2), torch.randn(1, 4, height, 1100)
+    with torch.inference_mode():
+        result = torch.full_like(x, torch.nan)
+        fill_in_strips(result, lambda rows: conv(x[:, :, rows]), halo=2)
+        torch.testing.assert_close(result, conv(x), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", names())
+def test_strips_keep_the_kind_of_number_under_autocast(name: str) -> None:
+    model, x = create(name, 4).eval(), torch.rand(1, 3, 64, 70)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        in_strips = model(x)
+        model.register_forward_hook(lambda *_: None)
+        assert in_strips.dtype == model(x).dtype
+
+
 def test_strips_pay_only_in_evaluation_unwatched_and_without_gradients() -> None:
     layer, x = nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), torch.rand(1, 1, 4, 4)
     assert not strips_pay(layer, x)
@@ -84,4 +103,3 @@ def test_strips_pay_only_in_evaluation_unwatched_and_without_gradients() -> None
         assert not strips_pay(layer, x)
         hook.remove()
         assert strips_pay(layer, x)
-
