@@ -176,7 +176,7 @@ def evaluate(
         run = read_run(record, runs)
         model, scale = run.config["model"], run.config["scale"]
         network = run.network(where)
-        degradation = degradation or run.config["train"]["degradation"]
+        degradation = degradation or run.config["train"].get("degradation", "bicubic")
     elif model != "bicubic":
         if model not in names():
             raise InputError(f"unknown model {model!r}: choose bicubic or one of {', '.join(names())}")

@@ -284,9 +284,11 @@ def fine_tune(
     B.2): LR patches by Real-ESRGAN's degradation, L1 loss alone, half the paper's steps or the budget's length for
     ablations. The paper doesn't say at which learning rate: it is the usual schedule, from its start.
 
-    Raises InputError as :func:`configure` does.
+    Raises InputError as :func:`configure` does, and for a start that collapsed.
     """
-    before = start.config
+    before, collapsed_at = start.config, start.metrics["collapsed_at"]
+    if collapsed_at:
+        raise InputError(f"{start.folder.name} collapsed at step {collapsed_at}: go on from a run that came to its end")
     model, scale = before["model"], before["scale"]
     full = at_length(recipe(model).train, recipe(model).train.steps // 2)
     changes = {"steps": full.steps, "milestones": full.milestones, "fft_weight": 0.0, "degradation": "real-esrgan"}

@@ -461,6 +461,18 @@ def test_a_row_of_seemore_is_told_by_its_training_and_its_protocol(tmp_path: Pat
     assert rows_in(1, tmp_path, "seemore") == set(), "another model by name"
 
 
+def test_real_world_training_and_images_fill_no_printed_row(tmp_path: Path) -> None:
+    """Their scores are on other images, or of other training, than the tables'."""
+    usual = json.loads(evaluation_seemore("seemore-t", TINY, "seemore"))
+    without_fft = json.loads(evaluation_seemore("seemore-t", TINY, "seemore", fft_weight=0.0))
+    tuned = without_fft | {"config": without_fft["config"] | {"start": "seemore-t-x2-500000-000000000000"}}
+    degraded = json.loads(evaluation_seemore("seemore-t", TINY, "seemore", degradation="real-esrgan"))
+    elsewhere = usual | {"scores": [one | {"lr_origin": "real-esrgan, seed 0"} for one in usual["scores"]]}
+    for content, fills in ((usual, True), (without_fft, True), (tuned, False), (degraded, False), (elsewhere, False)):
+        (tmp_path / "run.json").write_text(json.dumps(content))
+        assert bool(rows_in(1, tmp_path, "seemore") or rows_in(12, tmp_path, "seemore")) == fills
+
+
 def test_records_that_are_no_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file.json").write_text("{}")
     for path in (tmp_path / "nowhere", tmp_path / "file.json"):
@@ -586,6 +598,8 @@ def test_the_figures_that_seemore_s_ledger_names() -> None:
         params, least, most = seemore_by_hand(config)
         return f"{params / 1e3:.2f}K", f"{least / 1e9:.2f}", f"{most / 1e9:.2f}"
 
+    told = " ".join(entry.text + entry.evidence for entry in seemore.EXPLANATIONS)
+    told += " ".join(entry.explanation + entry.evidence for entry in seemore.DIFFERENCES)
     wide, plain = replace(TINY, groups=5, channels=48), {"rme": "plain", "sme": "plain"}
     for config, expected in (
         (replace(TINY, **plain), ("156.86K", "35.16", "35.16")),
@@ -608,6 +622,8 @@ def test_the_figures_that_seemore_s_ledger_names() -> None:
         (replace(CONFIGS["seemore-l"], scale=2), ("953.31K", "195.53", "198.71")),
     ):
         assert counts(config) == expected, config
+        if config.growth == "2^i":  # of the algorithm's ranks only the parameters are told, in full
+            assert all(macs in told for macs in expected[1:]), expected
     large = [seemore_by_hand(replace(CONFIGS["seemore-l"], scale=scale))[0] for scale in (2, 3, 4)]
     assert large == [968_896 - 36 * 433, 959_803, 968_896] and large[0] - 48 * 28 - 48 * (48 * 9 + 1) == 931_180
     assert round((27 * 48 + 9 * 48 * 48) * 230_400 / 1e9, 2) == 5.08

@@ -390,7 +390,7 @@ def test_unknown_values_are_refused_in_one_line(change: dict) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 3, 0, 8)])
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 3, 0, 8), (0, 3, 8, 8)])
 def test_other_shapes_than_rgb_batches_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="give"):
         network(TINY)(torch.zeros(shape))

@@ -16,8 +16,9 @@ def check_images(x: Tensor) -> None:
     """Raise ``InputError`` unless ``x`` is a batch of RGB images, (B, 3, H, W) with at least one pixel."""
     if x.ndim != 4 or x.shape[1] != 3:
         raise InputError(f"a network got a tensor of shape {tuple(x.shape)}; give a batch of RGB images (B, 3, H, W)")
-    if x.shape[2] < 1 or x.shape[3] < 1:
-        raise InputError(f"a network got images of {x.shape[2]} x {x.shape[3]} pixels; give at least 1 x 1")
+    if not x.numel():
+        count, _, height, width = x.shape
+        raise InputError(f"a network got {count} images of {height} x {width} pixels; give at least one of 1 x 1")
 
 
 def strips_pay(module: nn.Module, x: Tensor) -> bool:

@@ -463,12 +463,15 @@ def _own_rows(paper: str, number: int | str, content: dict[str, Any]) -> tuple[l
     """The printed rows that an evaluated run fills in this table, and how it ended; none for any other record.
 
     Only a run at the paper's budget fills any: those of its model, scale and network, trained as it was. Of the
-    training's settings, those are compared that some row changes.
+    training's settings, those are compared that some row changes. One that goes on from another run, or was trained for
+    another degradation than bicubic reduction, fills none.
     """
     if content.get("budget") != "paper" or content.get("model") not in list(_module(paper).PROTOCOLS):
         return [], ""
     try:
         network, train = content["config"]["network"], content["config"]["train"]
+        if content["config"].get("start") or train.get("degradation", "bicubic") != "bicubic":
+            return [], ""
         collapsed_at = content.get("metrics", {}).get("collapsed_at")
         ending = f"collapsed at step {collapsed_at}" if collapsed_at else f"{train['steps']:,} steps"
         return [
@@ -481,10 +484,12 @@ def _own_rows(paper: str, number: int | str, content: dict[str, Any]) -> tuple[l
 
 
 def _means(scores: Any) -> Iterator[tuple[int, str, Any, dict[str, float]]]:
-    """Scale, data set, protocol's name and finite means of each score in a record's list; what isn't one is passed
-    over."""
+    """Scale, data set, protocol's name and finite means of each score in a record's list; what isn't one, or was taken
+    on other LR images than reduced ones, is passed over."""
     for score in scores if isinstance(scores, list) else ():
         if not isinstance(score, dict) or not {"dataset", "scale", "protocol", "psnr", "ssim"} <= score.keys():
+            continue
+        if str(score.get("lr_origin")).startswith("real-esrgan"):
             continue
         means = {metric: score[metric] for metric in TOLERANCE}
         if isinstance(score["protocol"], dict) and all(
