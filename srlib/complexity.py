@@ -115,12 +115,12 @@ def count(model: nn.Module, lr_size: tuple[int, int], training: bool = True) -> 
     Training mode is counted from shapes alone, at once for any size. Evaluation mode computes an image of zeros on the
     CPU, since a network may choose there what it computes: what is counted is that image's route. Both work on a copy,
     so the model, its mode, its device and its statistics stay as they are. Raises ``InputError`` for a size below
-    1 x 1, and for one that doesn't fit in memory.
+    1 x 1, for one that is too large to count, and in evaluation mode for one that doesn't fit in memory.
     """
     if min(lr_size) < 1:
         raise InputError(f"an image of {lr_size[0]} x {lr_size[1]} pixels can't be counted; give at least 1 x 1")
     if lr_size[0] * lr_size[1] > MOST_PIXELS:
-        raise _too_large(lr_size)
+        raise _too_large(lr_size, "is too large to count")
     device = "meta" if training else "cpu"
     twin = copy.deepcopy(model).to(device).train(training)
     with warnings.catch_warnings(), torch.no_grad(), _memory_for(lr_size), _TracedConvolutions():
@@ -149,33 +149,62 @@ def _memory_for(lr_size: tuple[int, int]) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError) as error:
-        if not any(words in str(error) for words in ("allocate", "not enough memory", "verflow")):
-            raise
-        raise _too_large(lr_size) from None
+        if "verflow" in str(error):
+            raise _too_large(lr_size, "is too large to count") from None
+        if any(words in str(error) for words in ("allocate", "not enough memory")):
+            raise _too_large(lr_size, "doesn't fit in memory") from None
+        raise
 
 
-def _too_large(lr_size: tuple[int, int]) -> InputError:
+def _too_large(lr_size: tuple[int, int], verdict: str) -> InputError:
     return InputError(
-        f"an image of {lr_size[0]} x {lr_size[1]} pixels doesn't fit in memory; give a smaller one, as counts grow "
-        "with the pixels"
+        f"an image of {lr_size[0]} x {lr_size[1]} pixels {verdict}; give a smaller one, as counts grow with the pixels"
     )
 
 
 class _TracedConvolutions(TorchFunctionMode):
-    """Convolutions as the operator that fvcore counts. ``torch.conv2d`` becomes it on a CPU, but not on the meta
-    device, where tensors have shapes and no values."""
+    """Convolutions as the operator that fvcore counts. ``torch.conv2d`` and its kin become it on a CPU, but not on the
+    meta device, where tensors have shapes and no values; with padding "same" they don't on either."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not torch.conv2d:
-            return function(*args, **(kwargs or {}))
-        return self.convolution(*args, **(kwargs or {}))
+        if function in _CONVOLUTIONS:
+            return _convolution(_CONVOLUTIONS[function], *args, **(kwargs or {}))
+        if function in _TRANSPOSED:
+            return _transposed(_TRANSPOSED[function], *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
-    def convolution(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
-        dilation: Any = 1, groups: int = 1,
-    ) -> Tensor:  # fmt: skip
-        sides = [[side] * 2 if isinstance(side, int) else list(side) for side in (stride, padding, dilation)]
-        return torch._convolution(x, weight, bias, *sides, False, [0, 0], groups, False, False, True, True)
+
+_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
+
+
+def _convolution(
+    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> Tensor:  # fmt: skip
+    if padding == "same":
+        taps = zip(weight.shape[2:], _sides(dilation, axes), strict=True)
+        missing = [step * (size - 1) for size, step in taps]
+        margins = [margin for total in reversed(missing) for margin in (total // 2, total - total // 2)]
+        input, padding = F.pad(input, margins), 0
+    padding = 0 if padding == "valid" else padding
+    sides = [_sides(value, axes) for value in (stride, padding, dilation)]
+    return torch._convolution(input, weight, bias, *sides, False, [0] * axes, groups, False, False, True, True)
+
+
+def _transposed(
+    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Tensor:  # fmt: skip
+    sides = [_sides(value, axes) for value in (stride, padding, dilation)]
+    beyond = _sides(output_padding, axes)
+    return torch._convolution(input, weight, bias, *sides, True, beyond, groups, False, False, True, True)
+
+
+def _sides(value: Any, axes: int) -> list[int]:
+    """One number an axis, of one for all or one for each."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * axes if len(values) == 1 else values
 
 
 def _analysis(model: nn.Module, image: Tensor) -> Any:

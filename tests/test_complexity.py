@@ -74,6 +74,27 @@ def test_a_large_image_is_counted_without_computing_it() -> None:
     assert (found.macs, found.acts) == (pixels * 3 * 4 * 9, pixels * 4)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("layer", "macs", "acts"),
+    [  # of an image of 6 x 10
+        (nn.Conv2d(3, 4, 3, padding="same"), 60 * 4 * 27, 60 * 4),
+        (nn.Conv2d(3, 6, (4, 1), padding="same", dilation=(3, 2), groups=3), 60 * 6 * 4, 60 * 6),
+        (nn.Conv2d(3, 4, 3, padding="valid"), 4 * 8 * 4 * 27, 4 * 8 * 4),
+        (nn.Conv2d(3, 4, (3, 5), stride=(2, 1), padding=(1, 0)), 3 * 6 * 4 * 45, 3 * 6 * 4),
+        (nn.ConvTranspose2d(3, 4, 4, stride=2, padding=1), 60 * 3 * 4 * 16, 12 * 20 * 4),
+        (nn.ConvTranspose2d(3, 6, 3, 2, 1, output_padding=1, groups=3, dilation=2), 60 * 6 * 9, 14 * 22 * 6),
+        (nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 3, padding="same")), 60 * 4 * 9, 60 * 4),
+        (nn.Sequential(nn.Flatten(2), nn.ConvTranspose1d(3, 4, 3)), 60 * 4 * 9, 62 * 4),
+        (nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Conv3d(3, 4, (1, 3, 3), padding="same")), 60 * 4 * 27, 60 * 4),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_convolutions_of_every_kind_by_hand(layer: nn.Module, macs: int, acts: int, training: bool) -> None:
+    found = complexity.count(layer, (6, 10), training)
+    assert (found.macs, found.acts) == (macs, acts)
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_counting_leaves_the_model_as_it_is(mode: bool) -> None:
     model = Small().train(mode)
@@ -97,10 +118,16 @@ def test_an_empty_image_is_refused() -> None:
         complexity.count(Small(), (0, 4))
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("height", [10**12, 10**18, 10**20])
-def test_an_image_that_no_memory_holds_is_refused(height: int) -> None:
-    with pytest.raises(InputError, match=f"{height} x 320 pixels doesn't fit in memory"):
-        complexity.count(Small(), (height, 320))
+def test_an_image_too_large_to_count_is_refused(height: int, training: bool) -> None:
+    with pytest.raises(InputError, match=f"{height} x 320 pixels is too large to count; give a smaller one"):
+        complexity.count(Small(), (height, 320), training)
+
+
+def test_an_image_that_no_memory_holds_is_refused_where_it_is_computed() -> None:
+    with pytest.raises(InputError, match="1099511627776 x 1 pixels doesn't fit in memory"):
+        complexity.count(Small(), (2**40, 1), training=False)
 
 
 def test_another_failure_of_counting_is_not_taken_for_memory() -> None:
