@@ -236,9 +236,9 @@ def configure(
         )
     settings = training(model, budget, ablation=ablation, changes=changes, seed=seed, precision=precision)
     config = create(model, scale, network).config
-    fingerprints = store.fingerprint, store.lr_fingerprint(scale)
+    reduced = store.lr_fingerprint(scale) if settings.degradation == "bicubic" else ""  # else LR is made of HR patches
     code = contract(type(config).__module__)
-    return RunConfig(model, scale, asdict(config), settings, store.name, *fingerprints, code)
+    return RunConfig(model, scale, asdict(config), settings, store.name, store.fingerprint, reduced, code)
 
 
 def configure_row(

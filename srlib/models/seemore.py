@@ -332,7 +332,7 @@ class ModulatingExpert(nn.Module):
         return free[0], (y, free[1])
 
     def first_half(self, x: Tensor, free: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The block with its norm and skip, as ``in_strips``."""
+        """The block with its norm and skip, as ``in_strips``; of its convolutions only one may look at other rows."""
         halo = max(conv.kernel_size[0] // 2 for conv in self.block.modules() if isinstance(conv, nn.Conv2d))
         fill_in_strips(free[0], lambda rows: self.block(self.norm_1(x[:, :, rows])).add_(x[:, :, rows]), halo)
         return free[0], (x, free[1])
