@@ -17,6 +17,8 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from threading import Barrier, Lock
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -157,19 +159,40 @@ def degrade(
         if not 0 <= number < 2**63:
             raise InputError(f"{name} {number} is out of range: give a whole number from 0 to 2^63 - 1")
 
+    with _workers_lock:  # before torch computes anything in this thread
+        workers = _workers(os.getpid())
     images = hr.detach().to("cpu", torch.float32)
 
     def one(b: int) -> Tensor:
         return _degrade(images[b], scale, _generator(seed, step, index + b), settings)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several small images at a time instead of several threads an image
+    return torch.stack(list(workers.map(one, range(len(images))))).to(hr.device)
+
+
+_workers_lock = Lock()
+
+
+@cache
+def _workers(process: int) -> ThreadPoolExecutor:
+    """As many threads as there are processors, each of which computes alone: several small images at a time instead of
+    several threads an image. A fork starts its own, as it inherits none.
+
+    Setting a worker's number of threads also sets the one that other threads start with, so that is put back. All
+    workers are begun before, so that this happens once, in an instant, and never while images are computed.
+    """
+    threads, count = torch.get_num_threads(), os.cpu_count() or 1
+    begun = Barrier(count, timeout=60)
+    workers = ThreadPoolExecutor(count, "degrade", initializer=_alone)
     try:
-        with ThreadPoolExecutor(max(1, min(len(images), os.cpu_count() or 1))) as pool:
-            lr = torch.stack(list(pool.map(one, range(len(images)))))
+        list(workers.map(lambda _: begun.wait(), range(count)))
     finally:
         torch.set_num_threads(threads)
-    return lr.to(hr.device)
+    return workers
+
+
+def _alone() -> None:
+    torch.get_num_threads()  # a thread's first look at the number of threads would undo what it had set
+    torch.set_num_threads(1)
 
 
 def _generator(seed: int, step: int, index: int) -> np.random.Generator:

@@ -2,9 +2,12 @@
 
 import io
 import math
+import multiprocessing
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -230,6 +233,47 @@ def test_the_number_of_threads_changes_nothing_and_stays() -> None:
         assert torch.get_num_threads() == count
     torch.set_num_threads(threads)
     assert torch.equal(*results)
+
+
+def test_calls_at_the_same_time_leave_the_number_of_threads_alone() -> None:
+    """Nor do they change what a thread starts with that is begun while they run or after them."""
+    hr, threads, seen = batch(4), torch.get_num_threads(), []
+    degradation._workers.cache_clear()
+
+    def call() -> None:
+        for step in range(5):
+            degrade(hr, 2, step=step)
+            seen.append(torch.get_num_threads())
+
+    try:
+        torch.set_num_threads(3)
+        callers = [Thread(target=call) for _ in range(6)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        last = Thread(target=call)
+        last.start()
+        last.join()
+        assert torch.get_num_threads() == 3 and set(seen) == {3} and len(seen) == 35
+        degrade(hr, 2)
+        in_workers = degradation._workers(os.getpid()).map(lambda _: torch.get_num_threads(), range(20))
+        assert set(in_workers) == {1}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_fork_degrades_as_its_parent() -> None:
+    hr = batch(3)
+    lr = degrade(hr, 2)
+    read, write = multiprocessing.get_context("fork").Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=lambda: write.send(torch.equal(degrade(hr, 2), lr)))
+    child.start()
+    try:
+        assert read.poll(60) and read.recv()
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_the_draws_are_fixed_for_good() -> None:
