@@ -410,7 +410,7 @@ DIFFERENCES = (
     difference(
         "choice", "Fine-tuning for Table 15", "from the x4 weights, 250,000 steps, L1 alone, DF2K_OST",
         "the usual learning rate from its start, milestones at the same fractions",
-        "The paper names neither learning rate nor schedule. Each image draws its own degradation, JPEG is real and not "
+        "The paper names neither learning rate nor schedule. Each image draws its own degradation, JPEG is real, not "
         "simulated, and HR images aren't sharpened, as the paper doesn't say that they were.",
         "Appendix B.2. No weights of it are released here to compare with.",
         table=15,
