@@ -17,6 +17,7 @@ _MODELS = {
     "seemore-t": ("srlib.models.seemore", "SeemoRe"),
     "seemore-b": ("srlib.models.seemore", "SeemoRe"),
     "seemore-l": ("srlib.models.seemore", "SeemoRe"),
+    "ssiu": ("srlib.models.ssiu", "SSIU"),
 }
 
 
