@@ -22,11 +22,13 @@ from srlib.papers import slug
 BUDGETS = {"smoke": 900, "short": 7200, "paper": 86400}  # seconds that a notebook may take, unless --config timeout=...
 
 # The trained networks that a notebook loads: a model's main one, or a row of an ablation table by its printed label.
-# The main ones are scored as well; "real-world" goes on from one. A notebook that is not named here loads none.
+# The main ones are scored as well; "real-world" goes on from one; "x2" and "x3" are a model at that scale, trained as
+# long as a row. A notebook that is not named here loads none.
 MAIN = ("safmn", None, "main")
 PLAIN = ("safmn", 3, "Baseline")
 FIGURE7 = ("LN -> None, lr=1x10^-3 *", "LN -> None, lr=1x10^-4", "LN -> BN", "LN -> FBN*", "LN -> L2 normalization")
 TINY = ("seemore-t", None, "main")
+SSIU = ("ssiu", None, "main")
 KERNELS = [("seemore-t", "4c", f"SeemoRe-T (kernel={kernel})") for kernel in (11, 3)]
 ROWS = {
     "safmn/2-training": [MAIN],
@@ -87,6 +89,8 @@ def records(wildcards):
 def which(wildcards):
     """The options of `srlib train` that name the network of a record."""
     table, label = TRAINED[wildcards.model, wildcards.row]
+    if label in ("x2", "x3"):
+        return f"--scale {label[1]} --ablation"
     return "" if table is None else f"--table {table} --row {shlex.quote(label)}"
 
 

@@ -24,7 +24,7 @@ app = typer.Typer(
 
 USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, from whichever click this Typer carries
 
-Model = Annotated[str, typer.Argument(help="Model: safmn, seemore-t, seemore-b or seemore-l.")]
+Model = Annotated[str, typer.Argument(help="Model: safmn, seemore-t, seemore-b, seemore-l or ssiu.")]
 Scale = Annotated[int, typer.Option(help="How many times larger the output is, each way.")]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder that holds benchmark/Set5 and others; default: the variable SRLIB_DATA.")
@@ -64,6 +64,9 @@ def train(
         str | None, typer.Option(help="Train a row of this ablation table of the model's paper ...")
     ] = None,
     row: Annotated[str | None, typer.Option(help="... the row with this printed label.")] = None,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="As few steps as the rows of an ablation table are trained.")
+    ] = False,
     fine_tune: Annotated[
         Path | None, typer.Option(help="Go on from the run of this record, with real-world degradation.")
     ] = None,
@@ -99,7 +102,7 @@ def train(
         config = engine.fine_tune(start, store, **options)
         watched = degraded(watched)
     elif table is None or row is None:
-        config = engine.configure(model, 4 if scale is None else scale, store, **options)
+        config = engine.configure(model, 4 if scale is None else scale, store, ablation=ablation, **options)
     else:
         config = engine.configure_row(model, table, row, scale, store, **options)
     what = row or ("fine-tuned for real-world images" if start else "")
