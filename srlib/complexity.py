@@ -4,13 +4,15 @@ Counting follows the four papers. They count with fvcore: one multiply-add count
 per output value for nearest, four for bilinear), adaptive average pooling counts one per input value, max pooling,
 activation functions, sums and products count nothing. Layer norms count nothing either, because the released networks
 write them out by hand, where fvcore sees only sums and products; here they are one fused call, which is told apart.
-Activations are the values that convolutions put out (SAFMN, caption of Table 1).
+Attention in one fused call counts its two products, of queries with keys and of weights with values, as fvcore counts
+them where they are written out. Activations are the values that convolutions put out (SAFMN, caption of Table 1).
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
 import platform
 import statistics
 import tempfile
@@ -41,8 +43,9 @@ class Counts:
 
     ``params``: learnt values. ``macs``: multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS).
     ``acts``: values put out by convolutions. ``macs_by_operator``: the same multiply-adds by operator ("conv",
-    "upsample_nearest2d", "batch_norm", ...). ``macs_by_module`` and ``acts_by_module``: by dotted module name, each
-    including its children; "" is the whole network. ``uncounted``: how often each operator ran that counts nothing.
+    "attention", "upsample_nearest2d", "batch_norm", ...). ``macs_by_module`` and ``acts_by_module``: by dotted module
+    name, each including its children; "" is the whole network. ``uncounted``: how often each operator ran that counts
+    nothing.
     """
 
     params: int
@@ -221,8 +224,13 @@ def _analysis(model: nn.Module, image: Tensor) -> Any:
     def nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
         return Counter()
 
+    def attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
+        return Counter({"attention": math.prod(query[:-1]) * key[-2] * (key[-1] + value[-1])})
+
     analysis = FlopCountAnalysis(model, (image,))
     analysis.set_op_handle("aten::_convolution", convolution, "aten::layer_norm", nothing)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", attention)
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
 
 

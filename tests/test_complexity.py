@@ -95,6 +95,26 @@ def test_convolutions_of_every_kind_by_hand(layer: nn.Module, macs: int, acts: i
     assert (found.macs, found.acts) == (macs, acts)
 
 
+class Attention(nn.Module):
+    """Queries (1, 3, H W, 5), keys (1, 3, 7, 5) and values (1, 3, 7, 4), in one call or written out."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = x.flatten(2)[..., None].expand(-1, -1, -1, 5), x.new_ones(1, 3, 7, 5), x.new_ones(1, 3, 7, 4)
+        return F.scaled_dot_product_attention(q, k, v) if self.fused else (q @ k.mT).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_counts_its_two_products(training: bool, fused: bool) -> None:
+    found = complexity.count(Attention(fused), (6, 10), training)
+    assert found.macs_by_operator == {"attention" if fused else "matmul": 3 * 60 * 7 * (5 + 4)}
+    assert "scaled_dot_product_attention" not in found.uncounted
+
+
 @pytest.mark.parametrize("mode", [True, False])
 def test_counting_leaves_the_model_as_it_is(mode: bool) -> None:
     model = Small().train(mode)
