@@ -22,7 +22,7 @@ from srlib.evaluate import luma_bicubic
 from srlib.models import create
 from srlib.models.safmn import FMM, SAFMNConfig
 from srlib.models.seemore import CONFIGS, SeemoReConfig
-from srlib.papers import safmn, seemore
+from srlib.papers import safmn, seemore, ssiu
 
 ROWS = [(number, row) for number in (1, 3, 4) for row in papers.rows("safmn", number)]
 NAMES = [f"{number}-{row.slug}-x{row.config.scale}" for number, row in ROWS]
@@ -291,6 +291,7 @@ def test_csv_holds_every_printed_cell(every: tuple[papers.Table, ...], filled: d
         1: 306, 2: 188, "3a": 14, "3b": 16, "4a": 16, "4b": 4, "4c": 12, "5a": 18, "5b": 6, 7: 16, 8: 94, 9: 39,
         10: 12, 11: 6, 12: 9, 13: 12, 14: 9, 15: 12,
     }  # fmt: skip
+    lines["ssiu"] = {1: 524, 2: 18, 3: 36, 4: 24}
     assert [(paper, number) for paper in lines for number in lines[paper]] == papers.tables()
     for t in every:
         read = list(csv.DictReader(io.StringIO(t.csv())))
@@ -717,14 +718,15 @@ def test_a_row_of_seemore_is_found_by_name_slug_or_a_label_of_its_own() -> None:
 
 
 def test_models_know_their_paper_and_protocol() -> None:
-    assert [papers.paper_of(model) for model in ("safmn", "seemore-t", "seemore-l")] == ["safmn", "seemore", "seemore"]
-    for module in (safmn, seemore):
+    models = {"safmn": "safmn", "seemore-t": "seemore", "seemore-l": "seemore", "ssiu": "ssiu"}
+    assert {model: papers.paper_of(model) for model in models} == models
+    for module in (safmn, seemore, ssiu):
         for model, protocol in module.PROTOCOLS.items():
             recipe = runs.recipe(model)
             assert papers.protocol(model) == protocol == recipe.protocol and protocol in metrics.PROTOCOLS
             assert all(getattr(recipe.train, key) == value for key, value in module.TRAIN.items())
     changed = {key for paper, number in papers.tables() for row in papers.rows(paper, number) for key in row.train}
-    assert changed == set(safmn.TRAIN) | set(seemore.TRAIN)
+    assert changed == set(safmn.TRAIN) | set(seemore.TRAIN) | set(ssiu.TRAIN)
 
 
 def test_seemore_s_differences_and_settings() -> None:

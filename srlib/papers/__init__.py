@@ -29,7 +29,7 @@ from srlib.errors import InputError
 if TYPE_CHECKING:
     from srlib.complexity import Counts
 
-PAPERS = ("safmn", "seemore")
+PAPERS = ("safmn", "seemore", "ssiu")
 VERDICTS = ("exact", "within", "differs", "not-run")
 STATIC = ("params", "flops", "macs", "acts")
 SCALING = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
