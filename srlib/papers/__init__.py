@@ -28,6 +28,7 @@ from srlib.errors import InputError
 
 if TYPE_CHECKING:
     from srlib.complexity import Counts
+    from srlib.metrics import Protocol
 
 PAPERS = ("safmn", "seemore", "ssiu")
 VERDICTS = ("exact", "within", "differs", "not-run")
@@ -37,6 +38,7 @@ TOLERANCE = {"psnr": Decimal("0.02"), "ssim": Decimal("0.0006")}
 
 _DATA = Path(__file__).parent / "data"
 _Counted = dict[tuple[str, Any], "Counts"]  # by model and configuration
+_Score = tuple[dict[str, float], "Protocol | None", str]  # means, how they are printed, what has to be said of them
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,8 @@ def table(paper: str, number: int | str, counts: bool = True, records: Path | No
     count that is nearest to print, and the note gives the range. ``records`` is a folder of records of ``srlib evaluate
     --out``, from which PSNR and SSIM are read: bicubic interpolation's, and those of runs at the paper's own budget,
     scored under its own protocol. A run fills each printed row of its paper that is its network, trained as it was.
+    Where a protocol's release rounds its means up, a mean's verdict is that of the number so printed, and the note
+    gives it; ours stays the mean itself.
     Raises ``InputError`` for an unknown paper or table, and for records that can't be read.
     """
     return _fill(paper, number, counts, records, {})
@@ -374,7 +378,7 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
     for line in printed:
         label, variant, scale = line["row"], line["variant"], int(line["scale"])
         dataset, metric = line["dataset"], line["metric"]
-        ours, notes = None, [line["note"]]
+        ours, shown, notes = None, None, [line["note"]]
         known = built.get((label, scale, variant)) or built.get((label, scale, ""))
         score = scores.get((label, scale, variant, dataset)) or scores.get((label, scale, "", dataset))
         if metric in STATIC and known:
@@ -382,12 +386,15 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
             ours /= SCALING[line["unit"]]
             notes.append(note)
         elif metric in TOLERANCE and score:
-            means, note = score
+            means, scored, note = score
             ours = Decimal(repr(means[metric]))
             notes.append(note)
+            if scored and scored.means == "up":
+                shown = _rounded_up(means[metric], line["value"], scored)
+                notes.append(f"rounded up to {shown}, as its release prints it")
         else:
             notes.append(module.not_run(number, label, dataset, metric))
-        outcome = "not-run" if ours is None else verdict(line["value"], ours, TOLERANCE.get(metric))
+        outcome = "not-run" if ours is None else verdict(line["value"], shown or ours, TOLERANCE.get(metric))
         cells.append(
             Cell(
                 row=label,
@@ -403,6 +410,12 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
             )
         )
     return Table(paper, number, tuple(cells))
+
+
+def _rounded_up(mean: float, printed: str, scored: Protocol) -> Decimal:
+    """A mean as the release of the protocol ``scored`` prints it, with as many digits as ``printed``."""
+    digit = last_digit(printed)
+    return Decimal(repr(scored.printed(mean, -int(digit.as_tuple().exponent)))).quantize(digit)
 
 
 def _cost(row: Row, metric: str, printed: Decimal, counted: _Counted) -> tuple[Decimal, str]:
@@ -423,27 +436,36 @@ def _cost(row: Row, metric: str, printed: Decimal, counted: _Counted) -> tuple[D
 
 def _scores(
     paper: str, number: int | str, records: Path | None
-) -> dict[tuple[str, int, str, str], tuple[dict[str, float], str]]:
-    """By (printed label, scale, variant, data set), PSNR and SSIM from a folder of records, and what has to be said of
-    them.
+) -> dict[tuple[str, int, str, str], _Score]:
+    """By (printed label, scale, variant, data set), PSNR and SSIM from a folder of records, the protocol that says how
+    they are printed (None: to the nearest digit) and what has to be said of them.
 
     A record is what ``srlib evaluate --out`` writes, or a file "bicubic*.json" of one score. Its list "bicubic" is
     taken if it was scored as bicubic rows are, its list "scores" if it is that of a run at the paper's own budget under
     the paper's own protocol. Where records say the same thing, the first by name is taken.
     """
-    found: dict[tuple[str, int, str, str], tuple[dict[str, float], str]] = {}
+    found: dict[tuple[str, int, str, str], _Score] = {}
     bicubic = _module(paper).BICUBIC_PROTOCOL
     for path, content in _contents(records):
         alone = [content] if path.stem.startswith("bicubic") else []
         for scale, dataset, scored, means in _means(content.get("bicubic", alone)):
             if scored == bicubic:
-                found.setdefault(("Bicubic", scale, "", dataset), (means, f"protocol {scored}"))
+                found.setdefault(("Bicubic", scale, "", dataset), (means, None, f"protocol {scored}"))
         own, ending = _own_rows(paper, number, content)
         for r in own:
+            its = _evaluation(r.model)
             for scale, dataset, scored, means in _means(content.get("scores")):
-                if scored == protocol(r.model) and scale == r.config.scale:
-                    found.setdefault((r.label, scale, r.variant, dataset), (means, f"{ending}, protocol {scored}"))
+                if scored == its.name and scale == r.config.scale:
+                    note = f"{ending}, protocol {scored}"
+                    found.setdefault((r.label, scale, r.variant, dataset), (means, its, note))
     return found
+
+
+def _evaluation(model: str) -> Protocol:
+    """The evaluation protocol of a model's printed scores (imports torch)."""
+    from srlib import metrics
+
+    return metrics.protocol(protocol(model))
 
 
 def _contents(records: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
