@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -110,20 +110,46 @@ def score(
     size; a network is put into evaluation mode meanwhile. Raises InputError where the store is empty, a result has the
     wrong size, or an image is too small for the protocol.
     """
-    if len(store) == 0:
-        raise InputError(f"{store.name} holds no images; give a folder with at least one")
+    _check_images(store)
     images = []
     with torch.inference_mode(), _evaluation_mode(upscale):
         for index, name in enumerate(store.names):
             lr, hr = (image.to(device) for image in store.pair(index, scale))
-            sr = upscale(lr[None].to(torch.float32) / 255)
-            if sr.shape != (1, *hr.shape):
-                raise InputError(
-                    f"{name}: the upscaler made {tuple(sr.shape)} of {(1, *lr.shape)}, not {(1, *hr.shape)};"
-                    f" use one for scale {scale:g}"
-                )
+            sr = _enlarged(name, upscale, lr, hr, scale)
             images.append(_compare(name, sr, hr[None], protocol, scale))
     return Scores(store.name, store.fingerprint, store.lr_origin(scale), scale, protocol, tuple(images))
+
+
+def outputs(
+    upscale: Callable[[Tensor], Tensor], store: "Store", scale: float, device: str | torch.device = "cpu"
+) -> tuple[Tensor, ...]:
+    """What ``upscale`` makes of every LR image of a store, 1x3xHxW each, to be compared in more than one way.
+
+    Takes and raises what ``score`` does; outputs are neither clamped nor rounded.
+    """
+    _check_images(store)
+    made = []
+    with torch.inference_mode(), _evaluation_mode(upscale):
+        for index, name in enumerate(store.names):
+            lr, hr = (image.to(device) for image in store.pair(index, scale))
+            made.append(_enlarged(name, upscale, lr, hr, scale))
+    return tuple(made)
+
+
+def compare(images: Sequence[Tensor], store: "Store", scale: float, protocol: Protocol) -> Scores:
+    """The scores of images that are there already, such as those of ``outputs``, in the store's order.
+
+    ``score`` gives the same in one step, without keeping the images. Raises InputError where there is not one image for
+    each of the store's, or one has another size.
+    """
+    _check_images(store)
+    if len(images) != len(store):
+        raise InputError(f"{len(images)} images for the {len(store)} of {store.name}; give one for each, in its order")
+    scores = tuple(
+        _compare(name, sr, store.pair(index, scale)[1][None].to(sr.device), protocol, scale)
+        for index, (name, sr) in enumerate(zip(store.names, images, strict=True))
+    )
+    return Scores(store.name, store.fingerprint, store.lr_origin(scale), scale, protocol, scores)
 
 
 def bicubic(scale: float) -> Callable[[Tensor], Tensor]:
@@ -151,8 +177,7 @@ def luma_bicubic(store: "Store", scale: float) -> Scores:
     """
     plane = "MATLAB bicubic, not rounded, of the 8-bit luma of the HR image cropped to a multiple of the scale"
     protocol = replace(metrics.protocol("matlab"), name="matlab-luma", lr_origin=plane)
-    if len(store) == 0:
-        raise InputError(f"{store.name} holds no images; give a folder with at least one")
+    _check_images(store)
     images = []
     for index, name in enumerate(store.names):
         lr, hr = store.pair(index, scale)
@@ -161,6 +186,21 @@ def luma_bicubic(store: "Store", scale: float) -> Scores:
         sr = imresize(imresize(luma, size=lr.shape[-2:]), size=luma.shape[-2:])
         images.append(_compare(name, sr, luma, protocol, scale))
     return Scores(store.name, store.fingerprint, "matlab-bicubic of luma", scale, protocol, tuple(images))
+
+
+def _check_images(store: "Store") -> None:
+    if len(store) == 0:
+        raise InputError(f"{store.name} holds no images; give a folder with at least one")
+
+
+def _enlarged(name: str, upscale: Callable[[Tensor], Tensor], lr: Tensor, hr: Tensor, scale: float) -> Tensor:
+    sr = upscale(lr[None].to(torch.float32) / 255)
+    if sr.shape != (1, *hr.shape):
+        raise InputError(
+            f"{name}: the upscaler made {tuple(sr.shape)} of {(1, *lr.shape)}, not {(1, *hr.shape)};"
+            f" use one for scale {scale:g}"
+        )
+    return sr
 
 
 def _compare(name: str, sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> ImageScore:

@@ -112,9 +112,10 @@ def ssim(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> Tensor:
     mean_sr, mean_hr, square_sr, square_hr, product = maps.unbind()
     c1 = (protocol.ssim_k1 * protocol.data_range) ** 2
     c2 = (protocol.ssim_k2 * protocol.data_range) ** 2
-    both, squares = mean_sr * mean_hr, mean_sr**2 + mean_hr**2
-    luminance = (2 * both + c1) / (squares + c1)
-    structure = (2 * (product - both) + c2) / (square_sr + square_hr - squares + c2)
+    both = mean_sr * mean_hr
+    luminance = (2 * both + c1) / (mean_sr**2 + mean_hr**2 + c1)
+    variances = (square_sr - mean_sr**2) + (square_hr - mean_hr**2)  # each by itself, as single precision needs it
+    structure = (2 * (product - both) + c2) / (variances + c2)
     return (luminance * structure).to(torch.float64).mean(dim=(1, 2, 3))
 
 
@@ -219,7 +220,8 @@ PROTOCOLS: dict[str, Protocol] = {
             about="SSIU's released evaluation neither clamps nor rounds the output, cuts a border of scale pixels and"
             " rounds the means up. An error in its luma multiplies the offset by 255, so that luma lies in 4080..4299:"
             " SSIM's luminance term is then close to 1 whatever the images are, and its single-precision variances,"
-            " differences of numbers near 17 million, are off by units.",
+            " differences of numbers near 17 million, are off by units. Luma itself is in double precision here, in"
+            " single there, which moves SSIM by 0.0002 or less.",
             luma_offset=16.0 * 255,
             clamp=False,
             round_image=False,

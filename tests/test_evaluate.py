@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from srlib.data import Store, find
 from srlib.errors import InputError
-from srlib.evaluate import ImageScore, Scores, bicubic, luma_bicubic, score
+from srlib.evaluate import ImageScore, Scores, bicubic, compare, luma_bicubic, outputs, score
 from srlib.metrics import protocol, psnr, ssim
 from srlib.resize import imresize
 
@@ -69,6 +69,21 @@ def test_scores_are_the_metrics_of_each_image(shelf: Shelf) -> None:
     assert scores.psnr == pytest.approx((scores.images[0].psnr + scores.images[1].psnr) / 2)
     assert scores.ssim == pytest.approx((scores.images[0].ssim + scores.images[1].ssim) / 2)
     assert (scores.dataset, scores.fingerprint, scores.lr_origin) == ("shelf", "0123abcd", "matlab-bicubic")
+
+
+def test_outputs_compared_later_score_as_at_once(shelf: Shelf) -> None:
+    made = outputs(bicubic(2), shelf, 2)
+    assert [tuple(image.shape) for image in made] == [(1, 3, 50, 60), (1, 3, 48, 40)]
+    for name in ("matlab", "ssiu"):
+        assert compare(made, shelf, 2, protocol(name)) == score(bicubic(2), shelf, 2, protocol(name))
+    network = nn.Upsample(scale_factor=2).train()
+    assert outputs(network, shelf, 2)[0].shape == made[0].shape and network.training
+    with pytest.raises(InputError, match="1 images for the 2 of shelf"):
+        compare(made[:1], shelf, 2, protocol("matlab"))
+    with pytest.raises(InputError, match="one: .* differ"):
+        compare(made[::-1], shelf, 2, protocol("matlab"))
+    with pytest.raises(InputError, match="use one for scale 2"):
+        outputs(bicubic(3), shelf, 2)
 
 
 def test_the_callable_sees_float_batches_without_gradients(shelf: Shelf) -> None:
