@@ -3,16 +3,20 @@
 import csv
 import io
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from decimal import Decimal
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srlib import complexity, metrics, papers, runs
@@ -20,8 +24,10 @@ from srlib.data import Store, benchmark
 from srlib.errors import InputError
 from srlib.evaluate import luma_bicubic
 from srlib.models import create
+from srlib.models import ssiu as network_of_ssiu
 from srlib.models.safmn import FMM, SAFMNConfig
 from srlib.models.seemore import CONFIGS, SeemoReConfig
+from srlib.models.ssiu import ESAM, MoEFS, SSIUConfig, SSReM
 from srlib.papers import safmn, seemore, ssiu
 
 ROWS = [(number, row) for number in (1, 3, 4) for row in papers.rows("safmn", number)]
@@ -30,6 +36,8 @@ SEEMORE = [
     (number, row) for paper, number in papers.tables() if paper == "seemore" for row in papers.rows(paper, number)
 ]
 SEEMORE_NAMES = [f"{number}-{row.slug}-x{row.config.scale}" for number, row in SEEMORE]
+SSIU = [(number, row) for number in (1, 2, 3, 4) for row in papers.rows("ssiu", number)]
+SSIU_NAMES = [f"{number}-{row.slug}-x{row.config.scale}" for number, row in SSIU]
 TINY = replace(CONFIGS["seemore-t"], scale=2)
 
 
@@ -49,6 +57,12 @@ def filled(every: tuple[papers.Table, ...]) -> dict[int | str, papers.Table]:
 def filled_seemore(every: tuple[papers.Table, ...]) -> dict[int | str, papers.Table]:
     """SeemoRe's tables."""
     return {t.number: t for t in every if t.paper == "seemore"}
+
+
+@pytest.fixture(scope="module")
+def filled_ssiu(every: tuple[papers.Table, ...]) -> dict[int | str, papers.Table]:
+    """SSIU's tables."""
+    return {t.number: t for t in every if t.paper == "ssiu"}
 
 
 def labels(paper: str, number: int | str) -> tuple[str, ...]:
@@ -744,3 +758,342 @@ def test_why_seemore_s_cells_are_not_run(filled_seemore: dict[int | str, papers.
     assert "RealSRSet" in filled_seemore[15].cell("SeemoRe-T", "niqe", dataset="RealSRSet").note
     assert "500,000 steps" in filled_seemore["4b"].cells[0].note
     assert "srlib evaluate bicubic" in filled_seemore[8].cell("Bicubic", "psnr", 3, "Set5").note
+
+
+def ssiu_by_hand(c: SSIUConfig, products: int = 2) -> tuple[int, int]:
+    """Parameters, and multiply-adds of a pixel of the padded image, worked out on paper from Section III.
+
+    ``products``: how many of the attention's two are counted.
+    """
+    width, square, out = c.channels, c.channels**2, c.scale
+    upsampler = {2: (4, 4), 3: (9, 9), 4: (8, 20)}[c.scale]  # 1x1 convolutions to so many C: kept, computed a pixel
+    msgm = 4 * square + 4 * width + 10 * width, 4 * square + 9 * width
+    esam = 3 * square + 2 * 10 * width // 8, 3 * square + products * 100 * width
+    if c.attention == "esam":
+        esam = esam[0] + 10 * width, (esam[1] + 9 * width) // 4 + 4 * width
+    moe = (4 * (square + width), 4 * square) if c.moe_fs else (0, 0)
+    params = 28 * width + c.stages * (2 * width + 4 * msgm[0] + esam[0]) + moe[0]
+    params += upsampler[0] * (square + width) + 3 * (9 * width + 1)
+    macs = 27 * width + c.stages * (4 * msgm[1] + esam[1]) + moe[1]
+    macs += upsampler[1] * square + (27 * width + 4 * 3) * out**2
+    return params, macs
+
+
+PADDED = {2: 640 * 368, 3: 432 * 240, 4: 320 * 192}
+UNPADDED = {2: 640 * 360, 3: 427 * 240, 4: 320 * 180}
+
+
+@pytest.mark.parametrize(("number", "row"), SSIU, ids=SSIU_NAMES)
+def test_every_count_of_ssiu_is_the_one_worked_out_by_hand(
+    filled_ssiu: dict[int | str, papers.Table], number: int | str, row: papers.Row
+) -> None:
+    counts = {
+        c.metric: c for c in filled_ssiu[number].cells
+        if c.metric in papers.STATIC and (c.row, c.scale) == (row.label, row.config.scale)
+        and row.variant in ("", c.variant)
+    }  # fmt: skip
+    if row.model == "safmn":
+        hand = by_hand(row.config)
+        assert counts["params"].ours == hand["params"] / 1e3 and counts["flops"].ours == hand["flops"] / 1e9
+        return
+    assert set(counts) == (set() if number == 2 else {"params", "flops"})
+    if counts:
+        params, macs = ssiu_by_hand(row.config)
+        scale = row.config.scale
+        assert counts["params"].ours == params / 1e3
+        assert counts["flops"].ours == pytest.approx(macs * PADDED[scale] / 1e9, rel=1e-12)
+        note = f"padded to 16; {macs * UNPADDED[scale] / 1e9:.2f} G on the image's own pixels"
+        assert counts["flops"].note.endswith(note)
+
+
+def test_every_count_of_ssiu_is_exact_or_in_the_ledger(
+    every: tuple[papers.Table, ...], filled_ssiu: dict[int | str, papers.Table]
+) -> None:
+    cells = [(t.number, c) for t in filled_ssiu.values() for c in t.cells if c.metric in papers.STATIC]
+    without = [(number, c) for number, c in cells if c.ours is None]
+    assert {number for number, _ in without} == {1} and {c.note for _, c in without} == {"peer, as printed"}
+    assert not {"Ours", "SAFMN"} & {c.row for _, c in without}
+    unmet = {(number, c.row, c.variant, c.scale, c.metric) for number, c in cells if c.verdict in ("within", "differs")}
+    entries = [e for e in papers.ledger("ssiu", every) if e.kind == "cell"]
+    found = [(e.table, filled_ssiu[e.table].cell(e.row, e.metric, e.scale)) for e in entries]
+    assert [(number, c.row, c.variant, c.scale, c.metric) in unmet for number, c in found] == [True] * len(unmet)
+    assert {(e.table, e.row, e.scale, e.metric, e.printed, e.ours, e.verdict) for e in entries} == {
+        (1, "Ours", 2, "flops", "164 G", "167.71 G", "differs"),
+        (1, "Ours", 3, "flops", "75 G", "76.85 G", "differs"),
+        (3, "SSIU (ESAM=1;SAM=0;MoE-FS=0)", 4, "flops", "43 G", "48.05 G", "differs"),
+        (3, "SSIU (ESAM=0;SAM=1;MoE-FS=1)", 4, "flops", "54 G", "59.24 G", "differs"),
+    }
+    assert all(e.explanation and e.evidence for e in entries)
+
+
+def test_the_figures_that_ssiu_s_ledger_names() -> None:
+    told = " ".join(entry.text + " " + entry.evidence for entry in ssiu.EXPLANATIONS)
+    told += " ".join(f"{entry.printed} {entry.ours} {entry.explanation} {entry.evidence}" for entry in ssiu.DIFFERENCES)
+    base = SSIUConfig()
+
+    def figure(config: SSIUConfig, products: int = 2, pixels: dict[int, int] = PADDED, less: int = 0) -> str:
+        figure = f"{(ssiu_by_hand(config, products)[1] - less) * pixels[config.scale] / 1e9:.2f}"
+        assert figure in told
+        return figure
+
+    scales = [replace(base, scale=scale) for scale in (2, 3, 4)]
+    assert [ssiu_by_hand(config)[1] for config in scales] == [712_064, 741_244, 798_480]
+    assert [figure(config) for config in scales] == ["167.71", "76.85", "49.06"]
+    assert [figure(config, pixels=UNPADDED) for config in scales] == ["164.06", "75.96", "45.99"]
+    assert [figure(config, products=1) for config in scales] == ["164.31", "75.36", "48.17"]
+    assert [figure(config, products=0) for config in scales] == ["160.92", "73.87", "47.29"]
+    dense, without = replace(base, attention="sam"), replace(base, moe_fs=False)
+    assert (figure(dense), figure(dense, pixels=UNPADDED)) == ("59.24", "55.54")
+    projected = -9 * 3 * 64 * 64 * 3 // 4 + 9 * 9 * 64 // 4  # at full size rather than a quarter; no 3x3 convolution
+    assert (figure(base, less=projected), figure(base, less=projected + 9 * 4 * 64)) == ("54.08", "53.93")
+    assert round(4 * 64 * 64 * PADDED[4] / 1e9, 2) == 1.01 and "1.01 of 49.06" in told
+    params = [ssiu_by_hand(config)[0] for config in (base, without, dense)]
+    assert params == [794_467, 794_467 - 16_640, 794_467 - 9 * 640] and "16,640" in told and "9 x 640" in told
+    assert (2 * (64 * 256 + 256), 64 * 1024 + 1024, 64 * 9 * 64 + 64) == (33_280, 66_560, 36_928)
+    ours = ssiu_by_hand(base)[1] / ssiu_by_hand(dense)[1]
+    assert [round(100 * part, 1) for part in (5 / 49, 5 / 54, 1 - ours)] == [10.2, 9.3, 17.2]
+    assert runs.recipe("ssiu").train.steps == 290 * 40 * 3450 // 40 == 1_000_500 and "1,000,500" in told
+
+
+def test_no_one_way_of_counting_ssiu_gives_all_three_printed_figures() -> None:
+    printed = {2: 164, 3: 75, 4: 49}
+    for products in (0, 1, 2):
+        for pixels in (PADDED, UNPADDED):
+            counts = {s: ssiu_by_hand(SSIUConfig(s), products)[1] * pixels[s] / 1e9 for s in printed}
+            for whole in (round, math.floor, math.ceil):
+                assert {scale: whole(macs) for scale, macs in counts.items()} != printed
+
+
+def test_what_ssiu_s_ledger_says_of_printed_numbers() -> None:
+    table1, table2 = (papers.table("ssiu", number, counts=False) for number in (1, 2))
+
+    def printed(row: str, scale: int, dataset: str, metric: str = "psnr") -> Decimal:
+        return Decimal(table1.cell(row, metric, scale, dataset).printed)
+
+    peers = ("LBNet", "CRAFT", "ATD-light")
+    gains = {s: [printed("Ours", s, "Manga109") - printed(row, s, "Manga109") for row in peers] for s in (2, 4)}
+    assert gains == {
+        2: [Decimal("0.76"), Decimal("0.25"), Decimal("0.12")],
+        4: [Decimal("0.84"), Decimal("0.42"), Decimal("0.12")],
+    }
+    for metric, leads in (("ssim", ("0.0015", "0.0019", "0.0033")), ("psnr", ("0.02", "0.02", "0.01"))):
+        for scale, lead in zip((2, 3, 4), leads, strict=True):
+            cells = [c for c in table1.cells if (c.scale, c.dataset, c.metric) == (scale, "Set5", metric)]
+            best = max(Decimal(c.printed) for c in cells if c.row != "Ours")
+            assert printed("Ours", scale, "Set5", metric) - best == Decimal(lead)
+    names = {"HiT-SRT": "HiT-SRF", "SSIU(Ours)": "Ours"}
+    for cell in table2.cells:
+        if cell.metric == "psnr":
+            assert Decimal(cell.printed) == printed(names.get(cell.row, cell.row), 4, "BSD100")
+    memory = {c.row: c.printed for c in table2.cells if c.metric == "gpu_memory"}
+    assert memory["ATD-light"] == table1.cell("ATD-light", "params", 2).printed == "753"
+    assert sorted(map(int, memory.values()))[:3] == [224, 753, 1586] and max(map(int, memory.values())) == 4181
+    again = papers.table("ssiu", 3, counts=False), papers.table("ssiu", 4, counts=False)
+    assert again[0].cell("SSIU (ESAM=1;SAM=0;MoE-FS=0)", "ssim", 4, "Set14").printed == "0.7818"
+    assert again[1].cell("L1", "ssim", 4, "Set14").printed == "0.7928"
+    for other, row in zip(again, ("SSIU (ESAM=1;SAM=0;MoE-FS=1)", "L1 + lambda Lf"), strict=True):
+        for dataset in ("Set5", "Set14", "BSD100", "Urban100", "Manga109"):
+            for metric in ("psnr", "ssim"):
+                assert Decimal(other.cell(row, metric, 4, dataset).printed) == printed("Ours", 4, dataset, metric)
+
+
+def test_rows_that_several_papers_print() -> None:
+    names = {"EDSR-baseline": "EDSR-B", "ECBSR-M16C64": "ECBSR-M", "SAFMN (Ours)": "SAFMN"}
+    names["SRFormer-Light"] = "SRFormer"
+
+    def printed(paper: str, *numbers: int) -> dict[tuple[object, ...], str]:
+        cells = [c for number in numbers for c in papers.table(paper, number, counts=False).cells]
+        return {
+            (names.get(c.row, c.row), c.scale, c.dataset, c.metric.replace("macs", "flops")): c.printed for c in cells
+        }
+
+    ours = printed("ssiu", 1)
+    common = {paper: (theirs, ours.keys() & theirs.keys()) for paper, theirs in (
+        ("safmn", printed("safmn", 1)), ("seemore", printed("seemore", 1, 2, 8)),
+    )}  # fmt: skip
+    differ = {
+        paper: {key: (ours[key], theirs[key]) for key in keys if Decimal(ours[key]) != Decimal(theirs[key])}
+        for paper, (theirs, keys) in common.items()
+    }
+    assert {paper: len(keys) for paper, (_, keys) in common.items()} == {"safmn": 266, "seemore": 144}
+    assert differ["safmn"] == {} and differ["seemore"] == {
+        ("ShuffleMixer", 3, "", "flops"): ("43", "42"),
+        ("IMDN", 4, "Manga109", "psnr"): ("30.45", "30.46"),
+    }
+
+
+def with_the_input_itself(self: SSReM, a: Tensor, f: Tensor) -> Tensor:
+    """Equation 12 to the letter: the stage's input, not its layer norm, is added."""
+    normed = self.norm(a)
+    b = self.s2(normed)
+    u = a + self.s1(normed) + f
+    v = self.s3(u) + u
+    a = self.s4(v - b) + b
+    return self.ffn(a) + a
+
+
+def with_the_convolutions_outputs(self: MoEFS, *outputs: Tensor) -> Tensor:
+    """The selector, with the weighted sum over what the gates are made of."""
+    made = torch.stack([conv(x) for conv, x in zip((self.fc_a, self.fc_b, self.fc_c), outputs, strict=True)])
+    s = (made * made.softmax(0)).sum(0)
+    return s + self.fuse(s)
+
+
+def zeros_for_reflection(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "zeros"
+
+
+def no_embedding(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, ESAM):
+            module.rel_h.data.zero_()
+            module.rel_w.data.zero_()
+
+
+def attention_to_repeated_pixels(self: ESAM, x: Tensor) -> Tensor:
+    """The blocks' attention, written out, with the image's outermost pixels repeated beyond its border."""
+    batch, channels, height, width = x.shape
+    q, k, v = self.qkv_conv(x).chunk(3, dim=1)
+    around = torch.cat([self.rel_h.expand(-1, -1, 10, -1), self.rel_w.expand(-1, 10, -1, -1)], -1)  # (1, 10, 10, 16)
+    out = torch.empty_like(x)
+    k, v = (F.pad(t, (1, 1, 1, 1), mode="replicate").unflatten(1, (4, -1)) for t in (k, v))
+    for i, j in product(range(0, height, 8), range(0, width, 8)):
+        queries = q[..., i : i + 8, j : j + 8].unflatten(1, (4, -1)).flatten(3).mT  # (B, 4, 64, 16)
+        keys, values = (t[..., i : i + 10, j : j + 10].permute(0, 1, 3, 4, 2) for t in (k, v))
+        weights = (queries @ (keys + around).flatten(2, 3).mT / queries.shape[-1] ** 0.5).softmax(-1)
+        block = (weights @ values.flatten(2, 3)).mT.reshape(batch, channels, 8, 8)
+        out[..., i : i + 8, j : j + 8] = block
+    return out
+
+
+def aligned(value: bool) -> Callable[..., Tensor]:
+    """Bilinear enlargement whose corners are aligned or not, whatever is asked for."""
+    usual = F.interpolate
+    return lambda x, scale_factor, mode, align_corners: usual(
+        x, scale_factor=scale_factor, mode=mode, align_corners=value
+    )
+
+
+def missed_by(golden: Path, change: Callable[[nn.Module], None] | None = None, **config: object) -> float:
+    """How far a network with the released weights is from the released output, at most, over all values."""
+    tensors = load_file(golden / "ssiu_x4.safetensors")
+    network = create("ssiu", 4, replace(SSIUConfig(), **config)).eval()
+    network.load_state_dict({k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")})
+    if change:
+        change(network)
+    with torch.inference_mode():
+        return (network(tensors["input"]) - tensors["output"]).abs().max().item()
+
+
+def test_what_the_released_output_tells_apart(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distances that the ledger gives for what the release doesn't do."""
+    assert missed_by(golden) < 1e-5
+    assert missed_by(golden, s3b="v+b") == pytest.approx(0.002, rel=0.25)
+    assert missed_by(golden, zeros_for_reflection) == pytest.approx(0.07, rel=0.25)
+    assert missed_by(golden, no_embedding) == pytest.approx(0.0002, rel=0.25)
+    for owner, name, other, distance in (
+        (SSReM, "forward", with_the_input_itself, 0.009),
+        (MoEFS, "forward", with_the_convolutions_outputs, 0.03),
+        (ESAM, "attend", attention_to_repeated_pixels, 0.0008),
+        (network_of_ssiu, "padded", lambda x: F.pad(x, (0, -x.shape[-1] % 16, 0, -x.shape[-2] % 16)), 0.4),
+        (network_of_ssiu.F, "interpolate", aligned(True), 0.2),
+        (network_of_ssiu.F, "interpolate", aligned(False), 0.00005),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, other)
+            assert missed_by(golden) == pytest.approx(distance, rel=0.25), (name, distance)
+
+
+def test_ssiu_s_rows_are_printed_rows() -> None:
+    for number, row in SSIU:
+        cells = papers.table("ssiu", number, counts=False).cells
+        lines = {(c.row, c.scale, c.variant) for c in cells if c.row == row.label and c.scale == row.config.scale}
+        assert len(lines) == 1 or row.variant, "a label that several lines have needs the variant"
+        assert not row.variant or (row.label, row.config.scale, row.variant) in lines
+    for number in (3, 4):
+        cells = papers.table("ssiu", number, counts=False).cells
+        assert [(row.label, row.variant) for row in papers.rows("ssiu", number)] == list(
+            dict.fromkeys((c.row, c.variant) for c in cells)
+        )
+    assert papers.row("ssiu", "3", "ssiu-esam-0-sam-1-moe-fs-1").config.attention == "sam"
+    assert {row.label: row.train for row in papers.rows("ssiu", 4)} == {
+        "L1": {"fft_weight": 0.0},
+        "L1 + lambda Lf": {"fft_weight": 0.01},
+    }
+
+
+@pytest.mark.parametrize(("number", "row"), SSIU, ids=SSIU_NAMES)
+def test_every_row_of_ssiu_builds_runs_and_learns(number: int | str, row: papers.Row) -> None:
+    few = {"blocks": 1} if row.model == "safmn" else {"stages": 3, "channels": 8}
+    network = create(row.model, row.config.scale, replace(row.config, **few))
+    for batch in (1, 2):
+        out = network(torch.rand(batch, 3, 11, 17))
+        assert out.shape == (batch, 3, 11 * row.config.scale, 17 * row.config.scale)
+    out.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def evaluation_ssiu(config: SSIUConfig, psnr: float, ssim: float, protocol: str = "ssiu", **train: object) -> str:
+    """A made-up record of ``srlib evaluate --record R.json --out E.json``, of SSIU at the paper's budget."""
+    content = {
+        "model": "ssiu",
+        "budget": "paper",
+        "config": {"network": asdict(config), "train": {"steps": 1_000_500, "fft_weight": 0.01} | train},
+        "scores": [score("BSD100", protocol, psnr, config.scale) | {"ssim": ssim}],
+    }
+    return json.dumps(content)
+
+
+def test_one_run_of_ssiu_fills_its_row_in_every_table(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(evaluation_ssiu(SSIUConfig(), 27.81, 0.7471))
+    variant = "ESAM=1;SAM=0;MoE-FS=1"
+    assert {number: rows_in(number, tmp_path, "ssiu") for number in (1, 2, 3, 4)} == {
+        1: {"Ours training_dataset=DF2K"}, 2: {"SSIU(Ours)"}, 3: {f"SSIU {variant}"}, 4: {"L1 + lambda Lf"},
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(evaluation_ssiu(SSIUConfig(), 27.81, 0.7471, fft_weight=0.0))
+    assert [rows_in(number, tmp_path, "ssiu") for number in (1, 2, 3, 4)] == [set(), set(), set(), {"L1"}]
+    (tmp_path / "run.json").write_text(evaluation_ssiu(SSIUConfig(s3b="v+b"), 27.81, 0.7471))
+    assert not any(rows_in(number, tmp_path, "ssiu") for number in (1, 2, 3, 4)), "a network that no row is"
+    (tmp_path / "run.json").write_text(evaluation_ssiu(SSIUConfig(), 27.81, 0.7471, "safmn"))
+    assert not any(rows_in(number, tmp_path, "ssiu") for number in (1, 2, 3, 4)), "another protocol"
+
+
+@pytest.mark.parametrize(
+    ("psnr", "ssim", "shown", "verdicts"),
+    [
+        (27.8151, 0.74715, ("27.82", "0.7472"), ("exact", "exact")),
+        (27.8101, 0.74711, ("27.82", "0.7472"), ("exact", "exact")),  # to the nearest they would be 27.81, 0.7471
+        (27.8201, 0.74721, ("27.83", "0.7473"), ("within", "within")),  # to the nearest they would be exact
+        (27.8351, 0.74771, ("27.84", "0.7478"), ("within", "within")),
+        (27.8401, 0.74781, ("27.85", "0.7479"), ("differs", "differs")),  # 27.84 and 0.7478 would be within
+    ],
+)
+def test_means_are_compared_as_ssiu_s_release_prints_them(
+    tmp_path: Path, psnr: float, ssim: float, shown: tuple[str, str], verdicts: tuple[str, str]
+) -> None:
+    (tmp_path / "run.json").write_text(evaluation_ssiu(SSIUConfig(), psnr, ssim))
+    table = papers.table("ssiu", 1, counts=False, records=tmp_path)
+    cells = [table.cell("Ours", metric, 4, "BSD100") for metric in ("psnr", "ssim")]
+    assert [c.printed for c in cells] == ["27.82", "0.7472"] and [c.ours for c in cells] == [psnr, ssim]
+    assert tuple(c.verdict for c in cells) == verdicts
+    for cell, text in zip(cells, shown, strict=True):
+        assert cell.note == f"1,000,500 steps, protocol ssiu; rounded up to {text}, as its release prints it"
+
+
+def test_ssiu_s_differences_and_settings() -> None:
+    entries = papers.differences("ssiu")
+    assert {e.kind for e in entries} == {"print", "release", "choice"}
+    assert all(e.row and e.printed and e.ours and e.explanation and e.evidence for e in entries)
+    assert len({(e.kind, e.row) for e in entries}) == len(entries)
+    found = {line["key"]: line["value"] for line in papers.settings("ssiu")}
+    assert found["loss_weight_fft"] == "0.01" and found["optimizer"] == "Adam" and found["iterations"] == "not stated"
+
+
+def test_why_ssiu_s_cells_are_not_run(filled_ssiu: dict[int | str, papers.Table]) -> None:
+    assert "RTX 4090" in filled_ssiu[2].cell("SSIU(Ours)", "time").note
+    assert filled_ssiu[2].cell("ATD-light", "time").note == "peer, as printed"
+    assert filled_ssiu[2].cell("HiT-SRT", "psnr", 4, "BSD100").note.endswith("; peer, as printed")
+    assert filled_ssiu[1].cell("SAFMN", "psnr", 4, "Set5").note == "peer, as printed"
+    assert "1,000,500 steps" in filled_ssiu[4].cell("L1", "ssim", 4, "Set5").note
