@@ -145,7 +145,7 @@ def not_run(number: int | str, row: str, dataset: str, metric: str) -> str:
     if number in PEERS and not row.startswith("SeemoRe"):
         return "peer, as printed"
     if metric in ("time", "gpu_memory"):
-        return "needs the paper's RTX 4090; see the page's own measurement"
+        return "needs the paper's RTX 4090 (the page has its own measurement)"
     if metric in ("psnr", "ssim"):
         return "not run at the paper's budget (500,000 steps on DF2K)"
     return "not counted in this call"
