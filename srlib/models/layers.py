@@ -43,16 +43,23 @@ class Strip(NamedTuple):
     inner: slice
     out: Tensor
 
+    @property
+    def ends_off(self) -> slice:
+        """``rows`` without the first and the last, unless these lie at the image's border: what is right after a
+        convolution that reaches one row far. For strips of more rows than their halo, and scale 1."""
+        above, below = self.inner.start, self.rows.stop - self.rows.start - self.inner.stop
+        return slice(1 if above else None, -1 if below else None)
 
-def strips(result: Tensor, halo: int, scale: int = 1, pixels: int = 14_400) -> Iterator[Strip]:
+
+def strips(result: Tensor, halo: int, scale: int = 1, step: int | None = None) -> Iterator[Strip]:
     """Cut the making of ``result`` (B, C, scale H, scale W) into strips of an image's H rows.
 
     A strip's rows come with up to ``halo`` more at either end, which the image's borders cut off; ``inner`` takes
-    the strip's own rows out of what was computed from them, and ``out`` is their place in ``result``. A strip has about
-    ``pixels`` pixels, and at least 16 rows.
+    the strip's own rows out of what was computed from them, and ``out`` is their place in ``result``. A strip has
+    ``step`` rows; left out, that is about 14,400 pixels and at least 16 rows.
     """
     height, width = result.shape[2] // scale, result.shape[3] // scale
-    step = max(16, pixels // (result.shape[0] * width))
+    step = step or max(16, 14_400 // (result.shape[0] * width))
     for top in range(0, height, step):
         bottom = min(top + step, height)
         first = max(top - halo, 0)
@@ -64,6 +71,25 @@ def fill_in_strips(result: Tensor, rows_of: Callable[[slice], Tensor], halo: int
     """Fill ``result`` from ``rows_of``, which computes what belongs to a slice of an image's rows; see ``strips``."""
     for strip in strips(result, halo, scale):
         strip.out.copy_(rows_of(strip.rows)[:, :, strip.inner])
+
+
+def enlarged_rows(x: Tensor, size: tuple[int, int], align_corners: bool) -> Callable[[slice], Tensor]:
+    """What ``x`` (B, C, h, w) becomes in a bilinear enlargement to ``size``, some rows at a time as they are asked for.
+
+    Enlarging is separable and linear: ``x`` is widened at once, and a matrix gives each row of the result from rows of
+    that.
+    """
+    eye = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
+    matrix = F.interpolate(eye[None], size[0], mode="linear", align_corners=align_corners)[0].T  # (H, h)
+    x = F.interpolate(x, (x.shape[2], size[1]), mode="bilinear", align_corners=align_corners)
+    x = x.permute(0, 2, 3, 1).flatten(2)  # (B, h, W C)
+
+    def some(rows: slice) -> Tensor:
+        near = matrix[rows].any(dim=0).nonzero().flatten()
+        near = slice(int(near[0]), int(near[-1]) + 1)
+        return (matrix[rows, near] @ x[:, near]).unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
+
+    return some
 
 
 class LayerNorm(nn.Module):

@@ -8,6 +8,7 @@ behaviour is built. Names of attributes give the released files' state-dict keys
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args, get_type_hints
 
@@ -16,13 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib.errors import InputError
-from srlib.models.layers import LayerNorm, check_images
+from srlib.models.layers import LayerNorm, check_images, enlarged_rows, strips, strips_pay
 
 SCALES = (2, 3, 4)
 HEADS = 4
 BLOCK = 8  # side of ESAM's blocks of queries
 HALO = 1  # what a block's keys and values reach beyond it on every side
 MULTIPLE = 2 * BLOCK  # images are padded to a multiple of this: pooling halves them, and blocks must fit
+STRIP = 16  # rows of a strip in the stages; even, as two convolutions look at other rows
+TAIL_STRIP = 4  # rows of a strip in the reconstruction, whose maps have up to 16 times the pixels
+LARGE = 4096  # pixels of an image that is worth going through on its own, in strips
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,31 @@ def conv3x3(channels: int, out: int, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, padding=1, groups=groups, padding_mode="reflect")
 
 
+class ToRGB(nn.Conv2d):
+    """The last 3x3 convolution, (B, C, H, W) to (B, 3, H, W), padded by reflection.
+
+    Convolutions with so few outputs waste a CPU's wide registers. Where strips pay, all nine taps are one 1x1
+    convolution, 27 channels are padded in place of C, and the taps are summed where they meet.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 3, 3, padding=1, padding_mode="reflect")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not strips_pay(self, x):
+            return super().forward(x)
+        taps = F.conv2d(x, self.weight.permute(2, 3, 0, 1).reshape(27, -1, 1, 1)).contiguous()
+        taps = F.pad(taps, (1, 1, 1, 1), mode="reflect").unflatten(1, (3, 3, 3))  # (B, 3, 3, RGB, H + 2, W + 2)
+        height, width = x.shape[-2:]
+        parts = (taps[:, i, j, :, i : i + height, j : j + width] for i in range(3) for j in range(3))
+        return sum(parts, start=self.bias[:, None, None])
+
+
 class MSGM(nn.Module):
     """Mixed-scale gating module (Section III-D, Figure 3, Equation 15): what stands for a soft threshold S_tau.
 
-    f1 = 1x1(f), f2 = 1x1(DWConv(1x1(f))), result 1x1(GELU(f1) f2). (B, C, H, W) in and out.
+    f1 = 1x1(f), f2 = 1x1(DWConv(1x1(f))), result 1x1(GELU(f1) f2). (B, C, H, W) in and out; ``rows`` says which of
+    the result's rows are wanted.
     """
 
     def __init__(self, channels: int) -> None:
@@ -85,8 +110,10 @@ class MSGM(nn.Module):
         )
         self.project_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project_out(F.gelu(self.project_in1(x)) * self.project_in2(x))
+    def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        narrow, spread, mix = self.project_in2
+        f2 = mix(spread(narrow(x))[:, :, rows])
+        return self.project_out(F.gelu(self.project_in1(x[:, :, rows])) * f2)
 
 
 class ESAM(nn.Module):
@@ -115,25 +142,33 @@ class ESAM(nn.Module):
         x = self.LocalProp(self.attend(F.max_pool2d(x, 2)))
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """Self-attention of each block to its neighbourhood (Equation 17)."""
-        batch, channels, height, width = x.shape
-        rows, columns, depth = height // BLOCK, width // BLOCK, channels // HEADS
+    def attend(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Self-attention of each block to its neighbourhood (Equation 17); ``rows`` as in ``MSGM``."""
         q, k, v = self.qkv_conv(x).chunk(3, dim=1)
-        q = q.reshape(batch, HEADS, depth, rows, BLOCK, columns, BLOCK).permute(0, 3, 5, 1, 4, 6, 2)
-        k, v = (self.neighbourhoods(t) for t in (k, v))  # (B, rows, columns, heads, 10, 10, C / heads)
+        margins = (HALO, HALO, 0 if rows.start else HALO, 0 if rows.stop else HALO)
+        k, v = (self.blocks(F.pad(t, margins), BLOCK + 2 * HALO) for t in (k, v))
+        q = self.blocks(q[:, :, rows], BLOCK)  # (B, rows, columns, heads, 8, 8, C / heads)
         k = k + torch.cat([self.rel_h.expand(-1, -1, k.shape[5], -1), self.rel_w.expand(-1, k.shape[4], -1, -1)], -1)
-        q, k, v = (t.flatten(0, 2).flatten(2, 3) for t in (q, k, v))  # (blocks, heads, 64 or 100, C / heads)
-        y = F.scaled_dot_product_attention(q, k, v)
-        y = y.reshape(batch, rows, columns, HEADS, BLOCK, BLOCK, depth).permute(0, 3, 6, 1, 4, 2, 5)
-        return y.reshape(x.shape)
+        y = F.scaled_dot_product_attention(*(t.flatten(0, 2).flatten(2, 3) for t in (q, k, v)))
+        return y.reshape(q.shape).permute(0, 3, 6, 1, 4, 2, 5).flatten(1, 2).flatten(2, 3).flatten(3, 4)
 
     @staticmethod
-    def neighbourhoods(x: Tensor) -> Tensor:
-        """The 10x10 pixels about each block of (B, C, H, W): (B, rows, columns, heads, 10, 10, C / heads)."""
-        x = F.pad(x, (HALO,) * 4).unflatten(1, (HEADS, -1))
-        x = x.unfold(3, BLOCK + 2 * HALO, BLOCK).unfold(4, BLOCK + 2 * HALO, BLOCK)
+    def blocks(x: Tensor, side: int) -> Tensor:
+        """The square of ``side`` pixels about each block of (B, C, H, W): (B, rows, columns, heads, side, side,
+        C / heads)."""
+        x = x.unflatten(1, (HEADS, -1)).unfold(3, side, BLOCK).unfold(4, side, BLOCK)
         return x.permute(0, 3, 4, 1, 5, 6, 2)
+
+    def in_strips(self, x: Tensor) -> Callable[[slice], Tensor]:
+        """``forward`` some rows of blocks at a time: what comes back gives rows of the result; see
+        ``layers.strips_pay``."""
+        small = F.max_pool2d(x, 2) if self.sparse else x
+        y = torch.empty_like(small)
+        for strip in strips(y, HALO, step=4 * BLOCK):
+            strip.out.copy_(self.attend(small[:, :, strip.rows], strip.ends_off))
+        if not self.sparse:
+            return lambda rows: y[:, :, rows]
+        return enlarged_rows(self.LocalProp(y), x.shape[-2:], align_corners=True)
 
 
 class Norm(nn.Module):
@@ -166,12 +201,34 @@ class SSReM(nn.Module):
         self.ffn = MSGM(config.channels)
 
     def forward(self, a: Tensor, f: Tensor) -> Tensor:
+        u, b = self.observe(a, f)
+        return self.combine(u, b, self.s3(u))
+
+    def observe(self, a: Tensor, f: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Steps S1 and S2 and what S3.a starts from: u and b; ``rows`` as in ``MSGM``."""
         a = self.norm(a)
-        b = self.s2(a)
-        u = a + self.s1(a) + f
-        v = self.s3(u) + u
-        a = self.s4(v - b if self.s3b == "v-b" else v + b) + b
-        return self.ffn(a) + a
+        return a[:, :, rows] + self.s1(a, rows) + f[:, :, rows], self.s2(a, rows)
+
+    def combine(self, u: Tensor, b: Tensor, attended: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Steps S3.a, given ESAM(u), and S3.b and what follows; of ``rows``, as in ``MSGM``, there are two."""
+        v = attended + u
+        a = self.s4(v - b if self.s3b == "v-b" else v + b, rows) + b[:, :, rows]
+        return self.ffn(a, rows) + a[:, :, rows]
+
+    def in_strips(self, a: Tensor, f: Tensor, u: Tensor, b: Tensor, result: Tensor) -> Tensor:
+        """``forward`` a strip of rows at a time; see ``layers.strips_pay``.
+
+        It works in the maps ``u`` and ``b`` and fills ``result``, which may be ``a``. Attention needs the whole of u.
+        """
+        for strip, of_b in zip(strips(u, 1, step=STRIP), strips(b, 1, step=STRIP), strict=True):
+            near_u, near_b = self.observe(a[:, :, strip.rows], f[:, :, strip.rows], strip.ends_off)
+            strip.out.copy_(near_u)
+            of_b.out.copy_(near_b)
+        attended = self.s3.in_strips(u)
+        for strip in strips(result, 2, step=STRIP):
+            near = (t[:, :, strip.rows] for t in (u, b))
+            strip.out.copy_(self.combine(*near, attended(strip.rows), strip.ends_off))
+        return result
 
 
 class MoEFS(nn.Module):
@@ -212,23 +269,51 @@ class SSIU(nn.Module):
             self.moe = MoEFS(channels)
         steps = {2: (2,), 3: (3,), 4: (2, 2)}[config.scale]
         enlarge = [(nn.Conv2d(channels, channels * r * r, 1), nn.PixelShuffle(r), nn.GELU()) for r in steps]
-        self.tail = nn.Sequential(*[layer for step in enlarge for layer in step], conv3x3(channels, 3))
+        self.tail = nn.Sequential(*[layer for step in enlarge for layer in step], ToRGB(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
-        height, width = x.shape[-2:]
+        height, width = (self.config.scale * side for side in x.shape[-2:])
         x = padded(x)
-        f = self.head(x.contiguous(memory_format=torch.channels_last))
+        sr = F.interpolate(x, scale_factor=self.config.scale, mode="bilinear", align_corners=False)
+        x = x.contiguous(memory_format=torch.channels_last)
+        if strips_pay(self, x) and x[0, 0].numel() >= LARGE:
+            self.add_in_strips(sr, x)
+        else:
+            sr = sr + self.residual(x)
+        return sr[:, :, :height, :width]
+
+    @property
+    def third(self) -> int:
+        """After how many stages an output goes on: MoE-FS takes three of them, without it the last alone does."""
+        return self.config.stages // 3 if self.config.moe_fs else self.config.stages
+
+    def residual(self, x: Tensor) -> Tensor:
+        """What is added to the images ``x`` as they are enlarged by interpolation: (B, 3, scale H, scale W)."""
+        f = self.head(x)
         a, outputs = f, []
         for stage in self.body:
             a = stage(a, f)
             outputs.append(a)
-        if self.config.moe_fs:
-            third = self.config.stages // 3
-            a = self.moe(*outputs[third - 1 :: third])
-        scale = self.config.scale
-        sr = self.tail(a + f) + F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
-        return sr[:, :, : scale * height, : scale * width]
+        return self.reconstruct(f, outputs[self.third - 1 :: self.third])
+
+    def reconstruct(self, f: Tensor, outputs: list[Tensor]) -> Tensor:
+        """The residual from the shallow features and the outputs of those stages that go on."""
+        a = self.moe(*outputs) if self.config.moe_fs else outputs[0]
+        return self.tail(a + f)
+
+    def add_in_strips(self, sr: Tensor, x: Tensor) -> None:
+        """Add the residual to ``sr``, image by image and a strip of rows at a time; see ``layers.strips_pay``."""
+        for image, whole in zip(x.split(1), sr.split(1), strict=True):
+            a = f = self.head(image)
+            u, b, outputs = torch.empty_like(f), torch.empty_like(f), []
+            for number, stage in enumerate(self.body):
+                if number % self.third == 0:
+                    outputs.append(torch.empty_like(f))
+                a = stage.in_strips(a, f, u, b, outputs[-1])
+            for strip in strips(whole, 1, self.config.scale, TAIL_STRIP):
+                near = (t[:, :, strip.rows] for t in (f, *outputs))
+                strip.out.add_(self.reconstruct(next(near), list(near))[:, :, strip.inner])
 
 
 def padded(x: Tensor) -> Tensor:
