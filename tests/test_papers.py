@@ -695,6 +695,17 @@ def test_the_count_of_a_route_is_what_a_network_computes(config: SeemoReConfig) 
     assert seemore.route_macs(config, size) == (min(found), max(found))
 
 
+@pytest.mark.parametrize(
+    ("printed", "ranks", "which"),
+    [("45E9", 28, "all ranks alike"), ("44.83E9", 32, "not all alike"), ("43E9", 12, "not all alike")],
+)
+def test_one_route_stands_for_all_where_it_rounds_to_print(printed: str, ranks: int, which: str) -> None:
+    config, size = SeemoReConfig(scale=2), (360, 640)
+    by_ranks = seemore.macs_by_ranks(config, size)
+    ours, note = seemore.macs(config, size, by_ranks[12] + 3 * 36 * 360 * 640 * (6 * 14 - 12), Decimal(printed))
+    assert ours == by_ranks[ranks] and note.endswith(f"here: ranks that add up to {ranks}, {which}")
+
+
 def test_seemore_s_rows_are_printed_rows() -> None:
     for number, row in SEEMORE:
         cells = papers.table("seemore", number, counts=False).cells

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PAPERS = ("safmn", "seemore", "ssiu")
 VERDICTS = ("exact", "within", "differs", "not-run")
 STATIC = ("params", "flops", "macs", "acts")
-SCALING = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+SCALING = {"": Decimal(1), "K": Decimal("1E3"), "M": Decimal("1E6"), "G": Decimal("1E9"), "T": Decimal("1E12")}
 TOLERANCE = {"psnr": Decimal("0.02"), "ssim": Decimal("0.0006")}
 
 _DATA = Path(__file__).parent / "data"
@@ -247,12 +247,12 @@ def table(paper: str, number: int | str, counts: bool = True, records: Path | No
     """A printed table with ours and a verdict for each cell.
 
     Parameters, multiply-adds and activations are counted now, a fraction of a second a row; with ``counts`` False they
-    are left out, and torch isn't imported. Where multiply-adds depend on the image's route, ours is the attainable
-    count that is nearest to print, and the note gives the range. ``records`` is a folder of records of ``srlib evaluate
-    --out``, from which PSNR and SSIM are read: bicubic interpolation's, and those of runs at the paper's own budget,
-    scored under its own protocol. A run fills each printed row of its paper that is its network, trained as it was.
-    Where a protocol's release rounds its means up, a mean's verdict is that of the number so printed, and the note
-    gives it; ours stays the mean itself.
+    are left out, and torch isn't imported. Where multiply-adds depend on the image's route, ours is the count of one
+    that uses all ranks alike if that rounds to print, else the attainable one nearest to print; the note gives the
+    range. ``records`` is a folder of records of ``srlib evaluate --out``, from which PSNR and SSIM are read: bicubic
+    interpolation's, and those of runs at the paper's own budget, scored under its own protocol. A run fills each
+    printed row of its paper that is its network, trained as it was. Where a protocol's release rounds its means up, a
+    mean's verdict is that of the number so printed, and the note gives it; ours stays the mean itself.
     Raises ``InputError`` for an unknown paper or table, and for records that can't be read.
     """
     return _fill(paper, number, counts, records, {})

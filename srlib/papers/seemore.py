@@ -103,16 +103,22 @@ def route_macs(config: SeemoReConfig, lr_size: tuple[int, int]) -> tuple[int, in
 
 
 def macs(config: SeemoReConfig, lr_size: tuple[int, int], counted: int, printed: Decimal) -> tuple[Decimal, str]:
-    """The attainable multiply-adds that are nearest to the printed ones, and a note that gives the range.
+    """A route's multiply-adds, and a note that names the route and gives the range over all of them.
 
-    ``counted`` is what ``complexity.count`` finds in training mode, where every expert is computed.
+    The route is one that uses all ranks alike, as nearly as can be, if its count rounds to the printed one (exact, its
+    last digit the last that is printed), else the one whose count is nearest to print. ``counted`` is what
+    ``complexity.count`` finds in training mode, where every expert is computed.
     """
     by_ranks = macs_by_ranks(config, lr_size, counted)
     if len(by_ranks) == 1:
         return Decimal(*by_ranks.values()), ""
-    ranks = min(by_ranks, key=lambda ranks: abs(by_ranks[ranks] - printed))
+    alike = config.groups * config.top_k * sum(config.ranks) / config.experts
+    ranks = min(by_ranks, key=lambda ranks: (abs(ranks - alike), ranks))
+    if abs(by_ranks[ranks] - printed) > Decimal(1).scaleb(printed.as_tuple().exponent) / 2:
+        ranks = min(by_ranks, key=lambda ranks: abs(by_ranks[ranks] - printed))
     least, most = (f"{limit(by_ranks.values()) / 1e9:.2f}" for limit in (min, max))
-    return Decimal(by_ranks[ranks]), f"{least} to {most} G over all routes; here: ranks that add up to {ranks}"
+    which = "all ranks alike" if abs(ranks - alike) < 1 else "not all alike"
+    return Decimal(by_ranks[ranks]), f"{least} to {most} G over all routes; here: ranks that add up to {ranks}, {which}"
 
 
 def macs_by_ranks(config: SeemoReConfig, lr_size: tuple[int, int], counted: int | None = None) -> dict[int, int]:
@@ -353,9 +359,10 @@ DIFFERENCES = (
         "The released settings.",
     ),
     difference(
-        "choice", "Multiply-adds and the route", "44.83, 45.22 and 46.12 G for k = 1, 2 and 3", "nearest attainable",
-        "At inference the count depends on the experts that an image chooses. Ours in a table is the attainable count "
-        "that is nearest to print; its note gives the range over all routes.",
+        "choice", "Multiply-adds and the route", "44.83, 45.22 and 46.12 G for k = 1, 2 and 3", "all ranks alike",
+        "At inference the count depends on the experts that an image chooses. Ours is that of a route "
+        "that uses all ranks alike, if it rounds to print, else the attainable count nearest to print; a cell's note "
+        "names the route and gives the range over all of them.",
         "An expert of rank R takes 3 C R multiply-adds a pixel. The figures are those of ranks that add up to 32, 48 "
         "and 84 over the 6 groups; k = 1 can take 44.33 to 45.22 G, k = 2 44.93 to 45.82 G, k = 3 always 46.12 G.",
         table=9,
