@@ -30,6 +30,8 @@ FIGURE7 = ("LN -> None, lr=1x10^-3 *", "LN -> None, lr=1x10^-4", "LN -> BN", "LN
 TINY = ("seemore-t", None, "main")
 SSIU = ("ssiu", None, "main")
 KERNELS = [("seemore-t", "4c", f"SeemoRe-T (kernel={kernel})") for kernel in (11, 3)]
+SELECTED = [("ssiu", 3, f"SSIU (ESAM=1;SAM=0;MoE-FS={moe_fs})") for moe_fs in (0, 1)]
+AT_OTHER_SCALES = [(model, None, scale) for model in ("safmn", "seemore-t", "ssiu") for scale in ("x2", "x3")]
 ROWS = {
     "safmn/2-training": [MAIN],
     "safmn/4-ablations": [PLAIN, ("safmn", 3, "CCM -> Channel MLP")],
@@ -39,10 +41,16 @@ ROWS = {
     "seemore/4-ablations": KERNELS,
     "seemore/5-inside": [TINY],
     "seemore/7-real-world": [TINY, ("seemore-t", None, "real-world")],
+    "ssiu/2-training": [SSIU],
+    "ssiu/4-ablations": SELECTED,
+    "ssiu/5-inside": [SSIU],
+    "ssiu/7-audit": [MAIN, TINY, SSIU, *AT_OTHER_SCALES],
+    "ssiu/8-side-by-side": [MAIN, TINY, SSIU],
 }
 # Notebooks that measure time, and so must have the machine to themselves.
 TIMED = {"safmn/3-tables", "safmn/4-ablations", "safmn/6-speed"}
 TIMED |= {"seemore/1-walkthrough", "seemore/3-tables", "seemore/6-speed"}
+TIMED |= {"ssiu/3-tables", "ssiu/6-speed"}
 
 BUDGET = str(config.get("budget", "smoke"))
 if BUDGET not in BUDGETS:

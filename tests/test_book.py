@@ -174,7 +174,7 @@ def test_no_style_or_setting_fetches_from_elsewhere() -> None:
         assert not re.search(r"https?://|@import", text), path.name
 
 
-@pytest.mark.parametrize("model", ["safmn", "seemore-t"])
+@pytest.mark.parametrize("model", ["safmn", "seemore-t", "ssiu"])
 def test_the_smoke_run_beats_bicubic_on_photographs_it_has_not_seen(model: str) -> None:
     """What the book promises of its default budget, read from the record that the workflow made of it."""
     path = ROOT / ".cache" / "records" / "smoke" / model / "main.eval.json"
