@@ -457,7 +457,7 @@ class DegradedStore(Store):
     def __init__(self, store: Store, seed: int = 0) -> None:
         """``store`` has the HR images; ``seed`` is a whole number from 0 on, anything else raises InputError."""
         super().__init__(store.image_set, store.cache, store.key, store._hr)
-        self.seed = _checked_seed(seed)
+        self.seed = real.check_draw("seed", seed)
 
     def lr_origin(self, scale: int) -> str:
         """How the LR images were made, at every scale."""
@@ -480,12 +480,6 @@ def degraded(store: Store, seed: int = 0) -> Store:
 def _check_scale(scale: int) -> None:
     if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
         raise InputError(f"scale {scale!r} is not possible: give a whole number from 1 on, such as 2, 3 or 4")
-
-
-def _checked_seed(seed: int) -> int:
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed {seed} is out of range: give a whole number from 0 to 2^63 - 1")
-    return seed
 
 
 class Patches:
@@ -525,15 +519,18 @@ class Patches:
         if patch < 1 or batch < 1:
             raise InputError(f"patch {patch} and batch {batch} do not work: give whole numbers from 1 on")
         self.scale, self.patch, self.size, self.device = scale, patch, batch, torch.device(device)
-        self.seed, self.degradation = _checked_seed(seed), degradation
+        self.seed, self.degradation = real.check_draw("seed", seed), degradation
         sizes = store._lr_sizes(scale)
         hr, lr = store._hr, None if degradation == "real-esrgan" else store.build_lr(scale)._lr[scale]
-        for name, (height, width) in zip(store.names, sizes, strict=True):
-            if min(height, width) < patch:
-                raise InputError(
-                    f"{name} of {store.name} is {width}x{height} at x{scale}, smaller than the patch, {patch}x{patch}: "
-                    f"use a patch of at most {min(map(min, sizes))} or leave small images out"
-                )
+        smallest = min(range(len(sizes)), key=lambda i: min(sizes[i]))
+        height, width = sizes[smallest]
+        if min(height, width) < patch:
+            small = sum(min(size) < patch for size in sizes)
+            raise InputError(
+                f"{small} of {len(sizes)} images of {store.name} cannot hold a patch of {patch}x{patch} at x{scale}: "
+                f"{store.names[smallest]}, the smallest, is {width}x{height} there; take images of at least "
+                f"{patch * scale} pixels each way and leave out smaller ones"
+            )
         self._rooms = np.array(sizes, np.uint64) - np.uint64(patch - 1)  # (N, 2) positions along y and x
         if resident is None:
             nbytes = hr.nbytes + (lr.nbytes if lr else 0)

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from threading import Barrier, Lock
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -48,6 +49,33 @@ def _check_range(name: str, ends: Sequence[float], above: float | None = None) -
     lowest_fits = len(ends) == 2 and (ends[0] > above if above is not None else ends[0] >= 0)
     if not lowest_fits or not ends[0] <= ends[1] < math.inf:
         raise InputError(f"{name} {ends} is not a range; give a lower and a higher number, both positive")
+
+
+def _is_whole(number: object, low: int, high: float) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool) and low <= int(number) <= high
+
+
+def _is_odd(size: object) -> bool:
+    return _is_whole(size, 1, math.inf) and size % 2 == 1
+
+
+def check_draw(name: str, number: int) -> int:
+    """A seed, step or index, called ``name``, as Python's whole number; InputError where it is none of 63 bits."""
+    if not _is_whole(number, 0, 2**63 - 1):
+        raise InputError(f"{name} {number!r} is out of range: give a whole number from 0 to 2^63 - 1")
+    return int(number)
+
+
+def check_pixels(image: Tensor) -> None:
+    """Raise InputError for NaN, infinity and values that no image in [0, 1] has, below -1 or above 2.
+
+    Networks overshoot [0, 1] a little, which is no error: rounding to 8 bits clamps them.
+    """
+    low, high = (end.item() for end in image.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError("the image has values that are NaN or infinite; give finite ones in [0, 1]")
+    if low < -1 or high > 2:
+        raise InputError(f"the image's values go from {low:g} to {high:g}; give [0, 1]: divide 8-bit values by 255")
 
 
 class Kind(NamedTuple):
@@ -133,7 +161,7 @@ class RealEsrgan:
         _check_probabilities("final_sinc", (self.final_sinc,))
         _check_probabilities("sinc_first", (self.sinc_first,))
         _check_probabilities("kinds", [kind.probability for kind in self.kinds], total=True)
-        if not self.sizes or any(size < 1 or size % 2 == 0 for size in self.sizes):
+        if not self.sizes or not all(map(_is_odd, self.sizes)):
             raise InputError(f"sizes {self.sizes} do not work as kernels; give odd numbers from 1 on")
         if not self.modes or set(self.modes) - {"area", "bilinear", "bicubic"}:
             raise InputError(f"modes {self.modes} are not known; use area, bilinear and bicubic")
@@ -151,17 +179,16 @@ def degrade(
 
     All of it is computed on the CPU, one image a thread: noise and JPEG are at home there, and a GPU in between would
     give other last bits. Raises InputError for images of another shape or type, for a side that is no multiple of the
-    scale, and for numbers that are negative or have more than 63 bits.
+    scale, for NaN and values far beyond [0, 1], and for numbers that are not whole, negative or have more than 63 bits.
     """
     settings = RealEsrgan() if settings is None else settings
     _check(hr, scale)
-    for name, number in (("seed", seed), ("step", step), ("index", index)):
-        if not 0 <= number < 2**63:
-            raise InputError(f"{name} {number} is out of range: give a whole number from 0 to 2^63 - 1")
+    seed, step, index = (check_draw(*each) for each in (("seed", seed), ("step", step), ("index", index)))
 
     with _workers_lock:  # before torch computes anything in this thread
         workers = _workers(os.getpid())
     images = hr.detach().to("cpu", torch.float32)
+    check_pixels(images)
 
     def one(b: int) -> Tensor:
         return _degrade(images[b], scale, _generator(seed, step, index + b), settings)
@@ -260,8 +287,16 @@ def kernel(
 
     With q(d) = d^T S^-1 d, where S has the standard deviations ``sigma_x`` and ``sigma_y`` (in pixels) along axes
     turned by ``angle`` (radians): exp(-q / 2) for a Gaussian, exp(-q^beta / 2) for a generalised one, 1 / (1 + q^beta)
-    for a plateau.
+    for a plateau. Raises InputError for a size that is not odd, for deviations and a beta that are not positive, and
+    for another shape.
     """
+    if shape not in get_args(Shape):
+        raise InputError(f"no kernel of shape {shape!r}; choose one of: {', '.join(get_args(Shape))}")
+    for name, value in (("sigma_x", sigma_x), ("sigma_y", sigma_y), ("beta", beta)):
+        if not 0 < value < math.inf:
+            raise InputError(f"{name} {value} does not make a kernel; give a number above 0")
+    if not math.isfinite(angle):
+        raise InputError(f"angle {angle} does not make a kernel; give a number of radians")
     y, x = _grid(size)
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     q = (along / sigma_x) ** 2 + (across / sigma_y) ** 2
@@ -273,7 +308,10 @@ def sinc_kernel(size: int, cutoff: float) -> Tensor:
     """The circular low-pass filter of Section 3.3, float32 (size, size), its sum 1.
 
     ``cutoff`` is in radians a pixel, up to pi: w J1(w r) / (2 pi r) with Bessel's function J1, cut to the window.
+    Raises InputError for a size that is not odd and for another cutoff.
     """
+    if not 0 < cutoff <= math.pi:
+        raise InputError(f"cutoff {cutoff} does not make a kernel; give radians a pixel, above 0 and up to pi")
     y, x = _grid(size)
     radius = torch.hypot(x, y)
     values = cutoff * torch.special.bessel_j1(cutoff * radius) / (2 * math.pi * radius)
@@ -329,7 +367,12 @@ def poisson_noise(image: Tensor, grey: bool, draw: np.random.Generator) -> Tenso
 
 
 def jpeg(image: Tensor, quality: int) -> Tensor:
-    """An image (3, H, W) after JPEG compression at Pillow's ``quality``, colours at half the resolution (4:2:0)."""
+    """An image (3, H, W) after JPEG compression at Pillow's ``quality``, colours at half the resolution (4:2:0).
+
+    Raises InputError for a quality that is not a whole number from 1 to 100.
+    """
+    if not _is_whole(quality, 1, 100):
+        raise InputError(f"JPEG has no quality {quality!r}; give a whole number from 1 to 100")
     pixels = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()  # (H, W, 3)
     file = io.BytesIO()
     Image.fromarray(pixels.numpy()).save(file, "JPEG", quality=quality, subsampling="4:2:0")
@@ -340,6 +383,8 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
 
 def _grid(size: int) -> tuple[Tensor, Tensor]:
     """Distances of a kernel's taps from its centre, along y and x: float64 (size, size) each."""
+    if not _is_odd(size):
+        raise InputError(f"size {size!r} does not make a kernel; give an odd number from 1 on")
     line = torch.arange(size, dtype=torch.float64) - size // 2
     y, x = torch.meshgrid(line, line, indexing="ij")
     return y, x

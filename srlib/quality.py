@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srlib.degradation import check_pixels
 from srlib.errors import InputError
 from srlib.resize import imresize
 
@@ -52,6 +53,11 @@ _BRISQUE_RANGES = (
     (0.227, 0.996), (-0.117188, 0.098323), (0.00003, 0.531903), (0.001122, 0.369589),
     (0.228, 0.99), (-0.12243, 0.098658), (0.000028, 0.530092), (0.001118, 0.370399),
 )  # fmt: skip
+
+
+def _check_there(path: Path, mend: str) -> None:
+    if not path.is_file():
+        raise InputError(f"no file {path}; give {mend}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class NiqeModel:
         Without a ``name`` it gets the file's. Raises InputError for a file that is missing or is neither.
         """
         path = Path(path)
+        _check_there(path, "modelparameters.mat of NIQE's release, or a file that write made")
         try:
             if path.suffix == ".mat":
                 from scipy.io import loadmat
@@ -146,8 +153,10 @@ class BrisqueModel:
 
         Raises InputError for a file that is missing or not of that kind.
         """
+        path = Path(path)
+        _check_there(path, "allmodel of the authors' release")
         try:
-            header, _, body = Path(path).read_text(encoding="utf-8").partition("SV\n")
+            header, _, body = path.read_text(encoding="utf-8").partition("SV\n")
             settings = dict(line.split(maxsplit=1) for line in header.splitlines())
             if (settings["svm_type"], settings["kernel_type"]) != ("epsilon_svr", "rbf"):
                 raise ValueError(f"{settings['svm_type']}, {settings['kernel_type']}")
@@ -157,7 +166,7 @@ class BrisqueModel:
                 for place, value in (entry.split(":") for entry in entries):
                     row[int(place) - 1] = float(value)
             coefficients = torch.tensor([float(line[0]) for line in lines], dtype=torch.float64)
-            return cls(Path(path).name, float(settings["gamma"]), float(settings["rho"]), coefficients, vectors)
+            return cls(path.name, float(settings["gamma"]), float(settings["rho"]), coefficients, vectors)
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise InputError(
                 f"{path} holds no BRISQUE model ({error}); give allmodel of the authors' release"
@@ -183,8 +192,9 @@ class BrisqueModel:
 def niqe(image: Tensor, model: NiqeModel | None = None) -> float:
     """NIQE of an image (3, H, W), float in [0, 1]; lower is better. ``model`` is ``pristine()`` unless given.
 
-    Equation 10 of the paper. What is left at the far edges of a grid of 96x96 blocks doesn't count. Raises InputError
-    for an image of another shape or type, for fewer than two blocks, and for an image that is flat nearly everywhere.
+    Equation 10 of the paper. What is left at the far edges of a grid of 96x96 blocks doesn't count. Values beyond
+    [0, 1] are clamped. Raises InputError for an image of another shape or type, for NaN and values far beyond [0, 1],
+    for fewer than two blocks, and for an image that is flat nearly everywhere.
     """
     model = pristine() if model is None else model
     mean, covariance = _moments(niqe_features(image)[0])
@@ -196,8 +206,9 @@ def niqe(image: Tensor, model: NiqeModel | None = None) -> float:
 def brisque(image: Tensor, model: BrisqueModel | None = None) -> float:
     """BRISQUE of an image (3, H, W), float in [0, 1]; lower is better. ``model`` is the released one unless given.
 
-    It was trained on judgements from 0 to 100, but may go beyond. Raises InputError for an image of another shape or
-    type, for sides below 14 pixels, for a flat image, and as ``BrisqueModel.released`` does.
+    It was trained on judgements from 0 to 100, but may go beyond. Values beyond [0, 1] are clamped. Raises InputError
+    for an image of another shape or type, for NaN and values far beyond [0, 1], for sides below 14 pixels, for a flat
+    image, and as ``BrisqueModel.released`` does.
     """
     model = BrisqueModel.released() if model is None else model
     low, high = torch.tensor(_BRISQUE_RANGES, dtype=torch.float64).T
@@ -246,6 +257,9 @@ def brisque_features(image: Tensor) -> Tensor:
         raise InputError(
             f"BRISQUE needs sides of {2 * _WINDOW} pixels, not {luma.shape[1]}x{luma.shape[0]}; give a larger image"
         )
+    flat = "BRISQUE has nothing to measure in a flat image; give one that shows something"
+    if luma.min() == luma.max():  # the black outside would be measured
+        raise InputError(flat)
     features = []
     for _ in range(2):
         mscn, _ = normalised(luma, "constant")
@@ -257,7 +271,7 @@ def brisque_features(image: Tensor) -> Tensor:
             features += [alpha, mean, *((side / _width(alpha)) ** 2 for side in (left, right))]
         luma = imresize(luma[None], scale=0.5)[0]
     if not torch.stack(features).isfinite().all():
-        raise InputError("BRISQUE has nothing to measure in a flat image; give one that shows something")
+        raise InputError(flat)
     return torch.stack(features)
 
 
@@ -342,10 +356,12 @@ def _blocks(values: Tensor, side: int) -> Tensor:
 
 def _luma(image: Tensor) -> Tensor:
     """The luma (H, W) in 8-bit units, rounded, float64."""
-    if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
+    if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape or not image.is_floating_point():
         raise InputError(
             f"quality is measured on one float image (3, H, W) in [0, 1], not {image.dtype} of shape"
             f" {tuple(image.shape)}; convert it first"
         )
-    eight_bit = (image.detach().to("cpu", torch.float64) * 255 + 0.5).floor().clamp(0, 255)
+    image = image.detach().to("cpu", torch.float64)
+    check_pixels(image)
+    eight_bit = (image * 255 + 0.5).floor().clamp(0, 255)
     return (torch.einsum("c,chw->hw", torch.tensor(_GREY, dtype=torch.float64), eight_bit) + 0.5).floor()

@@ -534,9 +534,12 @@ def test_a_patch_may_be_the_whole_image(tmp_path: Path, cache: Path) -> None:
 
 
 def test_patches_refuse_what_does_not_fit(store: Store) -> None:
-    with pytest.raises(InputError, match=r"a of images is 9x12 at x4, smaller than the patch, 10x10: use .* at most 9"):
+    said = "1 of 3 images of images cannot hold a patch of 10x10 at x4: a, the smallest, is 9x12 there; .* 40 pixels"
+    with pytest.raises(InputError, match=said):
         Patches(store, scale=4, patch=10)
-    for bad in ({"patch": 0}, {"batch": 0}, {"seed": -1}, {"seed": 2**63}):
+    with pytest.raises(InputError, match="3 of 3 images .*: a, the smallest"):
+        Patches(store, scale=4, patch=40)
+    for bad in ({"patch": 0}, {"batch": 0}, {"seed": -1}, {"seed": 2**63}, {"seed": 1.7}):
         with pytest.raises(InputError, match="whole number"):
             Patches(store, **bad)
     Patches(store, patch=4, seed=2**63 - 1).batch(0)
@@ -582,7 +585,7 @@ def test_degraded_patches_need_no_lr_images(store: Store, cache: Path) -> None:
 def test_unknown_degradations_are_refused(store: Store) -> None:
     with pytest.raises(InputError, match="no degradation called 'blur': use bicubic or real-esrgan instead"):
         Patches(store, patch=4, degradation="blur")
-    with pytest.raises(InputError, match="smaller than the patch"):
+    with pytest.raises(InputError, match="cannot hold a patch"):
         Patches(store, scale=4, patch=10, degradation="real-esrgan")
 
 

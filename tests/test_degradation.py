@@ -65,6 +65,7 @@ def test_the_settings_are_those_of_the_release() -> None:
         (lambda: Round(resize_range=(0.2, 0.9)), "resize_range .* leaves out 1"),
         (lambda: Round(jpeg=(30, 101)), "jpeg .* from 1 to 100"),
         (lambda: RealEsrgan(sizes=(7, 8)), "sizes .* give odd numbers"),
+        (lambda: RealEsrgan(sizes=(7.0,)), "sizes .* give odd numbers"),
         (lambda: RealEsrgan(modes=("nearest",)), "modes .* use area, bilinear and bicubic"),
         (lambda: RealEsrgan(kinds=(Kind("gaussian", True, 0.5),)), "kinds .* whose sum is 1"),
         (lambda: RealEsrgan(final_sinc=-0.1), "final_sinc -0.1 is not a probability"),
@@ -203,6 +204,11 @@ def test_sizes_range_and_eight_bits(scale: int, patch: int) -> None:
         assert torch.equal(lr, (lr * 255).round() / 255)
 
 
+def test_numpys_whole_numbers_and_small_overshoots_are_taken() -> None:
+    hr = 1.2 * batch(2) - 0.1
+    assert torch.equal(degrade(hr, 4, np.int64(3), np.uint8(7), np.int32(1)), degrade(hr, 4, 3, 7, 1))
+
+
 def test_an_image_is_decided_by_seed_step_and_index_alone() -> None:
     hr = batch(5)
     whole = degrade(hr, 4, seed=3, step=7)
@@ -311,6 +317,22 @@ def test_grey_noise_leaves_colours_alone() -> None:
         (lambda: degrade(batch(1), 4, seed=-1), "seed -1 is out of range"),
         (lambda: degrade(batch(1), 4, step=2**63), "step .* is out of range"),
         (lambda: degrade(batch(1), 4, index=-1), "index -1 is out of range"),
+        (lambda: degrade(batch(1), 4, seed=1.7), "seed 1.7 is out of range: give a whole number"),
+        (lambda: degrade(batch(1), 4, step=True), "step True is out of range: give a whole number"),
+        (lambda: degrade(255 * batch(1), 4), "values go from 0 to 255; .*: divide 8-bit values by 255"),
+        (lambda: degrade(batch(1) - 2, 4), "values go from -2 to -1; "),
+        (lambda: degrade(batch(1) * math.nan, 4), "NaN or infinite"),
+        (lambda: degrade(batch(1).log() + math.inf, 4), "NaN or infinite"),
+        (lambda: degradation.kernel(7, 0, 1), "sigma_x 0 does not make a kernel"),
+        (lambda: degradation.kernel(7, 1, math.nan), "sigma_y nan does not make a kernel"),
+        (lambda: degradation.kernel(7, 1, 1, math.inf), "angle inf does not make a kernel"),
+        (lambda: degradation.kernel(7, 1, 1, shape="plateau", beta=0), "beta 0 does not make a kernel"),
+        (lambda: degradation.kernel(7, 1, 1, shape="box"), "no kernel of shape 'box'; choose one of: gaussian, "),
+        (lambda: degradation.kernel(8, 1, 1), "size 8 does not make a kernel; give an odd number"),
+        (lambda: degradation.sinc_kernel(8, 1.0), "size 8 does not make a kernel; give an odd number"),
+        (lambda: degradation.sinc_kernel(7, 0.0), "cutoff 0.0 does not make a kernel"),
+        (lambda: degradation.jpeg(picture(), 300), "JPEG has no quality 300; give a whole number from 1 to 100"),
+        (lambda: degradation.jpeg(picture(), 50.5), "JPEG has no quality 50.5"),
     ],
 )
 def test_what_the_degradation_refuses(ask: Callable[[], object], message: str) -> None:

@@ -139,6 +139,11 @@ def test_scores_do_not_depend_on_the_type_or_the_last_bits(photos: dict[str, Ten
     assert niqe(photos["rocket"]) > niqe(image) > 0
 
 
+def test_what_a_network_overshoots_is_clamped(photos: dict[str, Tensor]) -> None:
+    image = 1.6 * photos["coffee"] - 0.3
+    assert niqe(image) == niqe(image.clamp(0, 1)) and brisque(image, SOME) == brisque(image.clamp(0, 1), SOME)
+
+
 def test_niqe_is_the_distance_between_two_gaussians(photos: dict[str, Tensor]) -> None:
     """Equation 10 from the blocks' features, by numpy alone; blocks without both signs count in the mean only."""
     model = quality.pristine()
@@ -234,11 +239,18 @@ SOME = BrisqueModel("some", 1.0, 0.0, torch.zeros(1, dtype=torch.float64), torch
         (lambda: niqe(torch.full((3, 200, 200), 0.5)), "flat nearly everywhere"),
         (lambda: brisque(torch.rand(3, 13, 40), SOME), "sides of 14 pixels, not 40x13"),
         (lambda: brisque(torch.zeros(3, 40, 40), SOME), "nothing to measure in a flat image"),
+        (lambda: brisque(torch.ones(3, 64, 64), SOME), "nothing to measure in a flat image"),
+        (lambda: brisque(torch.full((3, 64, 64), 0.1), SOME), "nothing to measure in a flat image"),
+        (lambda: niqe(torch.rand(3, 0, 0)), r"one float image \(3, H, W\)"),
+        (lambda: niqe(255 * torch.rand(3, 200, 200)), "values go from .*: divide 8-bit values by 255"),
+        (lambda: brisque(255 * torch.rand(3, 64, 64), SOME), "values go from .*: divide 8-bit values by 255"),
+        (lambda: niqe(torch.full((3, 200, 200), math.nan)), "NaN or infinite"),
+        (lambda: brisque(torch.rand(3, 64, 64).log().where(torch.eye(64) == 0, -math.inf), SOME), "NaN or infinite"),
         (lambda: NiqeModel.fit([], "none"), "0 sharp blocks are too few"),
         (lambda: NiqeModel.fit([torch.rand(3, 192, 192)], "one"), "sharp blocks are too few"),
-        (lambda: NiqeModel.read("nowhere.csv"), "nowhere.csv holds no NIQE model"),
-        (lambda: NiqeModel.read("nowhere.mat"), "nowhere.mat holds no NIQE model"),
-        (lambda: BrisqueModel.read("nowhere"), "nowhere holds no BRISQUE model"),
+        (lambda: NiqeModel.read("nowhere.csv"), "no file nowhere.csv; give modelparameters.mat"),
+        (lambda: NiqeModel.read("nowhere.mat"), "no file nowhere.mat; give modelparameters.mat"),
+        (lambda: BrisqueModel.read("nowhere"), "no file nowhere; give allmodel"),
     ],
 )
 def test_what_quality_refuses(ask: Callable[[], object], message: str) -> None:
