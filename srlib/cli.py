@@ -6,6 +6,7 @@ error and exit code 2.
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,6 +85,7 @@ def train(
 
     Example: srlib train seemore-t --scale 4 --budget smoke
     """
+    from srlib import papers
     from srlib import runs as engine
     from srlib.data import degraded
 
@@ -92,7 +94,11 @@ def train(
     if record:
         engine.check_writable(record)
     if (table is None) != (row is None):
-        raise InputError('--table and --row go together, as in: srlib train safmn --table 3 --row "LN -> BN"')
+        number, label = next((number, row.name) for number, row in ablations(model) if row.model == model)
+        raise InputError(f'--table and --row go together, as in: srlib train {model} --table {number} --row "{label}"')
+    if table is not None and not papers.rows(papers.paper_of(model), table):
+        known = ", ".join(dict.fromkeys(number for number, _ in ablations(model)))
+        raise InputError(f"table {table} of {papers.paper_of(model)} has no row to train; choose a table of: {known}")
     if fine_tune and (table is not None or scale is not None):
         raise InputError("--fine-tune goes on with the record's own network and scale: leave --table and --scale out")
     start = read_run(fine_tune, runs, model) if fine_tune else None
@@ -113,6 +119,15 @@ def train(
     held = run.held_out
     under = f"{held['protocol']['name']} protocol"
     print(f"{run.folder}: {held['dataset']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({under})")
+
+
+def ablations(model: str) -> list[tuple[str, Any]]:
+    """The rows that ``srlib train --table --row`` takes in the paper of a model, each with the number of its table."""
+    from srlib import papers
+
+    numbers = [number for paper, number in papers.tables() if paper == papers.paper_of(model)]
+    found = [(str(number), papers.rows(papers.paper_of(model), number)) for number in numbers]
+    return [(number, row) for number, rows in found if len({row.config.scale for row in rows}) == 1 for row in rows]
 
 
 @app.command()
@@ -158,10 +173,14 @@ def evaluate(
     from srlib.evaluate import bicubic, luma_bicubic, score
     from srlib.models import names
 
-    if (record is not None) + (model != "") != 1:
+    check_format(as_json, as_csv)
+    if record is None and not model:
         raise InputError(
-            "name a model or a run's --record, not both: srlib evaluate safmn --weights F, or evaluate --record R.json"
+            "nothing to score: give bicubic, a model with --weights (srlib evaluate safmn --weights FILE), or a run's "
+            "--record (srlib evaluate --record RUN.json)"
         )
+    if record is not None and model:
+        raise InputError(f"--record says which model it is: leave out {model}, or give {model} and --weights alone")
     if weights is not None and (model == "bicubic" or record is not None):
         raise InputError("--weights go with a model's name: srlib evaluate safmn --weights FILE")
     if scale is not None and record is not None:
@@ -249,6 +268,7 @@ def table(
 
     from srlib import papers
 
+    check_format(as_json, as_csv)
     usual = Path("book/results")
     found = papers.table(paper, number, records=records or (usual if usual.is_dir() else None))
     if as_csv:
@@ -278,6 +298,7 @@ def complexity(
     from srlib import papers
     from srlib.models import create
 
+    check_format(as_json, as_csv)
     network = create(model, scale)
     usual = counting.lr_size(scale)
     size = (usual[0] if height is None else height, usual[1] if width is None else width)
@@ -296,7 +317,9 @@ def speed(
     training: Annotated[
         bool, typer.Option(help="Time a training step instead: batch 16, LR patches of 32x32.")
     ] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads, at most one a processor; default 2, where there are as many.")
+    ] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -313,8 +336,13 @@ def speed(
     from srlib.models import create
     from srlib.train import make_optimizer
 
+    check_format(as_json, as_csv)
+    processors = os.cpu_count() or 1
+    threads = min(2, processors) if threads is None else threads
     if threads < 1:
         raise InputError(f"{threads} threads cannot compute: give --threads 1 or more")
+    if threads > processors:
+        raise InputError(f"{threads} threads on {processors} processors: give --threads {processors} or fewer")
     where = engine.pick_device(device)
     torch.set_num_threads(threads)
     network = create(model, scale).to(where)
@@ -361,6 +389,12 @@ def default_sets(root: Path | None) -> list["Store"]:
     return [
         open_store(name, root) for name in ("photos/held-out", *(name for name in ("Set5", "Set14") if name in there))
     ]
+
+
+def check_format(as_json: bool, as_csv: bool) -> None:
+    """Refuse what ``show`` can't print: InputError for JSON and CSV at once."""
+    if as_json and as_csv:
+        raise InputError("--json and --csv are two formats of the same output: give one of them")
 
 
 def show(rows: list[dict[str, Any]], as_json: bool, as_csv: bool, formats: dict[str, str] | None = None) -> None:

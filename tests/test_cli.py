@@ -130,7 +130,10 @@ def runs_row():
         (("train", "safmn", "--budget", "tiny"), "no budget 'tiny': choose one of smoke, short, paper"),
         (("train", "safmn", "--scale", "0"), "scale"),
         (("train", "safmn", "--scale", "x"), "scale"),
-        (("train", "safmn", "--table", "3"), "--table and --row go together"),
+        (("train", "safmn", "--table", "3"), "--table and --row go together, as in: srlib train safmn --table 3 --row"),
+        (("train", "seemore-l", "--row", "C2F"), "as in: srlib train seemore-l --table 8 --row"),
+        (("train", "seemore-t", "--table", "15", "--row", "SeemoRe-T"), "table 15 of seemore has no row to train"),
+        (("train", "seemore-t", "--table", "99", "--row", "SeemoRe-T"), "choose one of: 1, 2"),
         (("train", "safmn", "--table", "3", "--row", "LN -> XN"), "LN -> XN"),
         (("train", "safmn", "--budget", "paper"), "--data FOLDER"),
         (("train", "safmn", "--data", "nowhere"), "nowhere"),
@@ -148,7 +151,12 @@ def runs_row():
         (("evaluate", "bicubic", "--degradation", "rain"), "choose bicubic or real-esrgan"),
         (("evaluate", "bicubic", "--weights", "none.pth"), "--weights go with a model"),
         (("evaluate", "--record", "."), "cannot be read"),
-        (("evaluate",), "name a model or a run's --record"),
+        (("evaluate",), "nothing to score: give bicubic, a model with --weights"),
+        (("evaluate", "safmn", "--record", "none.json"), "leave out safmn"),
+        (("evaluate", "bicubic", "--json", "--csv"), "give one of them"),
+        (("table", "safmn", "2", "--json", "--csv"), "give one of them"),
+        (("complexity", "safmn", "--json", "--csv"), "give one of them"),
+        (("speed", "safmn", "--json", "--csv"), "give one of them"),
         (("evaluate", "bicubic", "--data", "Set5"), "SRLIB_DATA"),
         (("evaluate", "bicubic", "--data", "Set5", "--data-root", "nowhere"), "nowhere"),
         (("evaluate", "bicubic", "--scale", "0"), "scale 0"),
@@ -159,6 +167,7 @@ def runs_row():
         (("complexity", "safmn", "--scale", "7"), "no scale 7"),
         (("complexity", "safmn", "--height", "0"), "0"),
         (("speed", "safmn", "--threads", "0"), "0 threads"),
+        (("speed", "safmn", "--threads", "100000"), "100000 threads on"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -169,6 +178,22 @@ def test_bad_input_is_one_line(srlib, tmp_path, arguments, said):
     assert said in err and err.startswith("srlib: ") and err.count("\n") == 1
     left = {path for path in set(tmp_path.rglob("*")) - before if "cache" not in path.parts}
     assert not left, "nothing is half-written"
+
+
+def test_images_too_small_to_train_on_are_named(srlib, photographs):
+    Image.new("RGB", (60, 40)).save(photographs / "tiny.png")
+    code, _, err = srlib("train", "safmn", "--data", photographs)
+    assert code == 2 and err.count("\n") == 1 and "patch of at most" not in err
+    assert "tiny, the smallest, is 15x10 there; take images of at least" in err
+
+
+def test_the_example_of_a_row_is_one_that_can_be_trained(srlib):
+    from srlib import papers
+    from srlib.models import names
+
+    for model in names():
+        number, label = srlib("train", model, "--table", "3")[2].strip().split(" --table ")[-1].split(" --row ")
+        assert papers.row(papers.paper_of(model), number, label.strip('"')).model == model
 
 
 def test_a_truncated_image_is_named(srlib, photographs):
