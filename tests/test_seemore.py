@@ -380,7 +380,7 @@ def test_order_swaps_the_experts_of_a_group() -> None:
     [
         {"groups": 0}, {"channels": 2.5}, {"order": "random"}, {"rme": "none"}, {"growth": "3^i"}, {"experts": 0},
         {"top_k": 4}, {"top_k": 0}, {"recursion": True}, {"shuffle": 1}, {"residual": True}, {"sme": "msa"},
-        {"kernel": 10}, {"scale": 8},
+        {"kernel": 10}, {"scale": 8}, {"experts": 40}, {"experts": 13}, {"experts": 10**9, "growth": "i+2"},
     ],
     ids=str,
 )  # fmt: skip

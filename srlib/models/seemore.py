@@ -23,6 +23,7 @@ SCALES = (2, 3, 4)
 RGB_MEAN = (0.4488, 0.4371, 0.4040)
 LARGE = 4096  # pixels of an image that is worth going through on its own, in strips
 STRIDE = 4  # side and stride of the recursive convolution of Equation 1
+LARGEST_RANK = 4096  # of an expert; more would be a mistake that fills the memory
 FUSED_MB_GROWTH = 16  # channels that ShuffleMixer's Fused-MBConv adds in its middle
 
 
@@ -33,7 +34,7 @@ class SeemoReConfig:
     ``scale``: 2, 3 or 4. ``groups``: number of residual groups N. ``channels``: width C. ``growth``: rank of expert i,
     the expressions as printed. ``experts``: number of low-rank experts, ``top_k`` of them used for an image.
     ``recursion``: steps t of Equation 1. ``kernel``: side of SEE's striped convolution, odd. Raises ``InputError`` for
-    any other value.
+    any other value, and where the largest rank is above 4096.
     """
 
     scale: int = 4
@@ -66,6 +67,10 @@ class SeemoReConfig:
             raise InputError(f"SeemoRe's kernel is {self.kernel}; give an odd number")
         if self.top_k > self.experts:
             raise InputError(f"SeemoRe's top_k {self.top_k} is more than its {self.experts} experts; give fewer")
+        if self.experts > LARGEST_RANK or self.ranks[-1] > LARGEST_RANK:
+            raise InputError(
+                f"SeemoRe's {self.experts} experts of growth {self.growth} have ranks above {LARGEST_RANK}; give fewer"
+            )
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -262,7 +267,7 @@ class SEE(nn.Module):
 
 
 class Conv2FormerBlock(nn.Module):
-    """The convolutional modulation of Conv2Former (Hou et al., 2022), in place of SEE (Table 10, "C2F").
+    """The convolutional modulation of Conv2Former (Hou et al., 2024), in place of SEE (Table 10, "C2F").
 
     As SEE, but with a full k x k depth-wise convolution and GELU on its branch alone. (B, C, H, W) in and out.
     """
