@@ -1,6 +1,7 @@
 """The book's settings, pages, notebooks, references and API pages fit together."""
 
 import importlib.util
+import inspect
 import json
 import pkgutil
 import re
@@ -129,6 +130,15 @@ def test_every_citation_is_in_the_bibliography() -> None:
     assert [(where, key) for where, key in cited if key not in entries] == []
 
 
+def test_the_models_date_papers_as_the_bibliography_does() -> None:
+    bibtex = pytest.importorskip("pybtex.database")
+    entries = bibtex.parse_file(str(BOOK / "refs.bib")).entries.values()
+    known = {(" ".join(entry.persons["author"][0].last_names), entry.fields.get("year")) for entry in entries}
+    for path in sorted((ROOT / "srlib" / "models").glob("*.py")):
+        for author, year in re.findall(r"\b(\w+) et al\., (?:[A-Z]+ )?(\d{4})", path.read_text()):
+            assert (author, year) in known, path.name
+
+
 def modules() -> list[str]:
     found = pkgutil.walk_packages(srlib.__path__, "srlib.")
     return [module.name for module in found if not module.name.rpartition(".")[2].startswith("_")]
@@ -144,6 +154,17 @@ def test_every_module_has_an_api_page() -> None:
     index = (BOOK / "api" / "index.md").read_text()
     for name, page in shown.items():
         assert page == "index" or f"{{doc}}`{name} <{page}>`" in index
+
+
+def test_api_pages_show_docstrings_of_ours_alone_and_nothing_leans_on_others() -> None:
+    """Sphinx passes over what has no docstring of its own: a network's ``forward``, which its class describes."""
+    assert config()["sphinx"]["config"]["autodoc_inherit_docstrings"] is False
+    for name in modules():
+        for thing in vars(importlib.import_module(name)).values():
+            if inspect.isclass(thing) and thing.__module__ == name and not thing.__name__.startswith("_"):
+                assert thing.__doc__, thing
+                methods = {key for key, value in vars(thing).items() if inspect.isfunction(value) and not value.__doc__}
+                assert {key for key in methods if not key.startswith("_")} <= {"forward"}, thing
 
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.relative_to(BOOK).as_posix())
