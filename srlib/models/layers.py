@@ -74,20 +74,20 @@ def fill_in_strips(result: Tensor, rows_of: Callable[[slice], Tensor], halo: int
 
 
 def enlarged_rows(x: Tensor, size: tuple[int, int], align_corners: bool) -> Callable[[slice], Tensor]:
-    """What ``x`` (B, C, h, w) becomes in a bilinear enlargement to ``size``, some rows at a time as they are asked for.
+    """What ``x`` (B, C, h, w) becomes in a bilinear enlargement to ``size``: some rows of it when they are asked for.
 
-    Enlarging is separable and linear: ``x`` is widened at once, and a matrix gives each row of the result from rows of
-    that.
+    Enlarging is separable and linear: a matrix gives each row of the result from rows that are widened first.
     """
     eye = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
     matrix = F.interpolate(eye[None], size[0], mode="linear", align_corners=align_corners)[0].T  # (H, h)
-    x = F.interpolate(x, (x.shape[2], size[1]), mode="bilinear", align_corners=align_corners)
-    x = x.permute(0, 2, 3, 1).flatten(2)  # (B, h, W C)
 
     def some(rows: slice) -> Tensor:
         near = matrix[rows].any(dim=0).nonzero().flatten()
         near = slice(int(near[0]), int(near[-1]) + 1)
-        return (matrix[rows, near] @ x[:, near]).unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
+        part = x[:, :, near]
+        wide = F.interpolate(part, (part.shape[2], size[1]), mode="bilinear", align_corners=align_corners)
+        lines = matrix[rows, near] @ wide.permute(0, 2, 3, 1).flatten(2)  # (B, rows, W C)
+        return lines.unflatten(2, (size[1], -1)).permute(0, 3, 1, 2)
 
     return some
 

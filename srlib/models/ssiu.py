@@ -24,8 +24,8 @@ HEADS = 4
 BLOCK = 8  # side of ESAM's blocks of queries
 HALO = 1  # what a block's keys and values reach beyond it on every side
 MULTIPLE = 2 * BLOCK  # images are padded to a multiple of this: pooling halves them, and blocks must fit
-STRIP = 16  # rows of a strip in the stages; even, as two convolutions look at other rows
-TAIL_STRIP = 4  # rows of a strip in the reconstruction, whose maps have up to 16 times the pixels
+STRIP = 32  # rows of a strip in the stages; even, as two convolutions look at other rows
+TILE = (16, 64)  # rows and columns that are reconstructed at once, to maps of up to 16 times the pixels
 LARGE = 4096  # pixels of an image that is worth going through on its own, in strips
 
 
@@ -137,10 +137,14 @@ class ESAM(nn.Module):
             self.LocalProp = nn.Sequential(conv3x3(config.channels, config.channels, groups=config.channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.attend(self.small(x))
         if not self.sparse:
-            return self.attend(x)
-        x = self.LocalProp(self.attend(F.max_pool2d(x, 2)))
-        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            return x
+        return F.interpolate(self.LocalProp(x), scale_factor=2, mode="bilinear", align_corners=True)
+
+    def small(self, x: Tensor) -> Tensor:
+        """What blocks are cut from."""
+        return F.max_pool2d(x, 2) if self.sparse else x
 
     def attend(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         """Self-attention of each block to its neighbourhood (Equation 17); ``rows`` as in ``MSGM``."""
@@ -159,16 +163,17 @@ class ESAM(nn.Module):
         x = x.unflatten(1, (HEADS, -1)).unfold(3, side, BLOCK).unfold(4, side, BLOCK)
         return x.permute(0, 3, 4, 1, 5, 6, 2)
 
-    def in_strips(self, x: Tensor) -> Callable[[slice], Tensor]:
-        """``forward`` some rows of blocks at a time: what comes back gives rows of the result; see
-        ``layers.strips_pay``."""
-        small = F.max_pool2d(x, 2) if self.sparse else x
-        y = torch.empty_like(small)
+    def in_strips(self, x: Tensor, size: tuple[int, int]) -> Callable[[slice], Tensor]:
+        """``forward`` some rows of blocks at a time, from what ``small`` makes of the input; see ``layers.strips_pay``.
+
+        What comes back gives rows of the result, which has the ``size``, when they are asked for.
+        """
+        y = torch.empty_like(x)
         for strip in strips(y, HALO, step=4 * BLOCK):
-            strip.out.copy_(self.attend(small[:, :, strip.rows], strip.ends_off))
+            strip.out.copy_(self.attend(x[:, :, strip.rows], strip.ends_off))
         if not self.sparse:
             return lambda rows: y[:, :, rows]
-        return enlarged_rows(self.LocalProp(y), x.shape[-2:], align_corners=True)
+        return enlarged_rows(self.LocalProp(y), size, align_corners=True)
 
 
 class Norm(nn.Module):
@@ -220,11 +225,13 @@ class SSReM(nn.Module):
 
         It works in the maps ``u`` and ``b`` and fills ``result``, which may be ``a``. Attention needs the whole of u.
         """
+        small = []
         for strip, of_b in zip(strips(u, 1, step=STRIP), strips(b, 1, step=STRIP), strict=True):
             near_u, near_b = self.observe(a[:, :, strip.rows], f[:, :, strip.rows], strip.ends_off)
             strip.out.copy_(near_u)
             of_b.out.copy_(near_b)
-        attended = self.s3.in_strips(u)
+            small.append(self.s3.small(near_u))
+        attended = self.s3.in_strips(torch.cat(small, dim=2), u.shape[-2:])
         for strip in strips(result, 2, step=STRIP):
             near = (t[:, :, strip.rows] for t in (u, b))
             strip.out.copy_(self.combine(*near, attended(strip.rows), strip.ends_off))
@@ -303,7 +310,7 @@ class SSIU(nn.Module):
         return self.tail(a + f)
 
     def add_in_strips(self, sr: Tensor, x: Tensor) -> None:
-        """Add the residual to ``sr``, image by image and a strip of rows at a time; see ``layers.strips_pay``."""
+        """Add the residual to ``sr``, image by image and in strips and tiles; see ``layers.strips_pay``."""
         for image, whole in zip(x.split(1), sr.split(1), strict=True):
             a = f = self.head(image)
             u, b, outputs = torch.empty_like(f), torch.empty_like(f), []
@@ -311,9 +318,10 @@ class SSIU(nn.Module):
                 if number % self.third == 0:
                     outputs.append(torch.empty_like(f))
                 a = stage.in_strips(a, f, u, b, outputs[-1])
-            for strip in strips(whole, 1, self.config.scale, TAIL_STRIP):
-                near = (t[:, :, strip.rows] for t in (f, *outputs))
-                strip.out.add_(self.reconstruct(next(near), list(near))[:, :, strip.inner])
+            for column in strips(whole.mT, 1, self.config.scale, TILE[1]):
+                for strip in strips(column.out.mT, 1, self.config.scale, TILE[0]):
+                    near = (t[:, :, strip.rows, column.rows] for t in (f, *outputs))
+                    strip.out.add_(self.reconstruct(next(near), list(near))[:, :, strip.inner, column.inner])
 
 
 def padded(x: Tensor) -> Tensor:
