@@ -446,10 +446,12 @@ def scatter(
     logx: bool = True,
     caption: str = "",
 ) -> Shown:
-    """Quality against complexity (SAFMN, Figure 1): for each label (x, y, size), the circle's area growing with size.
+    """Quality against complexity (SAFMN, Figure 1): for each label (x, y, size), circles of areas
+    proportional to size.
 
     ``models`` names the model whose colour a label gets; labels without one are drawn grey and hollow, as points that
-    are only quoted. ``sizes`` says what the circles stand for. Raises ``InputError`` for a point that isn't finite.
+    are only quoted, and last, so that none is hidden. ``printed`` puts dashed circles where a label's numbers
+    are printed. ``sizes`` says what the circles stand for. Raises ``InputError`` for a point that isn't finite.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -467,10 +469,11 @@ def scatter(
 
     def draw(axes: "Axes") -> None:
         def area(size: float) -> float:
-            return (40 + 700 * size / largest) * min(1, axes.figure.get_figwidth() / 6)
+            return 740 * size / largest * min(1, axes.figure.get_figwidth() / 6)
 
         radii = {}
-        for label, (across, up, size) in points.items():
+        for label in sorted(points, key=lambda label: (label not in owner, -points[label][2])):
+            across, up, size = points[label]
             ours = owner.get(label)
             edge = colour(ours) if ours else "#7a7a7a"
             radii[label] = math.sqrt(area(size)) / 2

@@ -206,6 +206,17 @@ def test_printed_circles_belong_to_points() -> None:
         viz.scatter(points, xlabel="x", ylabel="y", alt="a", printed={"T": (1.0, float("nan"), 1.0)})
 
 
+def test_circles_have_areas_in_proportion_and_none_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    axes, drawn = pytest.importorskip("matplotlib.axes").Axes, []
+    scatter = axes.scatter
+    monkeypatch.setattr(axes, "scatter", lambda self, *args, **kw: drawn.append(kw) or scatter(self, *args, **kw))
+    points = {"quoted": (1.0, 1.0, 800.0), "small": (1.0, 1.0, 200.0), "large": (1.0, 1.0, 400.0)}
+    viz.scatter(points, xlabel="x", ylabel="y", alt="a", models={"small": "seemore", "large": "safmn"})
+    one = drawn[:3]  # of the four drawings: light and dark, wide and narrow
+    assert [circle["s"] / one[1]["s"] for circle in one] == pytest.approx([2, 1, 4])
+    assert [circle["facecolor"] == "none" for circle in one] == [False, False, True]
+
+
 @pytest.mark.parametrize("values", [{}, {"1": {}}, {"1": {"a": 0.6, "b": 0.6}}, {"1": {"a": -0.1}}])
 def test_what_is_no_share_is_refused(values: dict[str, dict[str, float]]) -> None:
     with pytest.raises(InputError, match="no share|give shares"):
