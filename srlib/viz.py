@@ -446,7 +446,7 @@ def scatter(
     logx: bool = True,
     caption: str = "",
 ) -> Shown:
-    """Quality against complexity (SAFMN, Figure 1): for each label (x, y, size), circles of areas
+    """Quality against complexity (SAFMN, Figure 1): for each label (x, y, size), a circle whose area is
     proportional to size.
 
     ``models`` names the model whose colour a label gets; labels without one are drawn grey and hollow, as points that
@@ -477,8 +477,8 @@ def scatter(
             ours = owner.get(label)
             edge = colour(ours) if ours else "#7a7a7a"
             radii[label] = math.sqrt(area(size)) / 2
-            face = edge if ours else "none"
-            axes.scatter(across, up, s=area(size), facecolor=face, edgecolor=edge, alpha=0.85, linewidth=1.4, zorder=3)
+            face = (edge, 0.5) if ours else "none"
+            axes.scatter(across, up, s=area(size), facecolor=face, edgecolor=edge, linewidth=1.4, zorder=3)
         for across, up, size in rings.values():
             ink = axes.xaxis.label.get_color()
             axes.scatter(across, up, s=area(size), facecolor="none", edgecolor=ink, linestyle="--", zorder=4)
