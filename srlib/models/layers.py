@@ -21,19 +21,24 @@ def check_images(x: Tensor) -> None:
         raise InputError(f"a network got {count} images of {height} x {width} pixels; give at least one of 1 x 1")
 
 
-def strips_pay(module: nn.Module, x: Tensor) -> bool:
-    """Whether ``module`` may work on ``x`` a strip of rows at a time: in evaluation mode, without gradients, on a CPU,
-    and unwatched.
+def at_liberty(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``module`` may compute its result for ``x`` by a route of its own, made for a CPU: eagerly, unwatched.
 
-    A CPU spends longer on fetching fresh memory for large intermediate results than on filling it. A strip's stay in
-    the cache, and their memory is used again for the next strip. Training, tracing, compiling and other devices gain
-    nothing from it, and a forward hook anywhere inside should see whole feature maps.
+    Tracing and compiling should see the layers as they are, and a forward hook anywhere inside its whole feature maps.
     """
-    if module.training or torch.is_grad_enabled() or not x.is_cpu:
-        return False
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if not x.is_cpu or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     return not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def strips_pay(module: nn.Module, x: Tensor) -> bool:
+    """Whether ``module`` may work on ``x`` a strip of rows at a time: ``at_liberty``, in evaluation mode and without
+    gradients.
+
+    A CPU spends longer on fetching fresh memory for large intermediate results than on filling it. A strip's stay in
+    the cache, and their memory is used again for the next strip. Training and other devices gain nothing from it.
+    """
+    return not (module.training or torch.is_grad_enabled()) and at_liberty(module, x)
 
 
 class Strip(NamedTuple):

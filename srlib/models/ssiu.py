@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib.errors import InputError
-from srlib.models.layers import LayerNorm, check_images, enlarged_rows, strips, strips_pay
+from srlib.models.layers import LayerNorm, at_liberty, check_images, enlarged_rows, strips, strips_pay
 
 SCALES = (2, 3, 4)
 HEADS = 4
@@ -73,24 +73,16 @@ def conv3x3(channels: int, out: int, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, padding=1, groups=groups, padding_mode="reflect")
 
 
-class ToRGB(nn.Conv2d):
-    """The last 3x3 convolution, (B, C, H, W) to (B, 3, H, W), padded by reflection.
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution; as a linear layer where gradients are wanted, which a CPU computes faster so."""
 
-    Convolutions with so few outputs waste a CPU's wide registers. Where strips pay, all nine taps are one 1x1
-    convolution, 27 channels are padded in place of C, and the taps are summed where they meet.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 3, 3, padding=1, padding_mode="reflect")
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not strips_pay(self, x):
+        if not (x.is_cpu and torch.is_grad_enabled()):
             return super().forward(x)
-        taps = F.conv2d(x, self.weight.permute(2, 3, 0, 1).reshape(27, -1, 1, 1)).contiguous()
-        taps = F.pad(taps, (1, 1, 1, 1), mode="reflect").unflatten(1, (3, 3, 3))  # (B, 3, 3, RGB, H + 2, W + 2)
-        height, width = x.shape[-2:]
-        parts = (taps[:, i, j, :, i : i + height, j : j + width] for i in range(3) for j in range(3))
-        return sum(parts, start=self.bias[:, None, None])
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class MSGM(nn.Module):
@@ -102,13 +94,13 @@ class MSGM(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.project_in1 = nn.Conv2d(channels, channels, 1)
+        self.project_in1 = Pointwise(channels, channels)
         self.project_in2 = nn.Sequential(
-            nn.Conv2d(channels, channels, 1),
+            Pointwise(channels, channels),
             conv3x3(channels, channels, groups=channels),
-            nn.Conv2d(channels, channels, 1),
+            Pointwise(channels, channels),
         )
-        self.project_out = nn.Conv2d(channels, channels, 1)
+        self.project_out = Pointwise(channels, channels)
 
     def forward(self, x: Tensor, rows: slice = slice(None)) -> Tensor:
         narrow, spread, mix = self.project_in2
@@ -247,15 +239,48 @@ class MoEFS(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc_a = nn.Conv2d(channels, channels, 1)
-        self.fc_b = nn.Conv2d(channels, channels, 1)
-        self.fc_c = nn.Conv2d(channels, channels, 1)
-        self.fuse = nn.Conv2d(channels, channels, 1)
+        self.fc_a = Pointwise(channels, channels)
+        self.fc_b = Pointwise(channels, channels)
+        self.fc_c = Pointwise(channels, channels)
+        self.fuse = Pointwise(channels, channels)
 
     def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         gates = torch.stack([self.fc_a(a), self.fc_b(b), self.fc_c(c)]).softmax(0)  # (3, B, C, H, W)
         s = a * gates[0] + b * gates[1] + c * gates[2]
         return s + self.fuse(s)
+
+
+class Tail(nn.Sequential):
+    """The reconstruction (Figure 2): 1x1 convolution, pixel shuffle and GELU, twice for x4, and a 3x3 convolution.
+
+    (B, C, H, W) to (B, 3, scale H, scale W). A CPU in eager mode shuffles nothing before the end: a pixel's parts lie
+    side by side, as all is point-wise but the last sum. The 3x3 convolution's nine taps of three channels are one 1x1
+    convolution; they alone are shuffled and padded by reflection, and ``F.fold`` sums them where they meet.
+    """
+
+    def __init__(self, channels: int, scale: int) -> None:
+        steps = {2: (2,), 3: (3,), 4: (2, 2)}[scale]
+        enlarge = [(nn.Conv2d(channels, channels * r * r, 1), nn.PixelShuffle(r), nn.GELU()) for r in steps]
+        super().__init__(*[layer for step in enlarge for layer in step], conv3x3(channels, 3))
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not at_liberty(self, x):
+            return super().forward(x)
+        *enlarging, last = (layer for layer in self if isinstance(layer, nn.Conv2d))
+        batch, channels, height, width = x.shape
+        x = x.permute(0, 2, 3, 1)
+        for conv, r in zip(enlarging, self.steps, strict=True):
+            parts = (t.unflatten(0, (-1, r * r)).transpose(0, 1) for t in (conv.weight, conv.bias))  # (r r, C, ...)
+            weight, bias = (t.flatten(0, 1) for t in parts)
+            x = F.gelu(F.linear(x, weight.flatten(1), bias)).reshape(batch, height, -1, channels)  # (B, H, W r r, C)
+        taps = F.linear(x, last.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2))
+        taps = taps.reshape(batch, height, width, *(r for r in self.steps for _ in "ij"), -1)
+        rows, columns = range(3, taps.ndim - 1, 2), range(4, taps.ndim - 1, 2)
+        taps = taps.permute(0, -1, 1, *rows, 2, *columns).flatten(3 + len(rows)).flatten(2, 2 + len(rows))
+        taps = F.pad(taps, (1, 1, 1, 1), mode="reflect")  # (B, 27, scale H + 2, scale W + 2)
+        size = [side - 2 for side in taps.shape[-2:]]
+        return F.fold(taps.flatten(2), size, 3, padding=2) + last.bias[:, None, None]
 
 
 class SSIU(nn.Module):
@@ -274,9 +299,7 @@ class SSIU(nn.Module):
         self.body = nn.ModuleList(SSReM(config) for _ in range(config.stages))
         if config.moe_fs:
             self.moe = MoEFS(channels)
-        steps = {2: (2,), 3: (3,), 4: (2, 2)}[config.scale]
-        enlarge = [(nn.Conv2d(channels, channels * r * r, 1), nn.PixelShuffle(r), nn.GELU()) for r in steps]
-        self.tail = nn.Sequential(*[layer for step in enlarge for layer in step], ToRGB(channels))
+        self.tail = Tail(channels, config.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
