@@ -94,7 +94,7 @@ RECIPES = {
 
 SMOKE = "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"
 SHORT = "a fair, small training: about ten minutes on a data-centre GPU"
-SLOWER = {"seemore-t": 650, "ssiu": 500}
+SLOWER = {"seemore-t": 650, "ssiu": 300}
 BUDGETS = {
     "smoke": Budget("smoke", 800, 120, batch=4, patch=32, ema_decay=0.95, meaning=SMOKE, slower=SLOWER),
     "short": Budget("short", 20_000, 5_000, batch=32, patch=64, ema_decay=0.999, meaning=SHORT),
