@@ -99,7 +99,7 @@ def macs(config: SAFMNConfig, lr_size: tuple[int, int], counted: int, printed: D
 def not_run(number: int | str, row: str, dataset: str, metric: str) -> str:
     """Why a printed cell has no number of ours."""
     if number == 1 and row == "Bicubic":
-        return f"needs a record of {dataset}, made by `srlib evaluate bicubic --luma --data {dataset}`"
+        return f"needs a record of {dataset}, made by: srlib evaluate bicubic --luma --data {dataset}"
     if number in (1, 2) and row not in OURS:
         return "peer, as printed"
     if metric in ("time", "gpu_memory", "runtime"):

@@ -147,7 +147,7 @@ def not_run(number: int | str, row: str, dataset: str, metric: str) -> str:
     if number == 15:
         return "needs RealSRSet, DIV2K type I and II, and a fine-tuning on DF2K_OST"
     if row == "Bicubic":
-        return f"needs a record of {dataset}, made by `srlib evaluate bicubic --luma --data {dataset}`"
+        return f"needs a record of {dataset}, made by: srlib evaluate bicubic --luma --data {dataset}"
     if number in PEERS and not row.startswith("SeemoRe"):
         return "peer, as printed"
     if metric in ("time", "gpu_memory"):
