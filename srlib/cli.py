@@ -99,6 +99,8 @@ def train(
     if table is not None and not papers.rows(papers.paper_of(model), table):
         known = ", ".join(dict.fromkeys(number for number, _ in ablations(model)))
         raise InputError(f"table {table} of {papers.paper_of(model)} has no row to train; choose a table of: {known}")
+    if ablation and (table is not None or fine_tune):
+        raise InputError("a table's row and a fine-tuning have that length already: leave --ablation out")
     if fine_tune and (table is not None or scale is not None):
         raise InputError("--fine-tune goes on with the record's own network and scale: leave --table and --scale out")
     start = read_run(fine_tune, runs, model) if fine_tune else None
@@ -341,8 +343,8 @@ def speed(
     threads = min(2, processors) if threads is None else threads
     if threads < 1:
         raise InputError(f"{threads} threads cannot compute: give --threads 1 or more")
-    if threads > processors:
-        raise InputError(f"{threads} threads on {processors} processors: give --threads {processors} or fewer")
+    if threads > max(2, processors):  # two are the yardstick's condition, on any machine
+        raise InputError(f"{threads} threads on {processors} processors: give --threads {max(2, processors)} or fewer")
     where = engine.pick_device(device)
     torch.set_num_threads(threads)
     network = create(model, scale).to(where)

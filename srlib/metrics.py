@@ -219,8 +219,9 @@ PROTOCOLS: dict[str, Protocol] = {
             name="ssiu",
             about="SSIU's released evaluation neither clamps nor rounds the output, cuts a border of scale pixels and"
             " rounds the means up. An error in its luma multiplies the offset by 255, so that luma lies in 4080..4299:"
-            " SSIM's luminance term is then close to 1 whatever the images are, and its single-precision variances,"
-            " differences of numbers near 17 million, are off by units. Luma itself is in double precision here, in"
+            " SSIM's luminance term is then close to 1 whatever the images are. Its single-precision window sums to a"
+            " little less than 1, which adds about 1 to every variance, and as variances are differences of numbers"
+            " near 17 million, digits are lost. Luma itself is in double precision here, in"
             " single there, which moves SSIM by 0.0002 or less.",
             luma_offset=16.0 * 255,
             clamp=False,

@@ -1,4 +1,4 @@
-"""What two papers share: the layer norm over channels, the check of a network's input, and work done in strips."""
+"""What papers share: the layer norm over channels, the check of a network's input, and work done in strips."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def check_images(x: Tensor) -> None:
 def at_liberty(module: nn.Module, x: Tensor) -> bool:
     """Whether ``module`` may compute its result for ``x`` by a route of its own, made for a CPU: eagerly, unwatched.
 
-    Tracing and compiling should see the layers as they are, and a forward hook anywhere inside its whole feature maps.
+    Tracing and compiling should see the layers as they are, and a hook anywhere inside its whole feature maps.
     """
     if not x.is_cpu or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
-    return not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return not any(getattr(part, kind) for part in module.modules() for kind in hooks)
 
 
 def strips_pay(module: nn.Module, x: Tensor) -> bool:

@@ -74,13 +74,13 @@ def conv3x3(channels: int, out: int, groups: int = 1) -> nn.Conv2d:
 
 
 class Pointwise(nn.Conv2d):
-    """A 1x1 convolution; as a linear layer where gradients are wanted, which a CPU computes faster so."""
+    """A 1x1 convolution; as a linear layer where gradients are wanted on a CPU, which computes them faster so."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__(channels, out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (x.is_cpu and torch.is_grad_enabled()):
+        if not (torch.is_grad_enabled() and at_liberty(self, x)):
             return super().forward(x)
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
@@ -207,7 +207,7 @@ class SSReM(nn.Module):
         return a[:, :, rows] + self.s1(a, rows) + f[:, :, rows], self.s2(a, rows)
 
     def combine(self, u: Tensor, b: Tensor, attended: Tensor, rows: slice = slice(None)) -> Tensor:
-        """Steps S3.a, given ESAM(u), and S3.b and what follows; of ``rows``, as in ``MSGM``, there are two."""
+        """Steps S3.a, given ESAM(u), and S3.b and what follows; ``rows`` are cut off twice, after each of two MSGMs."""
         v = attended + u
         a = self.s4(v - b if self.s3b == "v-b" else v + b, rows) + b[:, :, rows]
         return self.ffn(a, rows) + a[:, :, rows]
