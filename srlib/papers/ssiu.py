@@ -178,7 +178,7 @@ DIFFERENCES = (
         "release", "Luma in the evaluation", "SSIM on the Y channel", "protocol ssiu: the offset is 16 times 255",
         "Images in [0, 1] are divided by 255 once more before the offset is added, and the sum is multiplied by 255: "
         "luma lies in 4080 to 4299, not 16 to 235. PSNR, of differences, doesn't notice. SSIM's luminance term is then "
-        "close to 1 whatever the images are. In single precision its window sums to a bit less than 1, which adds to every "
+        "close to 1 whatever the images are. In single precision its window sums to less than 1, which adds to every "
         "variance of such numbers, and digits are lost.",
         "On plain bicubic images of Set5 it raises SSIM by 0.001 to 0.004, more at larger scales. The printed SSIM on "
         "Set5 leads the best peer's by 0.0015, 0.0019 and 0.0033 at x2, x3 and x4, the PSNR by 0.02, 0.02 and 0.01 dB. "
