@@ -1,0 +1,498 @@
+"""MoEISR: mixture-of-experts implicit super-resolution (Oh et al.), on LIIF (Chen et al., 2021) and LTE (Lee and Jin,
+2022).
+
+One network serves every scale: an encoder turns the LR image into features z (Equation 1), and a decoder, an MLP,
+answers for each output pixel from the features of an LR pixel nearby and the way from there (Equation 2). MoEISR has
+several decoders, the experts, of different depths, and a mapper that sends each LR pixel to one of them (Equations 3 to
+5). With one expert it is its backbone, LIIF or LTE, under whose released names its weights are kept.
+
+MoEISR has no released code. What its paper leaves open is chosen here, and named in the ledger of ``srlib.papers``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Literal, NamedTuple, get_args, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srlib.errors import InputError
+from srlib.models.encoders import ENCODERS
+from srlib.models.layers import check_images
+
+CHANNELS = 64  # width of every encoder's features
+FREQUENCIES = 256  # LTE's coefficients and frequencies of an LR pixel; experts of any width read them
+MAPPER_WIDTH = 24  # not printed; what the printed multiply-adds come closest to
+LARGEST_TRAINED = 4  # LTE: the cell of a larger scale is taken for that of this one
+STEP = 1e-6  # what LIIF adds to a neighbour's place, so that none lies on the border between two LR pixels
+CACHED = 16_384  # queries at once on a CPU: their features stay in its cache
+AT_ONCE = 1 << 20  # and at most on other devices
+FREE_SHARE = 4  # a quarter of the free memory may be taken for queries
+
+
+@dataclass(frozen=True)
+class MoEISRConfig:
+    """Every choice that MoEISR and its backbones make or ablate; the defaults are MoEISR(LIIF)-b with EDSR-baseline.
+
+    ``depths``: layers of each expert, from shallow to deep; one depth is the backbone itself, without a mapper.
+    ``hidden``: width of the experts, 256 (-b) or 128 (-s). ``mapper_layers``: 3x3 convolutions of the mapper.
+    ``temperature``: tau of the Gumbel softmax. ``unfold``, ``ensemble`` and ``cell`` are LIIF's feature unfolding,
+    local ensemble and cell decoding; LTE has no unfolding to leave out. Raises ``InputError`` for any other value.
+    """
+
+    decoder: Literal["liif", "lte"] = "liif"
+    encoder: Literal["edsr", "rdn", "swinir"] = "edsr"
+    depths: tuple[int, ...] = (2, 3, 4, 5)
+    hidden: int = 256
+    mapper_layers: int = 5
+    temperature: float = 1.0
+    unfold: bool = True
+    ensemble: bool = True
+    cell: bool = True
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        if isinstance(self.depths, list):  # as JSON has it
+            object.__setattr__(self, "depths", tuple(self.depths))
+        for field in fields(self):
+            value, kind = getattr(self, field.name), kinds[field.name]
+            if kind is bool and not isinstance(value, bool):
+                raise InputError(f"MoEISR's {field.name} is {value!r}; give True or False")
+            if kind is int and not _whole(value, 1):
+                raise InputError(f"MoEISR's {field.name} is {value!r}; give a whole number from 1 up")
+            if get_args(kind) and field.name != "depths" and value not in get_args(kind):
+                raise InputError(f"MoEISR's {field.name} is {value!r}; choose one of: {', '.join(get_args(kind))}")
+        if not (isinstance(self.depths, tuple) and self.depths and all(_whole(depth, 2) for depth in self.depths)):
+            raise InputError(f"MoEISR's depths are {self.depths!r}; give one or more whole numbers from 2 up")
+        if list(self.depths) != sorted(set(self.depths)):
+            raise InputError(f"MoEISR's depths are {self.depths!r}; give each once, from shallow to deep")
+        temperature = self.temperature
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+            raise InputError(f"MoEISR's temperature is {temperature!r}; give a number above 0")
+        if self.decoder == "lte" and not self.unfold:
+            raise InputError("LTE has no feature unfolding to leave out; give unfold=True")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _configs() -> dict[str, MoEISRConfig]:
+    usual = {"liif": (2, 3, 4, 5), "lte": (2, 3, 4)}
+    found = {}
+    for decoder, encoder in product(usual, get_args(get_type_hints(MoEISRConfig)["encoder"])):
+        depths = usual[decoder]
+        found[f"{decoder}-{encoder}"] = MoEISRConfig(decoder, encoder, depths[-1:])
+        for size, hidden in (("b", 256), ("s", 128)):
+            found[f"moeisr-{decoder}-{size}-{encoder}"] = MoEISRConfig(decoder, encoder, depths, hidden)
+    return found
+
+
+CONFIGS = _configs()
+
+
+def decoder_macs(config: MoEISRConfig) -> tuple[int, ...]:
+    """Multiply-adds of one query of each expert as the paper's tables count them: the MLP's, all layers at every query.
+
+    Each output pixel makes four queries with the local ensemble, else one.
+    """
+    width = config.hidden
+    return tuple(inputs(config) * width + (depth - 2) * width**2 + 3 * width for depth in config.depths)
+
+
+def executed_macs(config: MoEISRConfig) -> tuple[int, tuple[int, ...]]:
+    """Multiply-adds of the decoder as this file computes it: those of one LR pixel, and of one query of each expert.
+
+    An LR pixel is sent to one expert. LIIF's first layer is computed there but for the two relative coordinates, and
+    LTE's coefficients and frequencies are, which the paper does not count. The mapper's come on top.
+    """
+    width, (kernel, first) = config.hidden, (9, 2)
+    if config.decoder == "liif":
+        pixel = (9 if config.unfold else 1) * CHANNELS * width
+        first *= width
+    else:
+        pixel = 2 * kernel * CHANNELS * FREQUENCIES
+        first = FREQUENCIES + FREQUENCIES * width  # the frequencies' products with the coordinates come first
+    return pixel, tuple(first + (depth - 2) * width**2 + 3 * width for depth in config.depths)
+
+
+def mapper_macs(config: MoEISRConfig) -> int:
+    """Multiply-adds of the mapper at one LR pixel; 0 for a backbone, which has none."""
+    if len(config.depths) == 1:
+        return 0
+    widths = _mapper_widths(config)
+    return sum(9 * a * b for a, b in zip(widths, widths[1:], strict=False))
+
+
+def inputs(config: MoEISRConfig) -> int:
+    """How many numbers an expert's first layer reads."""
+    if config.decoder == "lte":
+        return FREQUENCIES
+    return (9 if config.unfold else 1) * CHANNELS + 2 + 2 * config.cell
+
+
+def _mapper_widths(config: MoEISRConfig) -> list[int]:
+    return [CHANNELS, *[MAPPER_WIDTH] * (config.mapper_layers - 1), len(config.depths)]
+
+
+class MLP(nn.Module):
+    """A decoder: ``depth`` linear layers with ReLU between them, from ``inputs`` numbers to R, G and B in [-1, 1]."""
+
+    def __init__(self, inputs: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        widths = [inputs, *[hidden] * (depth - 1), 3]
+        steps = [(nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in zip(widths, widths[1:], strict=False)]
+        self.layers = nn.Sequential(*[layer for step in steps for layer in step][:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """What the MLP puts out, from what its first layer does; ``x`` is overwritten."""
+        return self.layers[1:](x)
+
+
+class Mapper(nn.Sequential):
+    """The mapper M (Equation 3): 3x3 convolutions with ReLU between them, from features to a score for each expert.
+
+    (B, 64, h, w) to (B, J, h, w). The softmax over J comes after it, with or without Gumbel's noise.
+    """
+
+    def __init__(self, config: MoEISRConfig) -> None:
+        widths = _mapper_widths(config)
+        steps = [(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)]
+        super().__init__(*[layer for step in steps for layer in step][:-1])
+
+
+class Answers(NamedTuple):
+    """What a network answers to queries: ``rgb`` (B, Q, 3) in [-1, 1], and ``gates`` (B, J, h, w), the weight of each
+    expert at each LR pixel, None where there is one expert."""
+
+    rgb: Tensor
+    gates: Tensor | None
+
+
+class Queries(NamedTuple):
+    """Queries of n output pixels, each to D neighbours among the LR pixels (4 in a local ensemble, else 1).
+
+    ``pixel`` (D, n): the neighbour's place among all LR pixels of the batch. ``way`` (D, n, 2): down and right from its
+    centre to the output pixel's, in LR pixels. ``weight`` (D, n): the share of its answer; they sum to 1.
+    """
+
+    pixel: Tensor
+    way: Tensor
+    weight: Tensor
+
+
+class MoEISR(nn.Module):
+    """The framework (Section 3.2, Figure 2): encoder, mapper, experts, and who asks whom; LIIF and LTE do the rest.
+
+    ``forward(x, size=(H, W))`` maps RGB images (B, 3, h, w) in [0, 1] to (B, 3, H, W), not clamped, at any size and any
+    scale, by axis; each LR pixel is answered for by its likeliest expert alone (Equation 4). With ``coord`` (B, Q, 2),
+    places of output pixels as (y, x) in [-1, 1], and ``cell`` (B, 2), an output pixel's height and width in the same
+    units, it gives ``Answers``: all experts at every query, weighted by the gates (Equation 5), which are Gumbel
+    softmax in training mode and one-hot in evaluation mode. Raises ``InputError`` for a tensor of another shape, and
+    unless ``size`` or both of the others are given.
+    """
+
+    def __init__(self, config: MoEISRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ENCODERS[config.encoder]()
+        experts = [MLP(inputs(config), config.hidden, depth) for depth in config.depths]
+        if len(experts) == 1:
+            self.imnet = experts[0]
+        else:
+            self.mapper = Mapper(config)
+            self.experts = nn.ModuleList(experts)
+
+    def forward(
+        self, x: Tensor, size: Sequence[int] | None = None, *, coord: Tensor | None = None, cell: Tensor | None = None
+    ) -> Tensor | Answers:
+        check_images(x)
+        x = (x - 0.5) / 0.5
+        if size is not None and coord is None and cell is None:
+            return 0.5 * self.enlarge(x, _checked(size)) + 0.5
+        if size is None and coord is not None and cell is not None:
+            return self.answer(x, coord, cell)
+        raise InputError("the network was asked for nothing, or two things; give size, or coord and cell")
+
+    @property
+    def decoders(self) -> Sequence[MLP]:
+        """The experts, from shallow to deep."""
+        return self.experts if len(self.config.depths) > 1 else (self.imnet,)
+
+    def expert_map(self, x: Tensor) -> Tensor:
+        """Which expert answers for each LR pixel of images (B, 3, h, w) in [0, 1]: (B, h, w), 0 for the shallowest."""
+        check_images(x)
+        return self.choices(self.encoder((x - 0.5) / 0.5))
+
+    def choices(self, z: Tensor) -> Tensor:
+        """The likeliest expert at each pixel of features z (Equation 4): (B, h, w)."""
+        if len(self.config.depths) == 1:
+            return z.new_zeros(z[:, 0].shape, dtype=torch.long)
+        return self.mapper(z).argmax(1)
+
+    # --- queries ------------------------------------------------------------------------------------------------------
+
+    def neighbours(self, place: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Along one axis of ``side`` LR pixels: the neighbours of places in [-1, 1], their numbers and the ways from
+        their centres in LR pixels, (2, ...) each, or (1, ...) without the local ensemble."""
+        steps = [step / side + STEP for step in (-1, 1)] if self.config.ensemble else [0.0]
+        near = torch.stack([place + step for step in steps]).clamp_(-1 + STEP, 1 - STEP)
+        number = (((near + 1) * side - 1) / 2).round().long()
+        return number, (place - _centres(number, side)) * side
+
+    def grid(self, lr: tuple[int, int], hr: tuple[int, int], device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
+        """``neighbours`` of all rows and of all columns of an output image."""
+        axes = []
+        for small, large in zip(lr, hr, strict=True):
+            axes.append(self.neighbours(_centres(torch.arange(large, device=device), large), small))
+        return tuple(axes)
+
+    @staticmethod
+    def queries(
+        rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], width: int, first: Tensor | int
+    ) -> Queries:
+        """The queries of output pixels whose neighbours along both axes, (2, n) each, are given; ``width`` is that of
+        the LR image, and ``first`` the place of its first pixel. A neighbour's share is the area of the rectangle
+        opposite to it."""
+        (y, down), (x, right) = rows, columns
+        pixel = (first + y[:, None] * width + x).flatten(0, 1)
+        way = torch.stack(torch.broadcast_tensors(down[:, None], right), -1).flatten(0, 1)
+        area = (way[..., 0] * way[..., 1]).abs() + 1e-9
+        return Queries(pixel, way, area.flip(0) / area.sum(0))
+
+    # --- inference: experts only where they are chosen ----------------------------------------------------------------
+
+    def enlarge(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images in [-1, 1] to ``size``: each LR pixel's part once, then queries, grouped by expert, some at a time."""
+        z = self.encoder(x)
+        height, width = z.shape[-2:]
+        chosen = self.choices(z).flatten()
+        table = self.table(z, chosen)
+        cell = z.new_tensor([2 * height / size[0], 2 * width / size[1]])  # in LR pixels, twice: LIIF's measure
+        rows, columns = self.grid((height, width), size, z.device)
+        enlarged = []
+        for number in range(len(x)):
+            parts = []
+            for some in self.portions(size[0] * size[1], z):
+                y, x_ = some // size[1], some % size[1]
+                near = tuple(one[:, y] for one in rows), tuple(one[:, x_] for one in columns)
+                asked = self.queries(*near, width, number * height * width)
+                rgb = self.ask(table, chosen, asked, cell)  # (D, n, 3)
+                parts.append((rgb * asked.weight[..., None]).sum(0))
+            enlarged.append(torch.cat(parts).T.unflatten(1, size))
+        return self.finish(torch.stack(enlarged), x)
+
+    def ask(self, table: Tensor, chosen: Tensor, asked: Queries, cell: Tensor) -> Tensor:
+        """The answers (D, n, 3) to queries, each from the expert of the LR pixel that is asked."""
+        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1)
+        if len(self.config.depths) == 1:
+            rgb = self.decoders[0].after_first(self.first(0, table[pixel], way, cell))
+            return rgb.unflatten(0, asked.pixel.shape)
+        expert = chosen[pixel]
+        groups = [(expert == j).nonzero()[:, 0] for j in range(len(self.config.depths))]
+        rgb = torch.cat(
+            [
+                self.decoders[j].after_first(self.first(j, table[pixel[group]], way[group], cell))
+                for j, group in enumerate(groups)
+            ]
+        )
+        order = torch.cat(groups)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return rgb[back].unflatten(0, asked.pixel.shape)
+
+    def portions(self, pixels: int, z: Tensor) -> Iterator[Tensor]:
+        """The numbers of an image's output pixels, as many at a time as memory has room for."""
+        row = 4 * max(self.config.hidden, inputs(self.config)) * z.element_size()  # a query's features, and copies
+        room = max(1, _free_memory(z.device) // FREE_SHARE // row)
+        step = max(1, min(room, CACHED if z.is_cpu else AT_ONCE) // (4 if self.config.ensemble else 1))
+        for start in range(0, pixels, step):
+            yield torch.arange(start, min(start + step, pixels), device=z.device)
+
+    # --- training: all experts at all queries -------------------------------------------------------------------------
+
+    def answer(self, x: Tensor, coord: Tensor, cell: Tensor) -> Answers:
+        """The answers of all experts to queries, weighted by the gates: Equation 5, and in evaluation mode 4."""
+        batch = len(x)
+        if coord.ndim != 3 or coord.shape[::2] != (batch, 2) or cell.shape != (batch, 2):
+            raise InputError(
+                f"queries have coord of shape {tuple(coord.shape)} and cell of shape {tuple(cell.shape)} for {batch} "
+                f"images; give ({batch}, queries, 2) and ({batch}, 2)"
+            )
+        z = self.encoder(x)
+        height, width = z.shape[-2:]
+        coord, cell = coord.float(), cell.float()
+        near = [self.neighbours(coord[..., axis].flatten(), z.shape[2 + axis]) for axis in (0, 1)]
+        image = torch.arange(batch, device=x.device).repeat_interleave(coord.shape[1])
+        asked = self.queries(*near, width, image * height * width)
+        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1)
+        cells = (cell * cell.new_tensor([height, width]))[image].repeat(len(asked.pixel), 1)  # (D B Q, 2)
+        gates = self.gates(z)
+        shares = None if gates is None else gates.permute(0, 2, 3, 1).flatten(0, 2)[pixel]  # (D B Q, J)
+        rgb: Tensor | None = None
+        for j, table in enumerate(self.tables(z)):
+            one = self.decoders[j].after_first(self.first(j, table[pixel], way, cells))
+            one = one if shares is None else shares[:, j : j + 1] * one
+            rgb = one if rgb is None else rgb + one
+        assert rgb is not None
+        mixed = (rgb.unflatten(0, asked.pixel.shape) * asked.weight[..., None]).sum(0)
+        return Answers(self.finish_at(mixed.unflatten(0, coord.shape[:2]), x, coord), gates)
+
+    def gates(self, z: Tensor) -> Tensor | None:
+        """Each expert's weight at each LR pixel, (B, J, h, w): Gumbel softmax (Equation 5), or one-hot; None where
+        there is one expert."""
+        if len(self.config.depths) == 1:
+            return None
+        if self.training:
+            return F.gumbel_softmax(self.mapper(z), tau=self.config.temperature, dim=1)
+        return F.one_hot(self.choices(z), len(self.config.depths)).permute(0, 3, 1, 2).to(z.dtype)
+
+    # --- what a backbone fills in -------------------------------------------------------------------------------------
+
+    def table(self, z: Tensor, chosen: Tensor) -> Tensor:
+        """What an LR pixel has for its queries, by its chosen expert: (B h w, C)."""
+        raise NotImplementedError
+
+    def tables(self, z: Tensor) -> Iterator[Tensor]:
+        """The same for every expert."""
+        raise NotImplementedError
+
+    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
+        """What an expert's first layer puts out for queries: from their rows of a table, their ways (n, 2) and the cell
+        (2) or cells (n, 2), in LR pixels, twice."""
+        raise NotImplementedError
+
+    def finish(self, image: Tensor, x: Tensor) -> Tensor:
+        """The whole output image in [-1, 1], from the answers."""
+        return image
+
+    def finish_at(self, rgb: Tensor, x: Tensor, coord: Tensor) -> Tensor:
+        """The same at some places (B, Q, 2)."""
+        return rgb
+
+
+class LIIF(MoEISR):
+    """MoEISR on the local implicit image function, or that itself: an expert reads the 3x3 features around an LR pixel,
+    the way from it, and the cell.
+
+    The first layer is linear in the features: its part in them is computed once for each LR pixel, as a 3x3
+    convolution, and no query sees them unfolded.
+    """
+
+    def parts(self, expert: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The first layer's weights of features, of the way and of the cell: (hidden, 64, 3, 3), (hidden, 2) twice."""
+        side = 3 if self.config.unfold else 1
+        weight = self.decoders[expert].layers[0].weight
+        features, rest = weight[:, : CHANNELS * side**2], weight[:, CHANNELS * side**2 :]
+        return features.unflatten(1, (CHANNELS, side, side)), rest[:, :2], rest[:, 2:] if self.config.cell else None
+
+    def tables(self, z: Tensor) -> Iterator[Tensor]:
+        for j, decoder in enumerate(self.decoders):
+            weight = self.parts(j)[0]
+            first = F.conv2d(z, weight, decoder.layers[0].bias, padding=weight.shape[-1] // 2)
+            yield first.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def table(self, z: Tensor, chosen: Tensor) -> Tensor:
+        if len(self.config.depths) == 1:
+            return next(self.tables(z))
+        batch, _, height, width = z.shape
+        margin = 1 if self.config.unfold else 0
+        padded = F.pad(z, (margin,) * 4).permute(0, 2, 3, 1).flatten(0, 2)  # ((B (h + 2) (w + 2)), 64)
+        wide = width + 2 * margin
+        around = [y * wide + x for y, x in product(range(2 * margin + 1), repeat=2)]
+        place = torch.arange(batch * height * width, device=z.device)
+        corner = place + place // width * 2 * margin + place // (height * width) * 2 * margin * wide
+        groups, rows = [(chosen == j).nonzero()[:, 0] for j in range(len(self.config.depths))], []
+        for j, group in enumerate(groups):
+            weight, bias = self.parts(j)[0].permute(0, 2, 3, 1).flatten(1), self.decoders[j].layers[0].bias
+            for some in group.split(CACHED):
+                unfolded = padded[corner[some][:, None] + corner.new_tensor(around)]  # (n, 9, 64)
+                rows.append(F.linear(unfolded.flatten(1), weight, bias))
+        back = torch.empty_like(place)
+        back[torch.cat(groups)] = place
+        return torch.cat(rows)[back]
+
+    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
+        _, of_way, of_cell = self.parts(expert)
+        if of_cell is not None:
+            rows = rows + F.linear(cell, of_cell)
+        return rows + F.linear(way, of_way)
+
+
+class LTE(MoEISR):
+    """MoEISR on the local texture estimator, or that itself: an expert reads 128 cosines and 128 sines, whose
+    amplitudes and frequencies come from an LR pixel's features and whose phases come from the cell.
+
+    What it puts out is added to the LR image, enlarged by bilinear interpolation.
+    """
+
+    def __init__(self, config: MoEISRConfig) -> None:
+        super().__init__(config)
+        self.coef = nn.Conv2d(CHANNELS, FREQUENCIES, 3, padding=1)
+        self.freq = nn.Conv2d(CHANNELS, FREQUENCIES, 3, padding=1)
+        if config.cell:
+            self.phase = nn.Linear(2, FREQUENCIES // 2, bias=False)
+
+    def table(self, z: Tensor, chosen: Tensor) -> Tensor:
+        return torch.cat([self.coef(z), self.freq(z)], 1).permute(0, 2, 3, 1).flatten(0, 2)
+
+    def tables(self, z: Tensor) -> Iterator[Tensor]:
+        shared = self.table(z, torch.empty(0))
+        for _ in self.decoders:
+            yield shared
+
+    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
+        return self.decoders[expert].layers[0](self.texture(rows, way, cell))
+
+    def texture(self, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
+        """Cosines and sines of pi (frequency . way + phase), times the amplitudes: (n, 256)."""
+        amplitude, frequency = rows.chunk(2, -1)
+        angle = (frequency.unflatten(-1, (-1, 2)) * way[:, None]).sum(-1)  # rows' and columns' frequencies in turns
+        if self.config.cell:
+            angle = angle + self.phase(cell.clamp(min=2 / LARGEST_TRAINED))
+        angle = math.pi * angle
+        return amplitude * torch.cat([angle.cos(), angle.sin()], -1)
+
+    def finish(self, image: Tensor, x: Tensor) -> Tensor:
+        return image + F.interpolate(x, image.shape[-2:], mode="bilinear", align_corners=False)
+
+    def finish_at(self, rgb: Tensor, x: Tensor, coord: Tensor) -> Tensor:
+        near = F.grid_sample(x, coord.flip(-1)[:, :, None], padding_mode="border", align_corners=False)  # (B, 3, Q, 1)
+        return rgb + near[..., 0].mT
+
+
+def build(config: MoEISRConfig) -> MoEISR:
+    """The network of a configuration, on the backbone that it names."""
+    return {"liif": LIIF, "lte": LTE}[config.decoder](config)
+
+
+def _checked(size: Sequence[int]) -> tuple[int, int]:
+    """A size of an output image as a pair; raises ``InputError`` for any other value."""
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(_whole(side, 1) for side in size):
+        raise InputError(f"size {size!r} is not a height and a width in pixels; give two whole numbers above 0")
+    return size[0], size[1]
+
+
+def _centres(number: Tensor, side: int) -> Tensor:
+    """The centres in [-1, 1] of pixels along an axis of ``side``, rounded as LIIF rounds them: beyond the last LR
+    pixel's centre, both neighbours are that pixel, and their shares hang on the last digit."""
+    return -1 + 1 / side + 2 / side * number.float()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # a system that does not say
+        return 1 << 30
