@@ -5,16 +5,41 @@ import torch
 from torch import nn
 
 from srlib.errors import InputError
-from srlib.models import create, names
+from srlib.models import create, names, takes_scale
 from srlib.models.layers import LayerNorm, fill_in_strips, strips, strips_pay
+from srlib.models.moeisr import CONFIGS, MoEISRConfig
 from srlib.models.safmn import SAFMNConfig
 
+FIXED = [name for name in names() if takes_scale(name)]
+ANY = [name for name in names() if not takes_scale(name)]
 
-@pytest.mark.parametrize("name", names())
+
+@pytest.mark.parametrize("name", FIXED)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_every_name_enlarges_by_its_scale(name: str, scale: int) -> None:
     with torch.inference_mode():
         assert create(name, scale).eval()(torch.rand(1, 3, 8, 11)).shape == (1, 3, 8 * scale, 11 * scale)
+
+
+@pytest.mark.parametrize("name", [name for name in ANY if name.endswith("edsr")])
+def test_every_other_name_enlarges_to_any_size(name: str) -> None:
+    with torch.inference_mode():
+        assert create(name).eval()(torch.rand(1, 3, 8, 11), size=(19, 40)).shape == (1, 3, 19, 40)
+
+
+def test_names_for_every_scale_are_moeisr_and_its_backbones() -> None:
+    assert ANY == sorted(CONFIGS) and len(ANY) == 18
+    assert FIXED == ["safmn", "seemore-b", "seemore-l", "seemore-t", "ssiu"]
+
+
+def test_a_network_for_every_scale_takes_none() -> None:
+    tiny = MoEISRConfig(depths=(2, 3), hidden=8)
+    assert create("moeisr-liif-b-edsr", config=tiny).config == tiny
+    with pytest.raises(InputError, match=r"got scale 4: leave it out.*size=") as error:
+        create("liif-edsr", 4)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"got none: give it, as in create\('safmn', 4\)"):
+        create("safmn")
 
 
 def test_config_is_used_and_its_scale_replaced() -> None:
@@ -84,7 +109,7 @@ def test_filling_in_strips_gives_the_whole_result(height: int) -> None:
         torch.testing.assert_close(result, conv(x), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", FIXED)
 def test_strips_keep_the_kind_of_number_under_autocast(name: str) -> None:
     model, x = create(name, 4).eval(), torch.rand(1, 3, 64, 70)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

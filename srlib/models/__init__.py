@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from typing import Any
 
@@ -10,14 +10,19 @@ from torch import nn
 
 from srlib.errors import InputError
 
-# name -> (the module that builds it, its network); a module is imported when its network is created. Its CONFIGS holds
-# the configuration of each name.
+# name -> (the module that builds it, what builds it there); a module is imported when its network is created. Its
+# CONFIGS holds the configuration of each name.
 _MODELS = {
     "safmn": ("srlib.models.safmn", "SAFMN"),
     "seemore-t": ("srlib.models.seemore", "SeemoRe"),
     "seemore-b": ("srlib.models.seemore", "SeemoRe"),
     "seemore-l": ("srlib.models.seemore", "SeemoRe"),
     "ssiu": ("srlib.models.ssiu", "SSIU"),
+}
+_MODELS |= {
+    f"{decoder}-{encoder}": ("srlib.models.moeisr", "build")
+    for decoder in ("liif", "lte", "moeisr-liif-b", "moeisr-liif-s", "moeisr-lte-b", "moeisr-lte-s")
+    for encoder in ("edsr", "rdn", "swinir")
 }
 
 
@@ -26,13 +31,16 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_MODELS))
 
 
-def create(name: str, scale: int, config: Any = None) -> nn.Module:
+def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module:
     """Build a network by name, with fresh random weights, in training mode, on the CPU.
 
-    ``config`` is a configuration of that network (for ``safmn`` a ``SAFMNConfig``), the released one when it is None;
-    its scale is replaced by ``scale``. The network maps LR images (B, 3, H, W) in [0, 1] to (B, 3, scale H, scale W).
+    ``config`` is a configuration of that network (for ``safmn`` a ``SAFMNConfig``), the released one when it is None.
+    A network for one scale maps LR images (B, 3, H, W) in [0, 1] to (B, 3, scale H, scale W); its configuration's scale
+    is replaced by ``scale``. One for every scale (see ``takes_scale``) is built without, and told the output's size at
+    each call.
 
-    Raises ``InputError`` for an unknown name, a configuration of another network or a scale that the network lacks.
+    Raises ``InputError`` for an unknown name, a configuration of another network, a scale that the network lacks, and
+    one that is missing or not wanted.
     """
     usual = default_config(name)
     if config is None:
@@ -42,7 +50,22 @@ def create(name: str, scale: int, config: Any = None) -> nn.Module:
             f"model {name!r} got a {type(config).__name__} as its config; give a {type(usual).__name__} instead"
         )
     path, network = _MODELS[name]
-    return getattr(import_module(path), network)(replace(config, scale=scale))
+    build = getattr(import_module(path), network)
+    if takes_scale(name):
+        if scale is None:
+            raise InputError(f"{name} is built for one scale and got none: give it, as in create({name!r}, 4)")
+        return build(replace(config, scale=scale))
+    if scale is not None:
+        raise InputError(
+            f"{name} serves every scale and is built for none, but got scale {scale!r}: leave it out, and give the "
+            "network the output's size instead, as in network(lr, size=(480, 320))"
+        )
+    return build(config)
+
+
+def takes_scale(name: str) -> bool:
+    """Whether a network is built for one scale; one for every scale is not. ``InputError`` for an unknown name."""
+    return any(field.name == "scale" for field in fields(config_class(name)))
 
 
 def default_config(name: str) -> Any:
