@@ -502,23 +502,29 @@ def load_released(model: nn.Module, weights: Mapping[str, Any] | Path | str) -> 
 
     ``weights`` is a state dictionary or a file (.safetensors; .pth and .pt are opened with ``weights_only=True``, so
     that no code in them is run). Wrappers are taken off: ``params_ema`` before ``params``, ``model_state_dict``,
-    ``state_dict``, and ``module.`` before each name. Raises InputError for a missing or damaged file and for weights
-    of another network or scale.
+    ``state_dict``, ``model`` and ``sd`` in it, and ``module.`` before each name. What a module names as ``UNUSED`` is
+    passed over: tensors that the release stores beside its weights and never uses. Raises InputError for a missing or
+    damaged file and for weights of another network or scale.
     """
     name = "the state dictionary"
     if not isinstance(weights, Mapping):
         path = Path(weights)
         name = path.name
         weights = read_tensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path)
-    for wrapper in ("params_ema", "params", "model_state_dict", "state_dict"):
+    for wrapper in ("params_ema", "params", "model_state_dict", "state_dict", "model", "sd"):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapper), Mapping):
             weights = weights[wrapper]
-            break
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise InputError(
             f"{name} is no state dictionary of tensors: give a released .pth or .safetensors file of the model"
         )
-    load_strictly(model, {key.removeprefix("module."): value for key, value in weights.items()}, name)
+    tensors = {key.removeprefix("module."): value for key, value in weights.items()}
+    unused = {
+        f"{place}.{tensor}" if place else tensor
+        for place, module in model.named_modules()
+        for tensor in getattr(module, "UNUSED", ())
+    }
+    load_strictly(model, {key: value for key, value in tensors.items() if key not in unused}, name)
     return model
 
 

@@ -17,6 +17,7 @@ from srlib import runs
 from srlib.data import Store, degraded, find, folder
 from srlib.errors import InputError
 from srlib.models import create
+from srlib.models.encoders import EDSR
 from srlib.models.safmn import SAFMNConfig
 from srlib.train import TrainConfig
 
@@ -275,6 +276,7 @@ def test_weights_of_another_model_or_scale_are_refused(trained, tmp_path):
     lambda weights: weights,
     lambda weights: {"params": {key: value * 0 for key, value in weights.items()}, "params_ema": weights},
     lambda weights: {"model_state_dict": {f"module.{key}": value for key, value in weights.items()}},
+    lambda weights: {"model": {"name": "safmn", "sd": weights}, "optimizer": {"sd": {}}, "epoch": 1000},
 ])  # fmt: skip
 def test_released_weights_load_through_their_wrappers(wrap, tmp_path):
     weights = create("safmn", 2, TINY).state_dict()
@@ -295,6 +297,22 @@ def test_released_weights_must_fit(tmp_path):
         with pytest.raises(InputError, match=reason):
             runs.load_released(network, wrong)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_what_a_release_never_uses_is_passed_over_where_the_module_says_so():
+    """The names count at the module that declares them, and a network saved by srlib must fit to the letter."""
+    tiny = {"blocks": 1, "channels": 4}
+    network = torch.nn.Sequential(EDSR(**tiny), torch.nn.Conv2d(4, 3, 1))
+    weights = {key: torch.randn_like(value) for key, value in network.state_dict().items()}
+    shifts = {f"0.{name}": torch.zeros(1) for name in EDSR.UNUSED}
+    loaded = runs.load_released(network, {**weights, **shifts}).state_dict()
+    assert loaded.keys() == weights.keys() and all(torch.equal(loaded[key], weights[key]) for key in weights)
+    runs.load_released(network[0], {key[2:]: value for key, value in {**weights, **shifts}.items() if key[0] == "0"})
+    for foreign in ("1.sub_mean.weight", "sub_mean.weight", "0.sub_mean.more"):
+        with pytest.raises(InputError, match=f"has {foreign}"):
+            runs.load_released(network, {**weights, foreign: torch.zeros(1)})
+    with pytest.raises(InputError, match="0.add_mean.bias"):
+        runs.load_strictly(network, {**weights, **shifts}, "a file of ours")
 
 
 def test_pickled_code_is_not_run(tmp_path):
