@@ -3,7 +3,8 @@
 An ``ImageSet`` is a list of files: the embedded photographs (``photos``), any folder (``folder``) or a benchmark in the
 layout that it is distributed in (``benchmark``); ``find`` takes any of these as one string. A ``Store`` holds the
 decoded images of a set as uint8 in one memory-mapped file; it is made once and found again by the content of the image
-files. ``Patches`` cuts training batches from a store: each batch is a pure function of the seed and the step.
+files. ``Patches`` cuts training batches from a store, and ``Queries`` those of networks for every scale: each batch is
+a pure function of the seed and the step.
 
 How a file becomes pixels: EXIF orientation is applied; grey, palette, black-and-white and CMYK images become RGB; what
 is transparent is laid over white; 16-bit grey is divided by 257 and rounded, and 16-bit colour keeps its high byte (all
@@ -16,6 +17,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import math
 import os
 import shutil
 import time
@@ -24,17 +26,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from srlib import degradation as real
 from srlib.errors import InputError
-from srlib.resize import imresize
+from srlib.resize import contributions, imresize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -522,15 +526,7 @@ class Patches:
         self.seed, self.degradation = real.check_draw("seed", seed), degradation
         sizes = store._lr_sizes(scale)
         hr, lr = store._hr, None if degradation == "real-esrgan" else store.build_lr(scale)._lr[scale]
-        smallest = min(range(len(sizes)), key=lambda i: min(sizes[i]))
-        height, width = sizes[smallest]
-        if min(height, width) < patch:
-            small = sum(min(size) < patch for size in sizes)
-            raise InputError(
-                f"{small} of {len(sizes)} images of {store.name} cannot hold a patch of {patch}x{patch} at x{scale}: "
-                f"{store.names[smallest]}, the smallest, is {width}x{height} there; take images of at least "
-                f"{patch * scale} pixels each way and leave out smaller ones"
-            )
+        _check_room(store, sizes, patch, scale)
         self._rooms = np.array(sizes, np.uint64) - np.uint64(patch - 1)  # (N, 2) positions along y and x
         if resident is None:
             nbytes = hr.nbytes + (lr.nbytes if lr else 0)
@@ -556,23 +552,188 @@ class Patches:
         pieces = _cut(source.flat.map, cuts, side)
         if self.device.type == "cpu":  # numpy's one thread is as fast, and does not wait for others on a busy machine
             return torch.from_numpy(np.divide(pieces, np.float32(255), dtype=np.float32))
-        return self._sent(pieces) / self._white
+        return _sent(pieces, self.device) / self._white
 
     def _draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        if step < 0:
-            raise InputError(f"step {step} is negative: count steps from 0")
-        source = np.random.PCG64(np.random.SeedSequence((self.seed, step)))
+        source = _words(self.seed, step)
         words = source.random_raw(4 * self.size).reshape(self.size, 4)
         high, shift = words >> np.uint64(32), np.uint64(32)
         image = (high[:, 0] * np.uint64(len(self._rooms)) >> shift).astype(np.int64)
         y, x = ((high[:, 1:3] * self._rooms[image]) >> shift).astype(np.int64).T
         return image, y, x, (words[:, 3] >> np.uint64(61)).astype(np.int64)
 
-    def _sent(self, patches: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(patches)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+
+class Queries:
+    """Training batches for a network that serves every scale (LIIF; MoEISR, Section 4.1), each a pure function of
+    (seed, step).
+
+    For each sample an image is drawn uniformly, a scale s uniformly between the two ``scales``, an HR crop of round(s
+    ``patch``) pixels each way, its LR patch made by ``imresize`` as 8-bit images are, one of the eight flips and
+    quarter turns for both, and ``queries`` different pixels of the HR patch, in the order of reading. Draws are raw
+    words of numpy's PCG64, as those of ``Patches`` are: the same batch on every device and machine, and a smaller batch
+    is the start of a larger one.
+
+    ``patch`` is in LR pixels. ``device`` and ``resident`` mean what they mean for ``Patches``, but that HR alone is
+    kept. Raises InputError, when it is made, for a size that is not positive, scales that are not two numbers from 1
+    on, more queries than the smallest HR patch has pixels, a seed that is negative or has more than 63 bits, and an
+    image smaller than the largest HR patch.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        scales: tuple[float, float] = (1.0, 4.0),
+        patch: int = 48,
+        batch: int = 16,
+        queries: int = 2304,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        resident: bool | None = None,
+    ) -> None:
+        """See the class."""
+        if patch < 1 or batch < 1 or queries < 1:
+            raise InputError(
+                f"patch {patch}, batch {batch} and queries {queries} do not work: give whole numbers from 1 on"
+            )
+        if not 1 <= scales[0] <= scales[1] < math.inf:
+            raise InputError(f"scales {scales} do not work: give the least and the greatest, from 1 on, such as (1, 4)")
+        self.scales, self.patch, self.size, self.queries = scales, patch, batch, queries
+        self.seed, self.device = real.check_draw("seed", seed), torch.device(device)
+        least = _side(patch, scales[0])
+        if queries > least**2:
+            raise InputError(
+                f"a patch of {patch}x{patch} has {least**2} pixels at x{scales[0]:g}, fewer than {queries} queries: "
+                f"give at most {least**2}, or larger patches"
+            )
+        hr = store._hr
+        _check_room(store, hr.sizes, _side(patch, scales[1]))
+        if resident is None:
+            resident = self.device.type != "cpu" and hr.nbytes <= _room(self.device)
+        self._white = torch.tensor(255.0, dtype=torch.float32, device=self.device)
+        self._hr = _Source(hr, hr.tensor(self.device) if resident else None)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A step's (from 0 on) LR patches (B, 3, p, p) in [0, 1], places (B, Q, 2) of HR pixels' centres as (y, x) in
+        [-1, 1] over the patch, cells (B, 2), a pixel's height and width in the same units, and colours (B, Q, 3) in
+        [0, 1], all float32 on the device."""
+        flat, (image, side, y, x, turn, chosen) = self._hr.flat, self._draw(step)
+        row, column = np.divmod(chosen, side[:, None])  # (B, Q) in the turned patch
+        coord = (2 * np.stack([row, column], -1) + 1) / side[:, None, None] - 1
+        cell = np.repeat(2 / side[:, None], 2, axis=1)
+        first, plane, rows, columns = _cuts(flat, image, y, x, turn, side).T[:, :, None]
+        pixels = (first + row * rows + column * columns)[..., None] + np.arange(3) * plane[..., None]  # (B, Q, 3)
+        upright = _cuts(flat, image, y, x, np.zeros_like(turn), side)
+        if self._hr.resident is None:
+            crops = [_cut(flat.map, upright[b : b + 1], int(side[b]))[0] for b in range(self.size)]
+            reduced = [imresize(torch.from_numpy(crop), size=(self.patch, self.patch)).numpy() for crop in crops]
+            lr = _sent(np.stack([_turned(one, int(t)) for one, t in zip(reduced, turn, strict=True)]), self.device)
+            target = _sent(np.asarray(flat.map[pixels]), self.device)
+        else:
+            cuts = torch.from_numpy(upright).to(self.device)
+            lr = _turned_all(_reduced(self._hr.resident, cuts, side, self.patch), turn)
+            target = self._hr.resident[_sent(pixels, self.device)]
+        places, cells = (_sent(part.astype(np.float32), self.device) for part in (coord, cell))
+        return lr / self._white, places, cells, target / self._white
+
+    def _draw(self, step: int) -> tuple[np.ndarray, ...]:
+        """Image, HR side, corner (y, x) and turn of each sample (B), and its pixels (B, Q), counted in rows of the
+        turned HR patch."""
+        source, drawn = _words(self.seed, step), []
+        for _ in range(self.size):
+            high = [int(word) >> 32 for word in source.random_raw(5)]  # five numbers below 2^32
+            image = high[0] * len(self._hr.flat.sizes) >> 32
+            least, most = self.scales
+            side = _side(self.patch, least + (most - least) * high[1] * 2.0**-32)
+            y, x = (
+                (length - side + 1) * at >> 32 for length, at in zip(self._hr.flat.sizes[image], high[2:4], strict=True)
+            )
+            bits = np.uint64((side**2 - 1).bit_length())  # a pixel's number takes the place of its word's last bits
+            keys = source.random_raw(side**2) >> bits << bits | np.arange(side**2, dtype=np.uint64)
+            chosen = np.partition(keys, self.queries - 1)[: self.queries] & (np.uint64(1) << bits) - np.uint64(1)
+            drawn.append((image, side, y, x, high[4] >> 29, np.sort(chosen.astype(np.int64))))
+        return tuple(np.array(part) for part in zip(*drawn, strict=True))
+
+
+def _side(patch: int, scale: float) -> int:
+    """The side of the HR patch at a scale, in pixels."""
+    return math.floor(patch * scale + 0.5)
+
+
+def _words(seed: int, step: int) -> np.random.PCG64:
+    """The source of a step's draws."""
+    if step < 0:
+        raise InputError(f"step {step} is negative: count steps from 0")
+    return np.random.PCG64(np.random.SeedSequence((seed, step)))
+
+
+def _sent(values: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _check_room(store: Store, sizes: Sequence[tuple[int, int]], patch: int, scale: int = 1) -> None:
+    """Raise InputError where an image, of these sizes at a scale, is smaller than a patch."""
+    smallest = min(range(len(sizes)), key=lambda i: min(sizes[i]))
+    height, width = sizes[smallest]
+    if min(height, width) < patch:
+        small = sum(min(size) < patch for size in sizes)
+        where = f" at x{scale}" if scale > 1 else ""
+        raise InputError(
+            f"{small} of {len(sizes)} images of {store.name} cannot hold a patch of {patch}x{patch}{where}: "
+            f"{store.names[smallest]}, the smallest, is {width}x{height}{' there' if where else ''}; take images of at "
+            f"least {patch * scale} pixels each way and leave out smaller ones"
+        )
+
+
+def _turned(patch: np.ndarray, turn: int) -> np.ndarray:
+    """A patch (3, p, p) flipped and turned as ``_cuts`` says."""
+    patch = patch[:, :: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
+    return patch.transpose(0, 2, 1) if turn & 4 else patch
+
+
+def _turned_all(patches: Tensor, turn: np.ndarray) -> Tensor:
+    """The same for a batch (B, 3, p, p) of them, on its device."""
+    side = patches.shape[-1]
+    numbers = np.arange(side**2).reshape(1, side, side)
+    order = torch.from_numpy(np.stack([_turned(numbers, t).flatten() for t in turn.tolist()])).to(patches.device)
+    return patches.flatten(2).gather(2, order[:, None].expand(-1, 3, -1)).view_as(patches)
+
+
+def _reduced(data: Tensor, cuts: Tensor, sides: np.ndarray, patch: int) -> Tensor:
+    """What ``imresize`` makes of HR patches of different sides, ``patch`` pixels each way: (B, 3, p, p), from the flat
+    tensor on its device and ``_cuts`` that turn nothing.
+
+    The same sums in the same order, but for terms of weight 0 after them, which change none.
+    """
+    taps, weights = _all_contributions(tuple(sides.tolist()), patch)
+    taps, weights = taps.to(data.device), weights.to(data.device)  # (P, B, p) each
+    first, plane, rows, _ = cuts[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1) each
+    column = torch.arange(int(sides.max()), device=data.device).minimum(cuts.new_tensor(sides)[:, None] - 1)  # (B, S)
+    top = first + torch.arange(3, device=data.device)[:, None, None] * plane + column[:, None, None]
+
+    def summed(pixels: Callable[[Tensor], Tensor]) -> Tensor:
+        total = sum(pixels(tap).double() * weight[:, None, :, None] for tap, weight in zip(taps, weights, strict=True))
+        return cast(Tensor, total).add_(0.5).floor_().clamp_(0, 255)  # halves up, as in imresize
+
+    narrow = summed(lambda tap: data[top + tap[:, None, :, None] * rows]).transpose(2, 3)  # (B, 3, S, p)
+    lr = summed(lambda tap: narrow.gather(2, tap[:, None, :, None].expand(-1, 3, -1, patch)))  # (B, 3, p, p)
+    return lr.transpose(2, 3).to(torch.uint8)
+
+
+def _all_contributions(sides: tuple[int, ...], patch: int) -> tuple[Tensor, Tensor]:
+    """``contributions`` from each of some sides to ``patch``: taps and weights, (P, B, p) each, with taps of weight 0
+    for sides that need fewer."""
+    found = [_contributions(side, patch) for side in sides]
+    most = max(len(taps) for taps, _ in found)
+    taps, weights = ([F.pad(part, (0, 0, 0, most - len(part))) for part in parts] for parts in zip(*found, strict=True))
+    return torch.stack(taps, 1), torch.stack(weights, 1)
+
+
+@lru_cache(maxsize=1024)
+def _contributions(side: int, patch: int) -> tuple[Tensor, Tensor]:
+    return contributions(side, patch, patch / side)
 
 
 def _room(device: torch.device) -> int:

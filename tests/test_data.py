@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from srlib import data, evaluate
-from srlib.data import ImageSet, Patches, Store
+from srlib.data import ImageSet, Patches, Queries, Store
 from srlib.degradation import degrade
 from srlib.errors import InputError
 from srlib.metrics import protocol
@@ -557,6 +557,97 @@ def test_the_index_is_readable(store: Store, cache: Path) -> None:
 def test_cuda_gives_the_same_batch(store: Store, resident: bool | None) -> None:
     expected = Patches(store, patch=8, seed=2).batch(11)
     got = Patches(store, patch=8, seed=2, device="cuda", resident=resident).batch(11)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, got, strict=True))
+
+
+# --- queries ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_queries_are_pixels_of_the_crop_at_their_places(store: Store, resident: bool) -> None:
+    """LR is the reduced crop, flipped and turned; a query's colour is that of the turned crop at its place."""
+    queries = Queries(store, patch=8, batch=48, queries=40, seed=1, resident=resident)
+    lr, coord, cell, target = queries.batch(7)
+    assert (lr.shape, coord.shape, cell.shape, target.shape) == ((48, 3, 8, 8), (48, 40, 2), (48, 2), (48, 40, 3))
+    assert {part.dtype for part in (lr, coord, cell, target)} == {torch.float32}
+    drawn = queries._draw(7)
+    for b, (i, side, y, x, turn, _) in enumerate(zip(*drawn, strict=True)):
+        crop = store.hr(i)[:, y : y + side, x : x + side]
+        turned = []
+        for patch in (imresize(crop.clone(), size=(8, 8)), crop):
+            patch = patch.flip(1) if turn & 1 else patch
+            patch = patch.flip(2) if turn & 2 else patch
+            turned.append((patch.transpose(1, 2) if turn & 4 else patch).to(torch.float32) / 255)
+        assert torch.equal(lr[b], turned[0])
+        place = (coord[b] + 1) / cell[b] - 0.5  # in pixels of the crop
+        row, column = place.round().long().T
+        assert (place - place.round()).abs().max() < 1e-4 and torch.equal(target[b], turned[1][:, row, column].T)
+        assert torch.equal(cell[b], torch.full((2,), 2 / side))
+        assert len({*zip(row.tolist(), column.tolist(), strict=True)}) == 40
+    assert set(drawn[0].tolist()) == {0, 1, 2} and set(drawn[4].tolist()) == set(range(8))
+
+
+def test_scales_places_and_pixels_are_drawn_evenly(store: Store) -> None:
+    image, side, y, x, turn, chosen = Queries(store, patch=8, batch=6000, queries=4, seed=0)._draw(0)
+    assert (side.min(), side.max()) == (8, 32)
+    assert np.abs(np.bincount(side, minlength=33)[9:32] / 6000 - 1 / 24).max() < 0.01  # the two ends: half as often
+    assert abs((image == 1).mean() - 1 / 3) < 0.03 and np.abs(np.bincount(turn) / 6000 - 1 / 8).max() < 0.02
+    for i, (height, width) in enumerate(store._hr.sizes):
+        here = image == i
+        assert y[here].min() == x[here].min() == 0
+        assert (y + side)[here].max() == height and (x + side)[here].max() == width
+    part = chosen / side[:, None] ** 2
+    assert abs(part.mean() - 0.5) < 0.01 and part.max() < 1 and (np.diff(chosen) > 0).all()
+
+
+def test_all_pixels_may_be_asked(store: Store) -> None:
+    lr, coord, _, target = Queries(store, (1, 1), patch=6, batch=2, queries=36).batch(0)
+    assert torch.equal(target, lr.flatten(2).mT)
+    assert torch.allclose(coord[0, [0, -1]], torch.tensor([[-5 / 6, -5 / 6], [5 / 6, 5 / 6]]))
+    Queries(store, patch=1, batch=2, queries=1).batch(0)
+
+
+def test_a_batch_of_queries_depends_on_seed_and_step_alone(store: Store) -> None:
+    options = {"patch": 8, "queries": 20}
+    batch = Queries(store, **options, batch=3, seed=5).batch(3)
+    state = torch.get_rng_state()
+    larger = Queries(store, **options, batch=5, seed=5, resident=True).batch(3)
+    assert all(torch.equal(a, b[:3]) for a, b in zip(batch, larger, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    for other in (Queries(store, **options, batch=3, seed=6).batch(3), Queries(store, **options, seed=5).batch(4)):
+        assert not torch.equal(other[0][:3], batch[0])
+
+
+def test_the_draws_of_queries_are_fixed_for_good(store: Store) -> None:
+    drawn = Queries(store, patch=8, batch=3, queries=3, seed=0)._draw(1)
+    pixels = [[2, 254, 284], [5, 9, 46], [90, 183, 214]]
+    assert [part.tolist() for part in drawn] == [[2, 1, 0], [21, 9, 21], [16, 26, 0], [35, 10, 11], [0, 5, 6], pixels]
+
+
+def test_queries_refuse_what_does_not_work(store: Store) -> None:
+    said = "1 of 3 images of images cannot hold a patch of 40x40: a, the smallest, is 38x50; .* at least 40 pixels"
+    cases = [
+        ({"patch": 10, "queries": 1}, said),
+        ({"patch": 8, "queries": 65}, "8x8 has 64 pixels at x1, fewer than 65 queries: give at most 64"),
+        ({"patch": 8, "queries": 0}, "queries 0 do not work"),
+        ({"patch": 8, "queries": 9, "scales": (4, 1)}, "scales"),
+        ({"patch": 8, "queries": 9, "scales": (0.5, 1)}, "from 1 on"),
+        ({"patch": 8, "queries": 9, "seed": -1}, "whole number"),
+    ]
+    for options, words in cases:
+        with pytest.raises(InputError, match=words) as error:
+            Queries(store, **options)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="step -1"):
+        Queries(store, patch=4, queries=4).batch(-1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("resident", [None, False])
+def test_cuda_gives_the_same_queries(store: Store, resident: bool | None) -> None:
+    options = {"patch": 8, "queries": 20, "seed": 2}
+    expected = Queries(store, **options).batch(11)
+    got = Queries(store, **options, device="cuda", resident=resident).batch(11)
     assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, got, strict=True))
 
 
