@@ -1,7 +1,11 @@
-"""Training losses: pixels and frequencies."""
+"""Training losses: pixels, frequencies, and the balance between experts."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from srlib.errors import InputError
 
 
 def fft_l1(sr: Tensor, hr: Tensor) -> Tensor:
@@ -20,3 +24,34 @@ def l1_fft(sr: Tensor, hr: Tensor, fft_weight: float) -> Tensor:
     """
     loss = (sr.float() - hr.float()).abs().mean()
     return loss + fft_weight * fft_l1(sr, hr) if fft_weight else loss
+
+
+def balance(gates: Tensor, weights: Sequence[float] = ()) -> Tensor:
+    """MoEISR's balance loss (Eq. 7): the sum over J experts of ``|w_j sum_k g_kj - K / J|``, k over an image's K LR
+    pixels; the mean over the batch.
+
+    ``gates``: ``(B, J, h, w)``, shares of the experts at each LR pixel, K = h w; ``weights``: w_j, () for 1 each. A
+    w_j above 1 has expert j used less. Returns a scalar in float32, from 0 (all alike) to 2 K (J - 1) / J (one alone)
+    where all weights are 1. Raises InputError for another number of weights than of experts.
+    """
+    experts, pixels = gates.shape[1], gates[0, 0].numel()
+    if len(weights) not in (0, experts):
+        raise InputError(f"{len(weights)} weights of {experts} experts do not work: give {experts}, or () for 1 each")
+    used = gates.float().sum((2, 3))  # (B, J)
+    if weights:
+        used = used * used.new_tensor(list(weights))
+    return (used - pixels / experts).abs().sum(1).mean()
+
+
+def l1_balance(
+    rgb: Tensor, target: Tensor, gates: Tensor | None, l1_weight: float, balance_weight: float,
+    expert_weights: Sequence[float] = (),
+) -> Tensor:  # fmt: skip
+    """MoEISR's loss (Eq. 6): alpha times the mean absolute error plus beta times :func:`balance`; LIIF's and LTE's
+    where there are no ``gates`` and alpha is 1.
+
+    ``rgb``: ``(B, Q, 3)``, answers in the network's range [-1, 1], in which LIIF takes its error too; ``target``: the
+    same in [0, 1]. Returns a scalar in float32.
+    """
+    loss = l1_weight * (rgb.float() - (2 * target.float() - 1)).abs().mean()
+    return loss if gates is None or not balance_weight else loss + balance_weight * balance(gates, expert_weights)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from srlib.losses import fft_l1, l1_fft
+from srlib.errors import InputError
+from srlib.losses import balance, fft_l1, l1_balance, l1_fft
 
 
 def test_fft_l1_is_the_difference_of_both_spectra():
@@ -33,3 +34,29 @@ def test_half_precision_is_summed_in_float32():
     sr, hr = torch.rand(1, 3, 64, 64, dtype=torch.bfloat16), torch.rand(1, 3, 64, 64, dtype=torch.bfloat16)
     loss = l1_fft(sr, hr, 0.05)
     assert loss.dtype == torch.float32 and math.isfinite(loss.item())
+
+
+def test_balance_is_equation_7():
+    gates = torch.rand(3, 4, 5, 6).softmax(1)
+    weights = (1.0, 0.5, 2.0, 3.7)
+    expected = [sum(abs(w * gates[b, j].sum().item() - 30 / 4) for j, w in enumerate(weights)) for b in range(3)]
+    assert balance(gates, weights).item() == pytest.approx(sum(expected) / 3, rel=1e-5)
+    assert balance(gates).item() == pytest.approx(balance(gates, (1, 1, 1, 1)).item())
+
+
+def test_balance_is_0_for_even_use_and_greatest_for_one_expert():
+    even = torch.eye(4).view(1, 4, 2, 2)
+    alone = torch.zeros(2, 4, 2, 2).index_fill(1, torch.tensor(1), 1.0)
+    assert balance(even).item() == 0
+    assert balance(alone).item() == pytest.approx(2 * 4 * 3 / 4)
+    with pytest.raises(InputError, match="3 weights of 4 experts"):
+        balance(even, (1.0, 1.0, 1.0))
+
+
+def test_the_loss_of_queries_is_equation_6_in_the_networks_range():
+    rgb, target, gates = torch.rand(2, 7, 3), torch.rand(2, 7, 3), torch.rand(2, 4, 3, 3).softmax(1)
+    pixels = (rgb - (2 * target - 1)).abs().mean().item()
+    assert l1_balance(rgb, target, None, 1.0, 1.0).item() == pytest.approx(pixels)
+    both = l1_balance(rgb, target, gates, 3000.0, 1.0, (2, 1, 1, 1)).item()
+    assert both == pytest.approx(3000 * pixels + balance(gates, (2, 1, 1, 1)).item())
+    assert l1_balance(2 * target - 1, target, gates, 1.0, 0.0).item() == 0
