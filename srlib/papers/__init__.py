@@ -1,9 +1,9 @@
 """What the papers claim: every printed table as data, beside what this library computes, with a verdict for each cell.
 
 ``table("safmn", 3)`` gives Table 3 of SAFMN's paper. A table's printed cells lie in a CSV file in the folder data; the
-paper's module (``srlib.papers.safmn``, ``srlib.papers.seemore``) says which configuration each printed row is, and its
-ledger explains each count that doesn't come out as printed. Importing this package imports no torch: names, labels and
-slugs are cheap.
+paper's module (``srlib.papers.safmn``, ``srlib.papers.seemore`` and so on) says which configuration each printed row
+is, and its ledger explains each count that doesn't come out as printed. Importing this package imports no torch: names,
+labels and slugs are cheap.
 
 Verdicts: "exact", ours rounds to the printed digits; "within", inside the tolerance (a count: one unit of the last
 printed digit; PSNR 0.02 dB, SSIM 0.0006); "differs", neither; "not-run", with the reason in the note.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from srlib.complexity import Counts
     from srlib.metrics import Protocol
 
-PAPERS = ("safmn", "seemore", "ssiu")
+PAPERS = ("safmn", "seemore", "ssiu", "moeisr")
 VERDICTS = ("exact", "within", "differs", "not-run")
 STATIC = ("params", "flops", "macs", "acts")
 SCALING = {"": Decimal(1), "K": Decimal("1E3"), "M": Decimal("1E6"), "G": Decimal("1E9"), "T": Decimal("1E12")}
@@ -46,7 +46,8 @@ class Row:
     """A printed row that this library can build.
 
     ``label``: as printed. ``config``: the network's configuration, of ``model``. ``variant``: the printed row's further
-    keys where the label alone doesn't name it, else "". ``train``: the settings of the training that the row changes.
+    keys, or the first of them, where the label alone doesn't name it, else "". ``train``: the settings of the training
+    that the row changes.
     """
 
     label: str
@@ -64,6 +65,16 @@ class Row:
     def slug(self) -> str:
         """The name as part of a file's name or a test's."""
         return slug(self.name)
+
+    @property
+    def scale(self) -> int | None:
+        """The network's scale; None for a network that serves all the scales that its row is printed at."""
+        return getattr(self.config, "scale", None)
+
+    def stands_for(self, label: str, variant: str, scale: int) -> bool:
+        """Whether a printed row, with all its further keys, at this scale is this one."""
+        keys = variant == self.variant or not self.variant or variant.startswith(f"{self.variant};")
+        return label == self.label and keys and self.scale in (None, scale)
 
 
 @dataclass(frozen=True)
@@ -191,10 +202,11 @@ def paper_of(model: str) -> str:
     raise InputError(f"model {model!r} is of no paper; choose one of: {known}")
 
 
-def protocol(model: str) -> str:
-    """The name of the evaluation protocol under which a model's printed scores were taken, one of
-    ``metrics.PROTOCOLS``. Raises ``InputError`` for a model of no paper."""
-    return _module(paper_of(model)).PROTOCOLS[model]
+def protocol(model: str, dataset: str = "") -> str:
+    """The name of the evaluation protocol under which a model's printed scores were taken on a data set, one of
+    ``metrics.PROTOCOLS``; "" is any that has none of its own. Raises ``InputError`` for a model of no paper."""
+    module = _module(paper_of(model))
+    return getattr(module, "DATASET_PROTOCOLS", {}).get(dataset, module.PROTOCOLS[model])
 
 
 def slug(label: str) -> str:
@@ -229,14 +241,14 @@ def row(paper: str, number: int | str, label: str, scale: int | None = None) -> 
     Raises ``InputError`` for a paper, table or row that there isn't, and for a row that this library can't build.
     """
     known = rows(paper, number)
-    found = [r for r in known if label in (r.label, r.name, r.slug) and scale in (None, r.config.scale)]
+    found = [r for r in known if label in (r.label, r.name, r.slug) and (scale is None or r.scale in (None, scale))]
     if len(found) == 1:
         return found[0]
     names = dict.fromkeys(r.name for r in found)
     if len(names) > 1:
         raise InputError(f"table {number} of {paper} has several rows {label!r}; name one of: {'; '.join(names)}")
     if found:
-        scales = ", ".join(str(r.config.scale) for r in found)
+        scales = ", ".join(str(r.scale) for r in found)
         raise InputError(f"table {number} of {paper} prints {label!r} at scales {scales}; name one of them")
     choices = "; ".join(dict.fromkeys(r.name for r in known)) or "none, it prints measurements"
     at = "" if scale is None else f" at scale {scale}"
@@ -249,10 +261,12 @@ def table(paper: str, number: int | str, counts: bool = True, records: Path | No
     Parameters, multiply-adds and activations are counted now, a fraction of a second a row; with ``counts`` False they
     are left out, and torch isn't imported. Where multiply-adds depend on the image's route, ours is the count of one
     that uses all ranks alike if that rounds to print, else the attainable one nearest to print; the note gives the
-    range. ``records`` is a folder of records of ``srlib evaluate --out``, from which PSNR and SSIM are read: bicubic
-    interpolation's, and those of runs at the paper's own budget, scored under its own protocol. A run fills each
-    printed row of its paper that is its network, trained as it was. Where a protocol's release rounds its means up, a
-    mean's verdict is that of the number so printed, and the note gives it; ours stays the mean itself.
+    range. Where they depend on the authors' trained mapper there are none of ours; the note gives the bounds, and the
+    printed one's place between them. ``records`` is a folder of records of ``srlib evaluate --out``, from which PSNR
+    and SSIM are read: bicubic interpolation's, and those of runs at the paper's own budget, scored under its own
+    protocol. A run fills each printed row of its paper that is its network, trained as it was. Where a protocol's
+    release rounds its means up, a mean's verdict is that of the number so printed, and the note gives it; ours stays
+    the mean itself.
     Raises ``InputError`` for an unknown paper or table, and for records that can't be read.
     """
     return _fill(paper, number, counts, records, {})
@@ -373,17 +387,20 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
     number = _number(paper, number)
     printed, module = _read(_DATA / f"{paper}_table{number}.csv"), _module(paper)
     scores = _scores(paper, number, records)
-    built = {(r.label, r.config.scale, r.variant): r for r in rows(paper, number)} if counts else {}
+    built = rows(paper, number) if counts else ()
     cells = []
     for line in printed:
         label, variant, scale = line["row"], line["variant"], int(line["scale"])
         dataset, metric = line["dataset"], line["metric"]
         ours, shown, notes = None, None, [line["note"]]
-        known = built.get((label, scale, variant)) or built.get((label, scale, ""))
+        known = max((r for r in built if r.stands_for(label, variant, scale)), key=_precision, default=None)
         score = scores.get((label, scale, variant, dataset)) or scores.get((label, scale, "", dataset))
         if metric in STATIC and known:
-            ours, note = _cost(known, metric, Decimal(line["value"]) * SCALING[line["unit"]], counted)
-            ours /= SCALING[line["unit"]]
+            if hasattr(module, "cost"):
+                ours, note = module.cost(known, line)
+            else:
+                ours, note = _cost(known, metric, Decimal(line["value"]) * SCALING[line["unit"]], counted)
+                ours /= SCALING[line["unit"]]
             notes.append(note)
         elif metric in TOLERANCE and score:
             means, scored, note = score
@@ -410,6 +427,11 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
             )
         )
     return Table(paper, number, tuple(cells))
+
+
+def _precision(row: Row) -> int:
+    """How much a row that was found says of itself: of two, the one that names its variant is meant."""
+    return len(row.variant)
 
 
 def _rounded_up(mean: float, printed: str, scored: Protocol) -> Decimal:
@@ -453,19 +475,19 @@ def _scores(
                 found.setdefault(("Bicubic", scale, "", dataset), (means, None, f"protocol {scored}"))
         own, ending = _own_rows(paper, number, content)
         for r in own:
-            its = _evaluation(r.model)
             for scale, dataset, scored, means in _means(content.get("scores")):
-                if scored == its.name and scale == r.config.scale:
+                its = _evaluation(r.model, dataset)
+                if scored == its.name and r.scale in (None, scale):
                     note = f"{ending}, protocol {scored}"
                     found.setdefault((r.label, scale, r.variant, dataset), (means, its, note))
     return found
 
 
-def _evaluation(model: str) -> Protocol:
-    """The evaluation protocol of a model's printed scores (imports torch)."""
+def _evaluation(model: str, dataset: str) -> Protocol:
+    """The evaluation protocol of a model's printed scores on a data set (imports torch)."""
     from srlib import metrics
 
-    return metrics.protocol(protocol(model))
+    return metrics.protocol(protocol(model, dataset))
 
 
 def _contents(records: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -498,11 +520,16 @@ def _own_rows(paper: str, number: int | str, content: dict[str, Any]) -> tuple[l
         ending = f"collapsed at step {collapsed_at}" if collapsed_at else f"{train['steps']:,} steps"
         return [
             r for r in rows(paper, number)
-            if (r.model, asdict(r.config)) == (content["model"], network)
-            and all(train[key] == r.train.get(key, usual) for key, usual in _module(paper).TRAIN.items())
+            if (r.model, _as_json(asdict(r.config))) == (content["model"], network)
+            and all(train[key] == _as_json(r.train.get(key, usual)) for key, usual in _module(paper).TRAIN.items())
         ], ending  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError):
         return [], ""
+
+
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from a JSON file, where tuples are lists."""
+    return json.loads(json.dumps(value))
 
 
 def _means(scores: Any) -> Iterator[tuple[int, str, Any, dict[str, float]]]:
