@@ -276,8 +276,8 @@ class MoEISR(nn.Module):
         z = self.encoder(x)
         height, width = z.shape[-2:]
         chosen = self.choices(z).flatten()
-        table = self.table(z, chosen)
         cell = z.new_tensor([2 * height / size[0], 2 * width / size[1]])  # in LR pixels, twice: LIIF's measure
+        table = self.table(z, chosen, cell)
         rows, columns = self.grid((height, width), size, z.device)
         enlarged = []
         for number in range(len(x)):
@@ -293,22 +293,19 @@ class MoEISR(nn.Module):
 
     def ask(self, table: Tensor, chosen: Tensor, asked: Queries, cell: Tensor) -> Tensor:
         """The answers (D, n, 3) to queries, each from the expert of the LR pixel that is asked."""
-        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1)
+        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1).to(table.dtype)
         if len(self.config.depths) == 1:
-            rgb = self.decoders[0].after_first(self.first(0, table[pixel], way, cell))
+            rgb = self.decoders[0].after_first(self.first(0, table.index_select(0, pixel), way, cell))
             return rgb.unflatten(0, asked.pixel.shape)
         expert = chosen[pixel]
         groups = [(expert == j).nonzero()[:, 0] for j in range(len(self.config.depths))]
         rgb = torch.cat(
             [
-                self.decoders[j].after_first(self.first(j, table[pixel[group]], way[group], cell))
+                self.decoders[j].after_first(self.first(j, table.index_select(0, pixel[group]), way[group], cell))
                 for j, group in enumerate(groups)
             ]
         )
-        order = torch.cat(groups)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return rgb[back].unflatten(0, asked.pixel.shape)
+        return rgb[_inverse(torch.cat(groups))].unflatten(0, asked.pixel.shape)
 
     def portions(self, pixels: int, z: Tensor) -> Iterator[Tensor]:
         """The numbers of an image's output pixels, as many at a time as memory has room for."""
@@ -334,13 +331,13 @@ class MoEISR(nn.Module):
         near = [self.neighbours(coord[..., axis].flatten(), z.shape[2 + axis]) for axis in (0, 1)]
         image = torch.arange(batch, device=x.device).repeat_interleave(coord.shape[1])
         asked = self.queries(*near, width, image * height * width)
-        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1)
-        cells = (cell * cell.new_tensor([height, width]))[image].repeat(len(asked.pixel), 1)  # (D B Q, 2)
+        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1).to(z.dtype)
+        cells = (cell * cell.new_tensor([height, width]))[image].repeat(len(asked.pixel), 1).to(z.dtype)  # (D B Q, 2)
         gates = self.gates(z)
         shares = None if gates is None else gates.permute(0, 2, 3, 1).flatten(0, 2)[pixel]  # (D B Q, J)
         rgb: Tensor | None = None
         for j, table in enumerate(self.tables(z)):
-            one = self.decoders[j].after_first(self.first(j, table[pixel], way, cells))
+            one = self.decoders[j].after_first(self.first(j, table.index_select(0, pixel), way, cells))
             one = one if shares is None else shares[:, j : j + 1] * one
             rgb = one if rgb is None else rgb + one
         assert rgb is not None
@@ -358,17 +355,17 @@ class MoEISR(nn.Module):
 
     # --- what a backbone fills in -------------------------------------------------------------------------------------
 
-    def table(self, z: Tensor, chosen: Tensor) -> Tensor:
-        """What an LR pixel has for its queries, by its chosen expert: (B h w, C)."""
+    def table(self, z: Tensor, chosen: Tensor, cell: Tensor) -> Tensor:
+        """What each LR pixel has for its queries, by its chosen expert and for one cell (2): (B h w, C)."""
         raise NotImplementedError
 
     def tables(self, z: Tensor) -> Iterator[Tensor]:
-        """The same for every expert."""
+        """The same for every expert, and for any cell."""
         raise NotImplementedError
 
     def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
-        """What an expert's first layer puts out for queries: from their rows of a table, their ways (n, 2) and the cell
-        (2) or cells (n, 2), in LR pixels, twice."""
+        """What an expert's first layer puts out for queries: from their rows of ``table`` and their ways (n, 2), with
+        the one cell (2); or of one of ``tables``, with their cells (n, 2). Cells are in LR pixels, twice."""
         raise NotImplementedError
 
     def finish(self, image: Tensor, x: Tensor) -> Tensor:
@@ -388,12 +385,12 @@ class LIIF(MoEISR):
     convolution, and no query sees them unfolded.
     """
 
-    def parts(self, expert: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The first layer's weights of features, of the way and of the cell: (hidden, 64, 3, 3), (hidden, 2) twice."""
+    def parts(self, expert: int) -> tuple[Tensor, Tensor]:
+        """The first layer's weights of the features, (hidden, 64, 3, 3), and those of way and cell, (hidden, 4)."""
         side = 3 if self.config.unfold else 1
         weight = self.decoders[expert].layers[0].weight
         features, rest = weight[:, : CHANNELS * side**2], weight[:, CHANNELS * side**2 :]
-        return features.unflatten(1, (CHANNELS, side, side)), rest[:, :2], rest[:, 2:] if self.config.cell else None
+        return features.unflatten(1, (CHANNELS, side, side)), rest
 
     def tables(self, z: Tensor) -> Iterator[Tensor]:
         for j, decoder in enumerate(self.decoders):
@@ -401,31 +398,30 @@ class LIIF(MoEISR):
             first = F.conv2d(z, weight, decoder.layers[0].bias, padding=weight.shape[-1] // 2)
             yield first.permute(0, 2, 3, 1).flatten(0, 2)
 
-    def table(self, z: Tensor, chosen: Tensor) -> Tensor:
-        if len(self.config.depths) == 1:
-            return next(self.tables(z))
-        batch, _, height, width = z.shape
+    def table(self, z: Tensor, chosen: Tensor, cell: Tensor) -> Tensor:
         margin = 1 if self.config.unfold else 0
-        padded = F.pad(z, (margin,) * 4).permute(0, 2, 3, 1).flatten(0, 2)  # ((B (h + 2) (w + 2)), 64)
+        padded = F.pad(z, (margin,) * 4).permute(0, 2, 3, 1).flatten(0, 2)  # (B (h + 2) (w + 2), 64)
+        batch, _, height, width = z.shape
         wide = width + 2 * margin
-        around = [y * wide + x for y, x in product(range(2 * margin + 1), repeat=2)]
         place = torch.arange(batch * height * width, device=z.device)
         corner = place + place // width * 2 * margin + place // (height * width) * 2 * margin * wide
-        groups, rows = [(chosen == j).nonzero()[:, 0] for j in range(len(self.config.depths))], []
+        around = torch.tensor([y * wide + x for y, x in product(range(2 * margin + 1), repeat=2)], device=z.device)
+        rows, groups = [], [(chosen == j).nonzero()[:, 0] for j in range(len(self.config.depths))]
         for j, group in enumerate(groups):
-            weight, bias = self.parts(j)[0].permute(0, 2, 3, 1).flatten(1), self.decoders[j].layers[0].bias
+            weight, rest = self.parts(j)
+            bias = self.decoders[j].layers[0].bias
+            if self.config.cell:
+                bias = bias + rest[:, 2:] @ cell
             for some in group.split(CACHED):
-                unfolded = padded[corner[some][:, None] + corner.new_tensor(around)]  # (n, 9, 64)
-                rows.append(F.linear(unfolded.flatten(1), weight, bias))
-        back = torch.empty_like(place)
-        back[torch.cat(groups)] = place
-        return torch.cat(rows)[back]
+                near = padded[corner[some][:, None] + around]  # (n, 9, 64)
+                rows.append(F.linear(near.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias))
+        return torch.cat(rows).index_select(0, _inverse(torch.cat(groups)))
 
     def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
-        _, of_way, of_cell = self.parts(expert)
-        if of_cell is not None:
-            rows = rows + F.linear(cell, of_cell)
-        return rows + F.linear(way, of_way)
+        rest = self.parts(expert)[1]
+        if cell.ndim == 1 or not self.config.cell:  # one cell is in the rows already
+            return torch.addmm(rows, way, rest[:, :2].T)
+        return torch.addmm(rows, torch.cat([way, cell], 1), rest.T)
 
 
 class LTE(MoEISR):
@@ -442,11 +438,18 @@ class LTE(MoEISR):
         if config.cell:
             self.phase = nn.Linear(2, FREQUENCIES // 2, bias=False)
 
-    def table(self, z: Tensor, chosen: Tensor) -> Tensor:
-        return torch.cat([self.coef(z), self.freq(z)], 1).permute(0, 2, 3, 1).flatten(0, 2)
+    def table(self, z: Tensor, chosen: Tensor, cell: Tensor) -> Tensor:
+        return next(self.tables(z))
 
     def tables(self, z: Tensor) -> Iterator[Tensor]:
-        shared = self.table(z, torch.empty(0))
+        """Amplitudes, then the frequencies along rows and along columns, which the release has in turns."""
+        parts = [self.coef, self.freq, self.freq]
+        turns = [slice(None), slice(0, None, 2), slice(1, None, 2)]
+        weight, bias = (
+            torch.cat([getattr(part, name)[turn] for part, turn in zip(parts, turns, strict=True)])
+            for name in ("weight", "bias")
+        )
+        shared = F.conv2d(z, weight, bias, padding=1).permute(0, 2, 3, 1).flatten(0, 2)
         for _ in self.decoders:
             yield shared
 
@@ -455,18 +458,19 @@ class LTE(MoEISR):
 
     def texture(self, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
         """Cosines and sines of pi (frequency . way + phase), times the amplitudes: (n, 256)."""
-        amplitude, frequency = rows.chunk(2, -1)
-        angle = (frequency.unflatten(-1, (-1, 2)) * way[:, None]).sum(-1)  # rows' and columns' frequencies in turns
+        amplitude, down, right = rows.split([FREQUENCIES, FREQUENCIES // 2, FREQUENCIES // 2], 1)
+        way = math.pi * way
+        angle = torch.addcmul(down * way[:, :1], right, way[:, 1:])
         if self.config.cell:
-            angle = angle + self.phase(cell.clamp(min=2 / LARGEST_TRAINED))
-        angle = math.pi * angle
-        return amplitude * torch.cat([angle.cos(), angle.sin()], -1)
+            angle = angle + math.pi * self.phase(cell.clamp(min=2 / LARGEST_TRAINED))
+        return amplitude * torch.cat([angle.cos(), angle.sin()], 1)
 
     def finish(self, image: Tensor, x: Tensor) -> Tensor:
         return image + F.interpolate(x, image.shape[-2:], mode="bilinear", align_corners=False)
 
     def finish_at(self, rgb: Tensor, x: Tensor, coord: Tensor) -> Tensor:
-        near = F.grid_sample(x, coord.flip(-1)[:, :, None], padding_mode="border", align_corners=False)  # (B, 3, Q, 1)
+        place = coord.flip(-1)[:, :, None].to(x.dtype)
+        near = F.grid_sample(x, place, padding_mode="border", align_corners=False)  # (B, 3, Q, 1)
         return rgb + near[..., 0].mT
 
 
@@ -486,6 +490,13 @@ def _centres(number: Tensor, side: int) -> Tensor:
     """The centres in [-1, 1] of pixels along an axis of ``side``, rounded as LIIF rounds them: beyond the last LR
     pixel's centre, both neighbours are that pixel, and their shares hang on the last digit."""
     return -1 + 1 / side + 2 / side * number.float()
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Where each of n numbers stands in an ``order`` of them."""
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return back
 
 
 def _free_memory(device: torch.device) -> int:
