@@ -276,7 +276,7 @@ class MoEISR(nn.Module):
         z = self.encoder(x)
         height, width = z.shape[-2:]
         chosen = self.choices(z).flatten()
-        cell = z.new_tensor([2 * height / size[0], 2 * width / size[1]])  # in LR pixels, twice: LIIF's measure
+        cell = x.new_tensor([2 * height / size[0], 2 * width / size[1]])  # in LR pixels, twice: LIIF's measure
         table = self.table(z, chosen, cell)
         rows, columns = self.grid((height, width), size, z.device)
         enlarged = []
@@ -293,7 +293,7 @@ class MoEISR(nn.Module):
 
     def ask(self, table: Tensor, chosen: Tensor, asked: Queries, cell: Tensor) -> Tensor:
         """The answers (D, n, 3) to queries, each from the expert of the LR pixel that is asked."""
-        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1).to(table.dtype)
+        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1).to(_precise(table))
         if len(self.config.depths) == 1:
             rgb = self.decoders[0].after_first(self.first(0, table.index_select(0, pixel), way, cell))
             return rgb.unflatten(0, asked.pixel.shape)
@@ -331,8 +331,10 @@ class MoEISR(nn.Module):
         near = [self.neighbours(coord[..., axis].flatten(), z.shape[2 + axis]) for axis in (0, 1)]
         image = torch.arange(batch, device=x.device).repeat_interleave(coord.shape[1])
         asked = self.queries(*near, width, image * height * width)
-        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1).to(z.dtype)
-        cells = (cell * cell.new_tensor([height, width]))[image].repeat(len(asked.pixel), 1).to(z.dtype)  # (D B Q, 2)
+        pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1).to(_precise(z))
+        cells = (
+            (cell * cell.new_tensor([height, width]))[image].repeat(len(asked.pixel), 1).to(_precise(z))
+        )  # (D B Q, 2)
         gates = self.gates(z)
         shares = None if gates is None else gates.permute(0, 2, 3, 1).flatten(0, 2)[pixel]  # (D B Q, J)
         rgb: Tensor | None = None
@@ -490,6 +492,11 @@ def _centres(number: Tensor, side: int) -> Tensor:
     """The centres in [-1, 1] of pixels along an axis of ``side``, rounded as LIIF rounds them: beyond the last LR
     pixel's centre, both neighbours are that pixel, and their shares hang on the last digit."""
     return -1 + 1 / side + 2 / side * number.float()
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """The type of places and ways beside ``x``: that of ``x``, or single precision where that is more."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _inverse(order: Tensor) -> Tensor:
