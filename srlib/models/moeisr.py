@@ -218,7 +218,7 @@ class MoEISR(nn.Module):
         check_images(x)
         x = (x - 0.5) / 0.5
         if size is not None and coord is None and cell is None:
-            return 0.5 * self.enlarge(x, _checked(size)) + 0.5
+            return self.enlarge(x, _checked(size)).mul_(0.5).add_(0.5)
         if size is None and coord is not None and cell is not None:
             return self.answer(x, coord, cell)
         raise InputError("the network was asked for nothing, or two things; give size, or coord and cell")
@@ -279,17 +279,18 @@ class MoEISR(nn.Module):
         cell = x.new_tensor([2 * height / size[0], 2 * width / size[1]])  # in LR pixels, twice: LIIF's measure
         table = self.table(z, chosen, cell)
         rows, columns = self.grid((height, width), size, z.device)
-        enlarged = []
-        for number in range(len(x)):
+
+        def one(number: int) -> Tensor:
             parts = []
             for some in self.portions(size[0] * size[1], z):
-                y, x_ = some // size[1], some % size[1]
-                near = tuple(one[:, y] for one in rows), tuple(one[:, x_] for one in columns)
+                down, right = some // size[1], some % size[1]
+                near = tuple(part[:, down] for part in rows), tuple(part[:, right] for part in columns)
                 asked = self.queries(*near, width, number * height * width)
                 rgb = self.ask(table, chosen, asked, cell)  # (D, n, 3)
-                parts.append((rgb * asked.weight[..., None]).sum(0))
-            enlarged.append(torch.cat(parts).T.unflatten(1, size))
-        return self.finish(torch.stack(enlarged), x)
+                parts.append((rgb * asked.weight[..., None]).sum(0).T)
+            return torch.cat(parts, 1).unflatten(1, size)
+
+        return self.finish(torch.stack([one(number) for number in range(len(x))]), x)
 
     def ask(self, table: Tensor, chosen: Tensor, asked: Queries, cell: Tensor) -> Tensor:
         """The answers (D, n, 3) to queries, each from the expert of the LR pixel that is asked."""
@@ -371,7 +372,7 @@ class MoEISR(nn.Module):
         raise NotImplementedError
 
     def finish(self, image: Tensor, x: Tensor) -> Tensor:
-        """The whole output image in [-1, 1], from the answers."""
+        """The whole output images in [-1, 1], from the answers, which are overwritten."""
         return image
 
     def finish_at(self, rgb: Tensor, x: Tensor, coord: Tensor) -> Tensor:
@@ -468,7 +469,7 @@ class LTE(MoEISR):
         return amplitude * torch.cat([angle.cos(), angle.sin()], 1)
 
     def finish(self, image: Tensor, x: Tensor) -> Tensor:
-        return image + F.interpolate(x, image.shape[-2:], mode="bilinear", align_corners=False)
+        return image.add_(F.interpolate(x, image.shape[-2:], mode="bilinear", align_corners=False))
 
     def finish_at(self, rgb: Tensor, x: Tensor, coord: Tensor) -> Tensor:
         place = coord.flip(-1)[:, :, None].to(x.dtype)
