@@ -157,14 +157,30 @@ def bicubic(scale: float) -> Callable[[Tensor], Tensor]:
 
     It takes float images in [0, 1], rounds them to 8 bits and returns 8-bit values as floats in [0, 1].
     """
-    if not math.isfinite(scale) or scale <= 0:
-        raise InputError(f"scale {scale!r} is not positive; give a number above 0")
+    _check_positive(scale)
 
     def upscale(lr: Tensor) -> Tensor:
         eight_bit = (lr * 255).round().clamp(0, 255).to(torch.uint8)
         return imresize(eight_bit, scale=scale).to(lr.dtype) / 255
 
     return upscale
+
+
+class AtScale(nn.Module):
+    """A network for every scale as an upscaler for ``score``: LR (B, 3, h, w) to (B, 3, H, W), the sides times the
+    scale and rounded.
+    """
+
+    def __init__(self, network: nn.Module, scale: float) -> None:
+        """Raises InputError for a scale that is not positive."""
+        super().__init__()
+        _check_positive(scale)
+        self.network = network
+        self.scale = scale
+
+    def forward(self, lr: Tensor) -> Tensor:
+        height, width = (max(1, round(side * self.scale)) for side in lr.shape[-2:])
+        return self.network(lr, size=(height, width))
 
 
 def luma_bicubic(store: "Store", scale: float) -> Scores:
@@ -186,6 +202,11 @@ def luma_bicubic(store: "Store", scale: float) -> Scores:
         sr = imresize(imresize(luma, size=lr.shape[-2:]), size=luma.shape[-2:])
         images.append(_compare(name, sr, luma, protocol, scale))
     return Scores(store.name, store.fingerprint, "matlab-bicubic of luma", scale, protocol, tuple(images))
+
+
+def _check_positive(scale: float) -> None:
+    if not math.isfinite(scale) or scale <= 0:
+        raise InputError(f"scale {scale!r} is not positive; give a number above 0")
 
 
 def _check_images(store: "Store") -> None:

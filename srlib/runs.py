@@ -1,9 +1,10 @@
 """Runs: one folder per configuration, found again by the hash of everything that determines its weights.
 
-A run's folder, ``runs/safmn-x4-500-1a2b3c4d5e6f``, holds ``config.json`` (what determines the weights),
-``model.safetensors`` (weights that name their network), ``log.csv`` and ``validation.csv``, ``provenance.json`` (who
-made it, when, with what) and, last of all and only for a run that came to its end, ``metrics.json``; then
-``held_out.json``, its scores. While a run trains, ``state.pt`` beside them lets it resume.
+A run's folder, ``runs/safmn-x4-500-1a2b3c4d5e6f`` (for a network for every scale ``runs/liif-edsr-any-...``), holds
+``config.json`` (what determines the weights), ``model.safetensors`` (weights that name their network), ``log.csv`` and
+``validation.csv``, ``provenance.json`` (who made it, when, with what) and, last of all and only for a run that came to
+its end, ``metrics.json``; then ``held_out.json``, its scores. While a run trains, ``state.pt`` beside them lets it
+resume.
 """
 
 import ast
@@ -33,18 +34,26 @@ from srlib import data as data_module
 from srlib import metrics, papers
 from srlib.complexity import describe_device
 from srlib.errors import InputError
-from srlib.evaluate import score
+from srlib.evaluate import AtScale, score
 from srlib.logs import Log, read_csv
-from srlib.models import config_class, create
-from srlib.train import Diverged, State, TrainConfig, train
+from srlib.models import config_class, create, names
+from srlib.train import Diverged, State, TrainConfig, make_objective, train
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a paper trains and scores its network: the full schedule and the name of the evaluation protocol."""
+    """How a paper trains and scores its network: the full schedule and the name of the evaluation protocol.
+
+    ``protocols`` names another one for data sets that the paper scores in another way.
+    """
 
     train: TrainConfig
     protocol: str
+    protocols: Mapping[str, str] = field(default_factory=dict)
+
+    def protocol_on(self, dataset: str) -> str:
+        """The name of the protocol for a data set."""
+        return self.protocols.get(dataset, self.protocol)
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,10 @@ class Budget:
     """How much of a paper's training is run. Optimiser, schedule shape and losses stay the paper's; the cosine spans
     the steps given.
 
-    ``ablation_steps`` is the length for an ablation table's rows, ``batch`` and ``patch`` (LR pixels) None for the
-    paper's own; ``ema_decay`` shrinks with the number of steps, as an average over the last thousand of five hundred
-    steps would hold little but the start. ``slower`` has fewer ``steps`` for models that take longer over each.
+    ``ablation_steps`` is the length for an ablation table's rows; ``batch``, ``patch`` (LR pixels) and ``queries`` are
+    the most that are taken of the paper's own, None for these; ``ema_decay`` shrinks with the number of steps, as an
+    average over the last thousand of five hundred steps would hold little but the start. ``slower`` has fewer ``steps``
+    for models that take longer over each.
     """
 
     name: str
@@ -65,9 +75,12 @@ class Budget:
     ema_decay: float | None
     meaning: str
     slower: Mapping[str, int] = field(default_factory=dict)
+    queries: int | None = None
 
 
 TRAINING_CODE = ("models.layers", "losses", "train", "resize", "data", "degradation")
+PARTS = {"srlib.models.moeisr": ("srlib.models.encoders",)}  # other files that a model's is made of
+VALIDATION_SCALE = 4  # at which networks for every scale are scored while they train, and at the end
 SEEMORE = TrainConfig(  # Table 6, and the release, which averages no weights
     batch=32,
     schedule="multistep",
@@ -84,6 +97,29 @@ SSIU = TrainConfig(  # Section IV-A, and the release: 290 epochs of 40 passes ov
     fft_weight=0.01,
     ema_decay=0.0,
 )
+LIIF = TrainConfig(  # its release, and LTE's: 1000 epochs of 20 passes over DIV2K's 800 images, no average of weights
+    steps=1000 * 20 * 800 // 16,
+    batch=16,
+    patch=48,
+    betas=(0.9, 0.999),
+    lr=1e-4,
+    schedule="multistep",
+    milestones=(200_000, 400_000, 600_000, 800_000),
+    fft_weight=0.0,
+    ema_decay=0.0,
+    queries=2304,
+)
+LIIF_SWINIR = replace(  # with SwinIR as the encoder: twice the batch, half the steps, milestones at 500 epochs and on
+    LIIF, steps=1000 * 20 * 800 // 32, batch=32, milestones=(250_000, 400_000, 450_000, 475_000)
+)
+
+
+def _liif(name: str) -> TrainConfig:
+    """The training of a network for every scale: its backbone's, with MoEISR's losses (alpha and beta, Section 4.1)."""
+    usual = LIIF_SWINIR if name.endswith("swinir") else LIIF
+    return replace(usual, l1_weight=3000.0, balance_weight=1.0) if name.startswith("moeisr") else usual
+
+
 RECIPES = {
     "safmn": Recipe(TrainConfig(), protocol="safmn"),
     "seemore-t": Recipe(SEEMORE, protocol="seemore"),
@@ -91,12 +127,17 @@ RECIPES = {
     "seemore-l": Recipe(SEEMORE, protocol="seemore-l"),
     "ssiu": Recipe(SSIU, protocol="ssiu"),
 }
+RECIPES |= {
+    name: Recipe(_liif(name), protocol="liif", protocols={"DIV2K_val": "liif-div2k"})
+    for name in names()
+    if name.startswith(("liif", "lte", "moeisr"))
+}
 
 SMOKE = "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"
 SHORT = "a fair, small training: about ten minutes on a data-centre GPU"
 SLOWER = {"seemore-t": 650, "ssiu": 300}
 BUDGETS = {
-    "smoke": Budget("smoke", 800, 120, batch=4, patch=32, ema_decay=0.95, meaning=SMOKE, slower=SLOWER),
+    "smoke": Budget("smoke", 800, 120, batch=4, patch=32, ema_decay=0.95, meaning=SMOKE, slower=SLOWER, queries=1024),
     "short": Budget("short", 20_000, 5_000, batch=32, patch=64, ema_decay=0.999, meaning=SHORT),
     "paper": Budget("paper", None, None, None, None, None, meaning="the paper's full schedule, batch and data"),
 }
@@ -130,8 +171,9 @@ def training(
     scaled = at_length(full, steps or full.steps)
     return replace(
         scaled,
-        batch=cut.batch or full.batch,
-        patch=cut.patch or full.patch,
+        batch=min(full.batch, cut.batch or full.batch),
+        patch=min(full.patch, cut.patch or full.patch),
+        queries=min(full.queries, cut.queries or full.queries),
         ema_decay=full.ema_decay if cut.ema_decay is None else min(full.ema_decay, cut.ema_decay),
         seed=seed,
         precision=precision,
@@ -149,10 +191,11 @@ class RunConfig:
     """Everything that determines a run's weights, up to rounding: ``network`` is the model's own configuration as a
     dictionary, ``data`` the training images' name, ``fingerprint`` the hash of their decoded content, ``contract``
     that of the code, ``start`` the folder's name of the run whose weights it goes on from ("" for fresh ones).
+    ``scale`` is None for a network for every scale, and ``lr_fingerprint`` "" where LR patches are made of HR ones.
     """
 
     model: str
-    scale: int
+    scale: int | None
     network: Mapping[str, Any]
     train: TrainConfig
     data: str
@@ -171,7 +214,13 @@ class RunConfig:
     @property
     def slug(self) -> str:
         """The name of the run's folder: model, scale, steps and key."""
-        return f"{self.model}-x{self.scale}-{self.train.steps}-{self.key}"
+        scale = "any" if self.scale is None else f"x{self.scale}"
+        return f"{self.model}-{scale}-{self.train.steps}-{self.key}"
+
+    @property
+    def scored_at(self) -> int:
+        """The scale at which held-out images are scored: its own, or ``VALIDATION_SCALE``."""
+        return VALIDATION_SCALE if self.scale is None else self.scale
 
     def record(self) -> dict[str, Any]:
         """The configuration as JSON data."""
@@ -227,7 +276,7 @@ class Run:
 
 def configure(
     model: str,
-    scale: int,
+    scale: int | None,
     store: data_module.Store,
     *,
     network: Any = None,
@@ -237,11 +286,12 @@ def configure(
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
 ) -> RunConfig:
-    """The configuration of one run: a model (``network``: its config dataclass, default the paper's), its data and a
-    budget. ``changes`` are settings of the training that differ from the paper's usual ones.
+    """The configuration of one run: a model (``network``: its config dataclass, default the paper's), its scale (None
+    for a network for every scale), its data and a budget. ``changes`` are settings of the training that differ from the
+    paper's usual ones.
 
-    Raises InputError for unknown names, and for the paper budget on the embedded photographs, which are no paper's
-    data.
+    Raises InputError for unknown names, for a scale that ``create`` refuses, and for the paper budget on the embedded
+    photographs, which are no paper's data.
     """
     if budget == "paper" and store.name.startswith("photos"):
         raise InputError(
@@ -249,7 +299,10 @@ def configure(
         )
     settings = training(model, budget, ablation=ablation, changes=changes, seed=seed, precision=precision)
     config = create(model, scale, network).config
-    reduced = store.lr_fingerprint(scale) if settings.degradation == "bicubic" else ""  # else LR is made of HR patches
+    if settings.expert_weights and len(settings.expert_weights) != len(getattr(config, "depths", ())):
+        raise InputError(f"expert_weights are {settings.expert_weights}: give one for each expert of {model}, or ()")
+    from_images = scale is not None and settings.degradation == "bicubic"  # else LR is made of HR patches
+    reduced = store.lr_fingerprint(scale) if from_images else ""
     code = contract(type(config).__module__)
     return RunConfig(model, scale, asdict(config), settings, store.name, store.fingerprint, reduced, code)
 
@@ -272,7 +325,7 @@ def configure_row(
     several scales, whose rows are main runs.
     """
     paper = papers.paper_of(model)
-    if len({row.config.scale for row in papers.rows(paper, table)}) > 1:
+    if len({row.scale for row in papers.rows(paper, table)}) > 1:
         raise InputError(
             f"table {table} holds {paper} itself, no ablation: train it without a table, and choose the scale"
         )
@@ -280,7 +333,7 @@ def configure_row(
     if row.model != model:
         raise InputError(f"row {row.name!r} of table {table} is {row.model}, not {model}: train {row.model}")
     return configure(
-        model, row.config.scale if scale is None else scale, store, network=row.config, budget=budget, ablation=True,
+        model, row.scale if scale is None else scale, store, network=row.config, budget=budget, ablation=True,
         changes=row.train, seed=seed, precision=precision,
     )  # fmt: skip
 
@@ -297,9 +350,11 @@ def fine_tune(
     B.2): LR patches by Real-ESRGAN's degradation, L1 loss alone, half the paper's steps or the budget's length for
     ablations. The paper doesn't say at which learning rate: it is the usual schedule, from its start.
 
-    Raises InputError as :func:`configure` does, and for a start that collapsed.
+    Raises InputError as :func:`configure` does, for a start that collapsed, and for a network for every scale.
     """
     before, collapsed_at = start.config, start.metrics["collapsed_at"]
+    if before["scale"] is None:
+        raise InputError(f"{before['model']} learns from bicubic LR patches alone: fine-tune a network for one scale")
     if collapsed_at:
         raise InputError(f"{start.folder.name} collapsed at step {collapsed_at}: go on from a run that came to its end")
     model, scale = before["model"], before["scale"]
@@ -329,11 +384,12 @@ def train_or_load(
     configuration, other data or other code has another key, and so is never served in its place.
     """
     where, folder = pick_device(device), Path(root) / config.slug
-    protocol = metrics.protocol(recipe(config.model).protocol)
+    protocol = metrics.protocol(recipe(config.model).protocol_on(held_out.name))
+    scale = config.scored_at
     if not (folder / "metrics.json").exists():  # refuse what cannot be trained or scored before a folder is made
         patches = make_patches(config, store, where)
-        smallest = min((held_out.pair(i, config.scale)[1] for i in range(len(held_out))), key=lambda hr: hr.numel())
-        metrics.ssim(smallest, smallest, protocol, config.scale)
+        smallest = min((held_out.pair(i, scale)[1] for i in range(len(held_out))), key=lambda hr: hr.numel())
+        metrics.ssim(smallest, smallest, protocol, scale)
         initial(config, Path(root))
     make_folder(folder)
     with FileLock(folder / ".lock"):
@@ -344,16 +400,31 @@ def train_or_load(
             _train(config, patches, held_out, protocol, folder, where, compile, title or config.slug)
         elif run.config | {"data": ""} != config.record() | {"data": ""}:
             raise InputError(f"{folder}/config.json is not what the folder's name promises: delete the folder")
-        scored_by = [held_out.fingerprint, held_out.lr_fingerprint(config.scale), protocol.record(), scoring_contract()]
+        scored_by = [held_out.fingerprint, held_out.lr_fingerprint(scale), protocol.record(), scoring_contract()]
         if not (folder / "held_out.json").exists() or run.held_out["scored_by"] != json.loads(json.dumps(scored_by)):
-            scores = score(run.network(where), held_out, config.scale, protocol, device=where)
+            scores = score(upscaler(run.network(where), scale), held_out, scale, protocol, device=where)
             write_json(folder / "held_out.json", scores.record() | {"scored_by": scored_by})
         return run
 
 
-def make_patches(config: RunConfig, store: data_module.Store, device: str) -> data_module.Patches:
+def scale_of(network_config: Any) -> int | None:
+    """The scale that a network's configuration holds; None for a network for every scale."""
+    return getattr(network_config, "scale", None)
+
+
+def upscaler(network: nn.Module, scale: float) -> nn.Module:
+    """``network`` as an upscaler for ``score``: itself if it has one scale, else at ``scale``."""
+    return AtScale(network, scale) if scale_of(network.config) is None else network
+
+
+def make_patches(config: RunConfig, store: data_module.Store, device: str) -> data_module.Patches | data_module.Queries:
     """The training batches of a run. Raises InputError where an image is smaller than a patch."""
     settings = config.train
+    if config.scale is None:
+        return data_module.Queries(
+            store, scales=settings.scales, patch=settings.patch, batch=settings.batch, queries=settings.queries,
+            seed=settings.seed, device=device,
+        )  # fmt: skip
     return data_module.Patches(
         store, scale=config.scale, patch=settings.patch, batch=settings.batch, seed=settings.seed, device=device,
         degradation=settings.degradation,
@@ -362,7 +433,7 @@ def make_patches(config: RunConfig, store: data_module.Store, device: str) -> da
 
 def _train(
     config: RunConfig,
-    patches: data_module.Patches,
+    patches: data_module.Patches | data_module.Queries,
     held_out: data_module.Store,
     protocol: metrics.Protocol,
     folder: Path,
@@ -397,15 +468,17 @@ def _train(
         nonlocal psnr
         if state.step % rhythm.validate and state.step != settings.steps:
             return
-        scores = score(state.average.module, held_out, config.scale, protocol, device=fabric.device)
+        network = upscaler(state.average.module, config.scored_at)
+        scores = score(network, held_out, config.scored_at, protocol, device=fabric.device)
         log.validation(state.step, scores.psnr, scores.ssim, state.seconds)
         psnr = scores.psnr
 
     collapsed_at = None
     try:
         trained = train(
-            initial(config, folder.parent), patches.batch, settings, fabric, state_path=state_path, on_start=on_start,
-            on_step=on_step, on_save=on_save, save_every=rhythm.save, compile=compile,
+            initial(config, folder.parent), patches.batch, make_objective(settings), settings, fabric,
+            state_path=state_path, on_start=on_start, on_step=on_step, on_save=on_save, save_every=rhythm.save,
+            compile=compile,
         )  # fmt: skip
     except Diverged as collapse:
         collapsed_at = collapse.step
@@ -477,7 +550,7 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
     """The network that a file written by :func:`save` holds, in evaluation mode on the CPU.
 
     Raises InputError when the file is missing, damaged, no checkpoint of srlib, or of another ``model`` or ``scale``
-    than asked for.
+    than asked for; a network for every scale has any.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
@@ -488,11 +561,11 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
     found, config = metadata["model"], json.loads(metadata["config"])
     if model is not None and model != found:
         raise InputError(f"{path.name} holds {found}, not {model}: ask for {found}, or give {model}'s weights")
-    if scale is not None and scale != config["scale"]:
+    if scale is not None and config.get("scale", scale) != scale:
         raise InputError(
             f"{path.name} holds weights for x{config['scale']}, not x{scale}: give the scale that it was trained for"
         )
-    network = create(found, config["scale"], config_class(found)(**config))
+    network = create(found, config.get("scale"), config_class(found)(**config))
     load_strictly(network, tensors, path.name)
     return network.eval()
 
@@ -575,13 +648,13 @@ def read_pickle(path: Path) -> Any:
 
 @cache
 def contract(config_module: str) -> str:
-    """Hash of the code that determines a run's weights: the model's file, layers, losses, training loop, resizing and
-    data.
+    """Hash of the code that determines a run's weights: the model's file and what it is made of, layers, losses,
+    training loop, resizing and data.
 
     Comments, docstrings and layout do not count; any other change to these files makes every earlier run of that model
     another run. So may another version of Python, which writes the same code differently.
     """
-    return code_hash(config_module, *(f"srlib.{name}" for name in TRAINING_CODE))
+    return code_hash(config_module, *PARTS.get(config_module, ()), *(f"srlib.{name}" for name in TRAINING_CODE))
 
 
 @cache

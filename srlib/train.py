@@ -3,11 +3,13 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -16,7 +18,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srlib.errors import InputError
-from srlib.losses import l1_fft
+from srlib.losses import l1_balance, l1_fft
+
+Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,13 @@ class TrainConfig:
     its release).
 
     ``patch`` is the side of an LR patch in pixels, ``milestones`` are steps, ``ema_decay`` 0 switches the average
-    off, ``degradation`` is what makes LR patches of HR ones, ``precision`` is Fabric's. Raises InputError for values
-    that no training can use.
+    off, ``degradation`` is what makes LR patches of HR ones, ``precision`` is Fabric's.
+
+    ``queries`` 0 compares whole patches. Another number is that of output pixels asked of a network for every scale, in
+    patches at a random one between the two ``scales`` (LIIF; MoEISR, Sec. 4.1). ``l1_weight`` is then alpha,
+    ``balance_weight`` beta and ``expert_weights`` the w_j of MoEISR's Equations 6 and 7, () for 1 each.
+
+    Raises InputError for values that no training can use.
     """
 
     steps: int = 500_000
@@ -43,6 +52,11 @@ class TrainConfig:
     fft_weight: float = 0.05
     ema_decay: float = 0.999
     degradation: Literal["bicubic", "real-esrgan"] = "bicubic"
+    queries: int = 0
+    scales: tuple[float, float] = (1.0, 4.0)
+    l1_weight: float = 1.0
+    balance_weight: float = 0.0
+    expert_weights: tuple[float, ...] = ()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
 
@@ -51,17 +65,23 @@ class TrainConfig:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{field} is {value}: give a whole number from 1 up")
+        if isinstance(self.queries, bool) or not isinstance(self.queries, int) or self.queries < 0:
+            raise InputError(f"queries is {self.queries}: give a whole number from 1 up, or 0 for whole patches")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
         if not 0 < self.lr < math.inf:
             raise InputError(f"lr is {self.lr}: give a positive number, such as 1e-3")
-        for field in ("lr_final", "weight_decay", "fft_weight", "lr_decay"):
+        for field in ("lr_final", "weight_decay", "fft_weight", "lr_decay", "l1_weight", "balance_weight"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise InputError(f"{field} is {getattr(self, field)}: give a number from 0 up")
         if not all(0 <= part < 1 for part in (*self.betas, self.ema_decay)):
             raise InputError(f"ema_decay {self.ema_decay} or betas {self.betas}: give numbers from 0 to below 1")
         if any(step < 0 for step in self.milestones):
             raise InputError(f"milestones are {self.milestones}: give steps from 0 up")
+        if len(self.scales) != 2 or not 1 <= self.scales[0] <= self.scales[1] < math.inf:
+            raise InputError(f"scales are {self.scales}: give the least and the greatest, from 1 up, such as (1, 4)")
+        if not all(0 <= weight < math.inf for weight in self.expert_weights):
+            raise InputError(f"expert_weights are {self.expert_weights}: give numbers from 0 up")
         choices = {
             "optimizer": ("adam", "adamw"),
             "schedule": ("cosine", "multistep"),
@@ -71,6 +91,10 @@ class TrainConfig:
         for field, known in choices.items():
             if getattr(self, field) not in known:
                 raise InputError(f"{field} is {getattr(self, field)!r}: choose one of {', '.join(known)}")
+        if self.queries and self.fft_weight:
+            raise InputError(f"fft_weight is {self.fft_weight} with queries, which have no spectrum: give 0")
+        if self.queries and self.degradation != "bicubic":
+            raise InputError(f"degradation is {self.degradation} with queries, whose LR patches are bicubic: leave it")
 
 
 class Diverged(ArithmeticError):
@@ -114,7 +138,8 @@ class State:
 
 def train(
     model: nn.Module,
-    batch: Callable[[int], tuple[Tensor, Tensor]],
+    batch: Callable[[int], Batch],
+    objective: Callable[[nn.Module, Batch], Tensor],
     config: TrainConfig,
     fabric: Fabric,
     *,
@@ -128,10 +153,12 @@ def train(
     """Train ``model`` for ``config.steps`` steps and return the network to evaluate: the average of its weights
     (SAFMN's release), which is the weights themselves where ``ema_decay`` is 0 (SeemoRe's).
 
-    ``batch(step)`` gives LR and HR patches, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1], as a pure function
-    of the step, so that a run resumed from ``state_path`` sees the batches of an uninterrupted one. ``on_step`` gets
-    each step's loss without a synchronisation; ``on_save`` comes before the state is saved, every ``save_every``
-    steps and at the end. Whatever a callback raises (such as Diverged) ends the run with the last saved state intact.
+    ``batch(step)`` gives tensors as a pure function of the step, so that a run resumed from ``state_path`` sees the
+    batches of an uninterrupted one; ``objective(network, batch)`` gives their loss, a scalar (see
+    :func:`make_objective`). What a network draws at random meanwhile (Gumbel noise) depends on seed and step alone too.
+    ``on_step`` gets each step's loss without a synchronisation; ``on_save`` comes before the state is saved, every
+    ``save_every`` steps and at the end. Whatever a callback raises (such as Diverged) ends the run with the last saved
+    state intact.
     """
     model = model.to(fabric.device, memory_format=torch.channels_last).train()
     state = State(model, config)
@@ -141,8 +168,8 @@ def train(
     on_start(state)
     started = time.perf_counter() - state.seconds
     while state.step < config.steps:
-        lr, hr = batch(state.step)
-        loss = l1_fft(network(lr), hr, config.fft_weight)
+        with draws(config.seed, state.step, fabric.device):
+            loss = objective(network, batch(state.step))
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -155,6 +182,33 @@ def train(
             on_save(state)
             state.save(state_path)
     return state.average.module.eval()
+
+
+@contextmanager
+def draws(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Torch's random numbers as a function of seed and step; those of whoever calls go on as if nothing was drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]))
+        yield
+
+
+def make_objective(config: TrainConfig) -> Callable[[nn.Module, Batch], Tensor]:
+    """The loss that a network is trained for, as a function of the network and a batch.
+
+    A batch of whole patches is LR and HR, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1]; one of queries is LR,
+    places and cells in [-1, 1] and colours in [0, 1]: ``(B, 3, h, w)``, ``(B, Q, 2)``, ``(B, 2)`` and ``(B, Q, 3)``.
+    """
+
+    def whole(network: nn.Module, batch: Batch) -> Tensor:
+        lr, hr = batch
+        return l1_fft(network(lr), hr, config.fft_weight)
+
+    def queried(network: nn.Module, batch: Batch) -> Tensor:
+        lr, coord, cell, target = batch
+        rgb, gates = network(lr, coord=coord, cell=cell)
+        return l1_balance(rgb, target, gates, config.l1_weight, config.balance_weight, config.expert_weights)
+
+    return queried if config.queries else whole
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from srlib.data import Store, find
 from srlib.errors import InputError
-from srlib.evaluate import ImageScore, Scores, bicubic, compare, luma_bicubic, outputs, score
+from srlib.evaluate import AtScale, ImageScore, Scores, bicubic, compare, luma_bicubic, outputs, score
 from srlib.metrics import protocol, psnr, ssim
 from srlib.resize import imresize
 
@@ -112,6 +112,24 @@ def test_a_network_is_scored_in_evaluation_mode_and_put_back(shelf: Shelf) -> No
     score(network, shelf, 2, protocol("matlab"))
     assert network.modes == [False, False]
     assert network.training and not network.frozen.training
+
+
+def test_a_network_for_every_scale_is_told_the_size(shelf: Shelf) -> None:
+    class Network(nn.Module):
+        def forward(self, lr: Tensor, size: tuple[int, int]) -> Tensor:
+            assert not self.training
+            return bicubic(size[0] / lr.shape[-2])(lr)
+
+    network = Network()
+    for scale in (2, 3, 4):
+        at_scale = AtScale(network, scale)
+        assert score(at_scale, shelf, scale, protocol("liif")) == score(bicubic(scale), shelf, scale, protocol("liif"))
+    assert network.training
+    sizes = []
+    AtScale(lambda lr, size: sizes.append(size), 2.6)(torch.rand(1, 3, 10, 3))
+    assert sizes == [(26, 8)]
+    with pytest.raises(InputError, match="scale 0"):
+        AtScale(network, 0)
 
 
 def test_bicubic_is_matlabs_on_eight_bits() -> None:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,19 @@ from safetensors.torch import load_file, save_file
 from srlib import runs
 from srlib.data import Store, degraded, find, folder
 from srlib.errors import InputError
-from srlib.models import create
-from srlib.models.encoders import EDSR
+from srlib.models import create, names, takes_scale
+from srlib.models.encoders import EDSR, ENCODERS
+from srlib.models.moeisr import MoEISRConfig
 from srlib.models.safmn import SAFMNConfig
 from srlib.train import TrainConfig
 
 TINY = SAFMNConfig(scale=2, blocks=1, channels=8)
 QUICK = TrainConfig(steps=12, batch=2, patch=8, ema_decay=0.5)
+EXPERTS = MoEISRConfig(depths=(2, 3), hidden=8)
+ASKED = TrainConfig(
+    steps=4, batch=2, patch=6, fft_weight=0, ema_decay=0, queries=20, l1_weight=3000.0, balance_weight=1.0
+)
+ANY = [name for name in names() if not takes_scale(name)]
 
 
 def images(path: Path, seed: int = 0) -> Store:
@@ -201,6 +208,123 @@ def test_seemore_is_trained_as_table_6_says(model):
     )
     assert (paper.optimizer, paper.betas, paper.fft_weight, paper.ema_decay) == ("adam", (0.9, 0.99), 0.1, 0.0)
     assert (short.steps, short.milestones, short.ema_decay) == (20_000, (10_000, 16_000, 18_000, 19_000), 0.0)
+
+
+@pytest.mark.parametrize("model", ANY)
+def test_networks_for_every_scale_are_trained_as_liif_is(model):
+    """Section 4.1 and LIIF's release; with SwinIR twice the batch, half the steps and later milestones."""
+    paper, short, smoke = (runs.training(model, name) for name in ("paper", "short", "smoke"))
+    shared = (paper.patch, paper.queries, paper.scales, paper.lr, paper.optimizer, paper.betas, paper.schedule)
+    assert shared == (48, 2304, (1.0, 4.0), 1e-4, "adam", (0.9, 0.999), "multistep")
+    assert (paper.fft_weight, paper.ema_decay, paper.expert_weights) == (0, 0, ())
+    swinir = model.endswith("swinir")
+    epoch = 20 * 800 // paper.batch
+    assert (paper.batch, paper.steps) == ((32, 500_000) if swinir else (16, 1_000_000)) and paper.steps == 1000 * epoch
+    assert [at // epoch for at in paper.milestones] == ([500, 800, 900, 950] if swinir else [200, 400, 600, 800])
+    weights = (3000, 1) if model.startswith("moeisr") else (1, 0)
+    assert (paper.l1_weight, paper.balance_weight) == weights
+    assert (short.steps, short.batch, short.patch, short.queries) == (20_000, paper.batch, 48, 2304)
+    assert short.milestones == tuple(at * 20_000 // paper.steps for at in paper.milestones)
+    assert smoke.steps <= 800 and smoke.batch <= 4 and smoke.queries <= smoke.patch**2
+
+
+def test_recipes_score_as_the_papers_do():
+    from srlib import papers
+    from srlib.data import BENCHMARKS
+
+    for model in names():
+        for dataset in ("photos/held-out", *BENCHMARKS):
+            assert runs.recipe(model).protocol_on(dataset) == papers.protocol(model, dataset)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Store:
+    """Images large enough to be scored at x4."""
+    folder_ = tmp_path_factory.mktemp("photographs") / "images"
+    folder_.mkdir()
+    noise = np.random.default_rng(0)
+    for i in range(2):
+        small = Image.fromarray(noise.integers(0, 256, (8, 9, 3), dtype=np.uint8))
+        small.resize((54, 48), Image.Resampling.BICUBIC).save(folder_ / f"{i}.png")
+    return Store.open(folder(folder_), cache=folder_.parent / "cache")
+
+
+@pytest.fixture
+def small_encoder(monkeypatch) -> None:
+    """EDSR of one block, so that a step takes no time."""
+    monkeypatch.setitem(ENCODERS, "edsr", partial(EDSR, blocks=1))
+
+
+def asked(store: Store, **changes) -> runs.RunConfig:
+    config = runs.configure("moeisr-liif-b-edsr", None, store, network=EXPERTS)
+    return replace(config, train=replace(ASKED, **changes))
+
+
+def test_a_run_for_every_scale_is_trained_scored_at_x4_and_loaded(photographs, small_encoder, tmp_path):
+    config = asked(photographs)
+    run = runs.train_or_load(config, photographs, photographs, root=tmp_path, device="cpu")
+    assert run.folder.name.startswith("moeisr-liif-b-edsr-any-4-") and config.lr_fingerprint == ""
+    assert run.config["scale"] is None and run.config["network"]["depths"] == [2, 3]
+    assert (run.held_out["scale"], run.held_out["protocol"]["name"]) == (4, "liif")
+    assert run.log("validation")["psnr"][-1] == pytest.approx(run.held_out["psnr"])
+    network = run.network()
+    assert network.config == EXPERTS and not network.training
+    for scale in (None, 2, 3):
+        loaded = runs.load(run.folder / "model.safetensors", "moeisr-liif-b-edsr", scale).state_dict()
+        assert all(torch.equal(value, loaded[key]) for key, value in network.state_dict().items())
+    before = (run.folder / "model.safetensors").stat().st_mtime_ns
+    runs.train_or_load(config, photographs, photographs, root=tmp_path, device="cpu")
+    assert (run.folder / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="fine-tune a network for one scale"):
+        runs.fine_tune(run, photographs)
+
+
+def test_an_interrupted_run_for_every_scale_ends_the_same(photographs, small_encoder, tmp_path, monkeypatch):
+    whole = runs.train_or_load(asked(photographs), photographs, photographs, root=tmp_path / "a", device="cpu")
+    writes = runs.Log.training
+
+    def interrupted(self, step, *arguments):
+        if step == 3:
+            raise KeyboardInterrupt
+        return writes(self, step, *arguments)
+
+    monkeypatch.setattr(runs.Log, "training", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train_or_load(asked(photographs), photographs, photographs, root=tmp_path / "b", device="cpu")
+    monkeypatch.setattr(runs.Log, "training", writes)
+    resumed = runs.train_or_load(asked(photographs), photographs, photographs, root=tmp_path / "b", device="cpu")
+    assert resumed.provenance["resumed_at"] == 2
+    files = [load_file(run.folder / "model.safetensors") for run in (whole, resumed)]
+    assert all(torch.equal(files[0][key], files[1][key]) for key in files[0])
+
+
+def test_settings_for_every_scale_make_another_run(photographs):
+    base = asked(photographs)
+    changes = ({"queries": 21}, {"scales": (1.0, 3.0)}, {"l1_weight": 1.0}, {"balance_weight": 0.0})
+    others = [asked(photographs, **change) for change in (*changes, {"expert_weights": (1.0, 3.7)})]
+    assert len({base.key, *(other.key for other in others)}) == 6
+    assert runs.contract("srlib.models.moeisr") != runs.code_hash(
+        "srlib.models.moeisr", *(f"srlib.{name}" for name in runs.TRAINING_CODE)
+    )
+
+
+def test_what_a_network_for_every_scale_cannot_use_is_refused(photographs):
+    with pytest.raises(InputError, match="leave it out"):
+        runs.configure("liif-edsr", 4, photographs)
+    with pytest.raises(InputError, match="expert_weights are .* one for each expert of moeisr-liif-b-edsr"):
+        runs.configure(
+            "moeisr-liif-b-edsr", None, photographs, network=EXPERTS, changes={"expert_weights": (1.0, 1.0, 1.0)}
+        )
+    with pytest.raises(InputError, match="got none: give it"):
+        runs.configure("safmn", None, photographs)
+
+
+def test_an_upscaler_is_a_network_at_a_scale():
+    fixed, free = create("safmn", 2, TINY).eval(), create("moeisr-liif-b-edsr", config=EXPERTS).eval()
+    assert runs.upscaler(fixed, 2) is fixed
+    x = torch.rand(1, 3, 6, 7)
+    with torch.inference_mode():
+        assert torch.equal(runs.upscaler(free, 2.5)(x), free(x, size=(15, 18)))
 
 
 def test_rows_bring_their_own_network_scale_and_training():

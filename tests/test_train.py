@@ -1,6 +1,7 @@
 """The training loop on a tiny network: it learns, resumes to the same weights, and follows its schedules."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from srlib.errors import InputError
+from srlib.losses import l1_balance
+from srlib.models import create
+from srlib.models.encoders import EDSR, ENCODERS
+from srlib.models.moeisr import MoEISRConfig
 from srlib.models.safmn import SAFMN, SAFMNConfig
-from srlib.train import TrainConfig, make_optimizer, make_schedule, train
+from srlib.train import TrainConfig, make_objective, make_optimizer, make_schedule, train
 
 TINY = SAFMNConfig(scale=2, blocks=1, channels=8)
 
@@ -19,6 +24,14 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(step)
     hr = torch.rand(2, 3, 4, 4, generator=generator).repeat_interleave(4, -1).repeat_interleave(4, -2)
     return hr[..., ::2, ::2], hr
+
+
+def queries(step: int) -> tuple[torch.Tensor, ...]:
+    """Grey patches of one value each, asked at random places."""
+    generator = torch.Generator().manual_seed(step)
+    value = torch.rand(2, 1, 1, 1, generator=generator)
+    coord = 2 * torch.rand(2, 30, 2, generator=generator) - 1
+    return value.expand(-1, 3, 6, 6), coord, torch.full((2, 2), 0.2), value[:, 0].expand(-1, 30, 3)
 
 
 def run(folder: Path, config: TrainConfig, stop_at: int = 0, compile: bool = False) -> tuple[nn.Module, list[float]]:
@@ -30,8 +43,11 @@ def run(folder: Path, config: TrainConfig, stop_at: int = 0, compile: bool = Fal
             raise KeyboardInterrupt
 
     torch.manual_seed(0)
+    experts = MoEISRConfig(depths=(2, 3), hidden=16)
+    network = create("moeisr-liif-b-edsr", config=experts) if config.queries else SAFMN(TINY)
     network = train(
-        SAFMN(TINY), batch, config, Fabric(accelerator="cpu", devices=1, precision=config.precision),
+        network, queries if config.queries else batch, make_objective(config), config,
+        Fabric(accelerator="cpu", devices=1, precision=config.precision),
         state_path=folder / "state.pt", on_start=lambda state: None, on_step=on_step, on_save=lambda state: None,
         save_every=5, compile=compile,
     )  # fmt: skip
@@ -54,6 +70,39 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
     assert rest == losses[10:], "the run goes on after step 10, the last that was saved"
     for key, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[key]), key
+
+
+def test_a_network_for_every_scale_learns_and_resumes_with_the_same_noise(tmp_path, monkeypatch):
+    """Gumbel noise is drawn as a function of seed and step, and the caller's random numbers stay as they are."""
+    monkeypatch.setitem(ENCODERS, "edsr", partial(EDSR, blocks=1))
+    config = TrainConfig(
+        steps=12, lr=1e-3, fft_weight=0.0, ema_decay=0.0, queries=30, l1_weight=3000.0, balance_weight=1.0
+    )
+    for name in ("whole", "parts", "again"):
+        (tmp_path / name).mkdir()
+    whole, losses = run(tmp_path / "whole", config)
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", config, stop_at=7)
+    torch.rand(5)
+    parts, rest = run(tmp_path / "parts", config)
+    assert rest == losses[5:]
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[key]), key
+    torch.manual_seed(0)
+    create("moeisr-liif-b-edsr", config=whole.config)
+    expected = torch.rand(3)
+    run(tmp_path / "again", config)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_objective_follows_the_settings():
+    network = create("moeisr-liif-b-edsr", config=MoEISRConfig(depths=(2, 3), hidden=8)).eval()
+    config = TrainConfig(fft_weight=0, queries=30, l1_weight=2.0, balance_weight=0.5, expert_weights=(3.0, 1.0))
+    lr, coord, cell, target = queries(0)
+    rgb, gates = network(lr, coord=coord, cell=cell)
+    expected = l1_balance(rgb, target, gates, 2.0, 0.5, (3.0, 1.0))
+    assert torch.equal(make_objective(config)(network, (lr, coord, cell, target)), expected)
 
 
 def test_the_average_lags_behind_the_weights(tmp_path):
@@ -112,6 +161,15 @@ def test_bf16_trains_in_float32_weights(tmp_path):
         {"seed": 2**63},
         {"optimizer": "sgd"},
         {"precision": "fp8"},
+        {"queries": -1},
+        {"queries": 2.5},
+        {"scales": (4.0, 1.0)},
+        {"scales": (0.0, 4.0)},
+        {"l1_weight": -1.0},
+        {"balance_weight": math.nan},
+        {"expert_weights": (1.0, -1.0)},
+        {"fft_weight": 0.05, "queries": 9},
+        {"degradation": "real-esrgan", "fft_weight": 0.0, "queries": 9},
     ],
 )
 def test_settings_that_cannot_train_are_refused(wrong):
