@@ -1,4 +1,4 @@
-"""The ``srlib`` command: train, evaluate, table, complexity.
+"""The ``srlib`` command: train, evaluate, table, complexity, speed.
 
 Each command imports what it needs when it runs, so that help comes at once. Bad input ends with one line on standard
 error and exit code 2.
@@ -8,6 +8,8 @@ import csv
 import json
 import os
 import sys
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +25,16 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 
+ANY_SCALE = (2, 3, 4, 6, 8)  # at which a model for every scale is scored: those of MoEISR's Table 2
 USAGE_ERROR = typer.BadParameter.__mro__[1]  # click's UsageError, from whichever click this Typer carries
 
-Model = Annotated[str, typer.Argument(help="Model: safmn, seemore-t, seemore-b, seemore-l or ssiu.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Model: safmn, seemore-t, seemore-b, seemore-l, ssiu; for every scale: liif-E, lte-E, moeisr-liif-b-E, "
+        "moeisr-liif-s-E, moeisr-lte-b-E or moeisr-lte-s-E, with edsr, rdn or swinir for E, the encoder."
+    ),
+]
 Scale = Annotated[int, typer.Option(help="How many times larger the output is, each way.")]
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder that holds benchmark/Set5 and others; default: the variable SRLIB_DATA.")
@@ -58,7 +67,10 @@ def stop(line: str, code: int = 2) -> None:
 def train(
     model: Model,
     scale: Annotated[
-        int | None, typer.Option(help="How many times larger the output is, each way; default 4, or the row's own.")
+        int | None,
+        typer.Option(
+            help="How many times larger the output is, each way; default 4, or the row's own. None for every scale."
+        ),
     ] = None,
     budget: Annotated[str, typer.Option(help="smoke, short or paper.")] = "smoke",
     table: Annotated[
@@ -88,9 +100,12 @@ def train(
     from srlib import papers
     from srlib import runs as engine
     from srlib.data import degraded
+    from srlib.models import takes_scale
 
     # names first: nothing is decoded for a run that cannot be
     engine.training(model, budget, seed=seed, precision=precision)
+    if scale is not None and not takes_scale(model):
+        raise InputError(f"{model} is trained for every scale at once: leave --scale out")
     if record:
         engine.check_writable(record)
     if (table is None) != (row is None):
@@ -110,17 +125,19 @@ def train(
         config = engine.fine_tune(start, store, **options)
         watched = degraded(watched)
     elif table is None or row is None:
-        config = engine.configure(model, 4 if scale is None else scale, store, ablation=ablation, **options)
+        usual = 4 if takes_scale(model) else None
+        config = engine.configure(model, usual if scale is None else scale, store, ablation=ablation, **options)
     else:
         config = engine.configure_row(model, table, row, scale, store, **options)
     what = row or ("fine-tuned for real-world images" if start else "")
-    title = f"{model} x{config.scale}, {budget}" + (f", {what}" if what else "")
+    at = "for every scale" if config.scale is None else f"x{config.scale}"
+    title = f"{model} {at}, {budget}" + (f", {what}" if what else "")
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, title=title)
     if record:
         engine.write_json(record, run.record() | {"budget": budget, "table": table, "row": row})
     held = run.held_out
-    under = f"{held['protocol']['name']} protocol"
-    print(f"{run.folder}: {held['dataset']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({under})")
+    where, under = f"{held['dataset']} x{held['scale']}", f"{held['protocol']['name']} protocol"
+    print(f"{run.folder}: {where} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({under})")
 
 
 def ablations(model: str) -> list[tuple[str, Any]]:
@@ -129,7 +146,7 @@ def ablations(model: str) -> list[tuple[str, Any]]:
 
     numbers = [number for paper, number in papers.tables() if paper == papers.paper_of(model)]
     found = [(str(number), papers.rows(papers.paper_of(model), number)) for number in numbers]
-    return [(number, row) for number, rows in found if len({row.config.scale for row in rows}) == 1 for row in rows]
+    return [(number, row) for number, rows in found if len({row.scale for row in rows}) == 1 for row in rows]
 
 
 @app.command()
@@ -141,7 +158,12 @@ def evaluate(
     weights: Annotated[
         Path | None, typer.Option(help="Score these weights: a run's model.safetensors or a released file.")
     ] = None,
-    scale: Annotated[int | None, typer.Option(help="How many times larger, each way; default 4, or the run's.")] = None,
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            help="How many times larger, each way; default 4, or the run's; for every scale: 2, 3, 4, 6 and 8."
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -173,7 +195,7 @@ def evaluate(
     from srlib import runs as engine
     from srlib.data import degraded
     from srlib.evaluate import bicubic, luma_bicubic, score
-    from srlib.models import names
+    from srlib.models import names, takes_scale
 
     check_format(as_json, as_csv)
     if record is None and not model:
@@ -185,9 +207,6 @@ def evaluate(
         raise InputError(f"--record says which model it is: leave out {model}, or give {model} and --weights alone")
     if weights is not None and (model == "bicubic" or record is not None):
         raise InputError("--weights go with a model's name: srlib evaluate safmn --weights FILE")
-    if scale is not None and record is not None:
-        raise InputError("--scale is the run's own with --record: leave it out")
-    scale = 4 if scale is None else scale
     if luma and (model != "bicubic" or protocol or degradation):
         raise InputError("--luma is a way to score bicubic, with its own protocol: srlib evaluate bicubic --luma")
     if degradation not in (None, "bicubic", "real-esrgan"):
@@ -198,7 +217,10 @@ def evaluate(
     if record is not None:
         origin = engine.read_json(record)
         run = read_run(record, runs)
-        model, scale = run.config["model"], run.config["scale"]
+        model = run.config["model"]
+        if scale is not None and takes_scale(model):
+            raise InputError("--scale is the run's own with --record: leave it out")
+        scale = run.config["scale"] if scale is None else scale
         network = run.network(where)
         degradation = degradation or run.config["train"].get("degradation", "bicubic")
     elif model != "bicubic":
@@ -206,25 +228,34 @@ def evaluate(
             raise InputError(f"unknown model {model!r}: choose bicubic or one of {', '.join(names())}")
         if weights is None:
             raise InputError(f"no weights for {model}: give --weights FILE or --record RUN.json")
+        scale = 4 if scale is None and takes_scale(model) else scale
         network = read_weights(weights, model, scale).eval().to(where)
-    chosen = protocol or ["matlab" if network is None else engine.recipe(model).protocol]
-    protocols = [metrics.protocol(name) for name in chosen]
+    else:
+        scale = 4 if scale is None else scale
+    scales = ANY_SCALE if scale is None else (scale,)
+    for name in protocol or ():
+        metrics.protocol(name)
     stores = [open_store(name, data_root) for name in data] if data else default_sets(data_root)
     if degradation == "real-esrgan":
         stores = [degraded(store) for store in stores]
-    if luma:
-        baseline = [luma_bicubic(store, scale) for store in stores]
-    else:
-        baseline = [score(bicubic(scale), store, scale, each, device=where) for store in stores for each in protocols]
-    scores = (
-        [score(network, store, scale, each, device=where) for store in stores for each in protocols] if network else []
-    )
+
+    def scored(upscaler: Callable[[int], Any]) -> list[Any]:
+        """Scores at each scale on each set, under each protocol."""
+        found = []
+        for factor, store in product(scales, stores):
+            usual = "matlab" if network is None else engine.recipe(model).protocol_on(store.name)
+            for name in protocol or [usual]:
+                found.append(score(upscaler(factor), store, factor, metrics.protocol(name), device=where))
+        return found
+
+    baseline = [luma_bicubic(store, scales[0]) for store in stores] if luma else scored(bicubic)
+    scores = [] if network is None else scored(lambda factor: engine.upscaler(network, factor))
     found = {model: scores, "bicubic": baseline}
     if out:
         lists = {"scores": [one.record() for one in scores], "bicubic": [one.record() for one in baseline]}
         engine.write_json(out, origin | {"model": model, "scale": scale, "commit": engine.commit()} | lists)
     rows = [
-        {"dataset": one.dataset, "scale": scale, "model": name, "protocol": one.protocol.name}
+        {"dataset": one.dataset, "scale": one.scale, "model": name, "protocol": one.protocol.name}
         | ({"image": each.name} if images else {})
         | {"psnr": each.psnr, "ssim": each.ssim}
         for name, part in found.items() for one in part for each in (one.images if images else [one])
@@ -245,13 +276,15 @@ def read_run(record: Path, runs: Path, model: str = "") -> Any:
     return run
 
 
-def read_weights(path: Path, model: str, scale: int) -> Any:
+def read_weights(path: Path, model: str, scale: int | None) -> Any:
     """A network of ``model`` from one of our files, which name their network, or from a released one."""
     from srlib import runs as engine
-    from srlib.models import create
+    from srlib.models import create, takes_scale
 
     ours = path.suffix == ".safetensors" and "model" in engine.read_tensors(path)[1]
-    return engine.load(path, model, scale) if ours else engine.load_released(create(model, scale), path)
+    if ours:
+        return engine.load(path, model, scale)
+    return engine.load_released(create(model, scale if takes_scale(model) else None), path)
 
 
 @app.command()
@@ -292,24 +325,47 @@ def complexity(
 ) -> None:
     """Count a model's parameters, multiply-adds and activations as the papers do.
 
-    A mixture of experts is counted with all of them, and then with those of its cheapest and its dearest route.
+    A mixture of experts is counted with all of them, and then with those of its cheapest and its dearest route. A
+    model for every scale is counted at --scale, its decoder by the formula that its paper's tables follow.
 
     Example: srlib complexity safmn --scale 4
     """
     from srlib import complexity as counting
     from srlib import papers
-    from srlib.models import create
+    from srlib.models import create, takes_scale
 
     check_format(as_json, as_csv)
-    network = create(model, scale)
+    network = create(model, scale if takes_scale(model) else None)
     usual = counting.lr_size(scale)
     size = (usual[0] if height is None else height, usual[1] if width is None else width)
-    counts = counting.count(network, size)
     row = {"model": model, "scale": scale, "lr_height": size[0], "lr_width": size[1]}
+    if not takes_scale(model):
+        show([row | queried_macs(network, size, scale)], as_json, as_csv)
+        return
+    counts = counting.count(network, size)
     row |= {"params": counts.params, "macs": counts.macs}
     if routes := papers.route_macs(model, network.config, size):
         row |= {"macs_least": routes[0], "macs_most": routes[1]}
     show([row | {"acts": counts.acts}], as_json, as_csv)
+
+
+def queried_macs(network: Any, size: tuple[int, int], scale: int) -> dict[str, int]:
+    """Parameters and multiply-adds of a network for every scale, for an LR image of ``size``: those of its encoder, and
+    of all with every expert at every query, with the shallowest alone and with the deepest alone."""
+    from srlib import complexity as counting
+    from srlib.models.moeisr import decoder_macs, mapper_macs
+
+    encoder = counting.count(network.encoder, size).macs
+    before = encoder + mapper_macs(network.config) * size[0] * size[1]
+    queries = (4 if network.config.ensemble else 1) * scale**2 * size[0] * size[1]
+    experts = decoder_macs(network.config)
+    return {
+        "params": sum(parameter.numel() for parameter in network.parameters()),
+        "encoder_macs": encoder,
+        "macs": before + queries * sum(experts),
+        "macs_least": before + queries * min(experts),
+        "macs_most": before + queries * max(experts),
+    }
 
 
 @app.command()
@@ -317,7 +373,7 @@ def speed(
     model: Model,
     scale: Scale = 4,
     training: Annotated[
-        bool, typer.Option(help="Time a training step instead: batch 16, LR patches of 32x32.")
+        bool, typer.Option(help="Time a training step instead: batch 16, LR patches of 32x32, or 48x48.")
     ] = False,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads, at most one a processor; default 2, where there are as many.")
@@ -328,15 +384,17 @@ def speed(
 ) -> None:
     """Time a model in units of one 3x3 convolution (64 to 64 channels, 180x320), taken anew before each call.
 
+    The image is the one of a 1280x720 output; of a model for every scale, 48x48, as are its patches in training, for
+    2304 output pixels each.
+
     Example: srlib speed safmn --scale 4
     """
     import torch
 
     from srlib import complexity as measuring
     from srlib import runs as engine
-    from srlib.losses import l1_fft
-    from srlib.models import create
-    from srlib.train import make_optimizer
+    from srlib.models import create, takes_scale
+    from srlib.train import make_objective, make_optimizer
 
     check_format(as_json, as_csv)
     processors = os.cpu_count() or 1
@@ -347,23 +405,25 @@ def speed(
         raise InputError(f"{threads} threads on {processors} processors: give --threads {max(2, processors)} or fewer")
     where = engine.pick_device(device)
     torch.set_num_threads(threads)
-    network = create(model, scale).to(where)
+    fixed = takes_scale(model)
+    network = create(model, scale if fixed else None).to(where)
     if training:
-        lr, hr = torch.rand(16, 3, 32, 32, device=where), torch.rand(16, 3, 32 * scale, 32 * scale, device=where)
         settings = engine.recipe(model).train
-        optimizer = make_optimizer(network, settings)
+        batch = tuple(part.to(where) for part in random_batch(scale, settings.queries, 32 if fixed else settings.patch))
+        objective, optimizer = make_objective(settings), make_optimizer(network, settings)
 
         def call() -> None:
-            l1_fft(network(lr), hr, settings.fft_weight).backward()
+            objective(network, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
     else:
-        network.eval()
-        image = torch.rand(1, 3, *measuring.lr_size(scale), device=where)
+        size = measuring.lr_size(scale) if fixed else (48, 48)
+        upscale = engine.upscaler(network.eval(), scale)
+        image = torch.rand(1, 3, *size, device=where)
 
         def call() -> None:
             with torch.inference_mode():
-                network(image)
+                upscale(image)
 
     found = measuring.in_units(call, device=where)
     row = {"model": model, "scale": scale, "what": "training step" if training else "image", "units": found.median}
@@ -374,6 +434,17 @@ def speed(
         as_csv,
         formats={"units": "{:.1f}", "minimum": "{:.1f}", "maximum": "{:.1f}", "unit_ms": "{:.1f}"},
     )
+
+
+def random_batch(scale: int, queries: int, side: int) -> list[Any]:
+    """A batch of 16 LR patches of noise, with HR patches, or with so many queries each."""
+    import torch
+
+    lr = torch.rand(16, 3, side, side)
+    if not queries:
+        return [lr, torch.rand(16, 3, side * scale, side * scale)]
+    cell = torch.full((16, 2), 2 / (side * scale))
+    return [lr, 2 * torch.rand(16, queries, 2) - 1, cell, torch.rand(16, queries, 3)]
 
 
 def open_store(spec: str, root: Path | None) -> "Store":

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from srlib import cli
 from srlib.models import create
+from srlib.models.encoders import EDSR, ENCODERS
 from srlib.models.safmn import SAFMNConfig
 
 
@@ -115,6 +117,80 @@ def test_a_run_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monk
     assert scores["scores"][0]["psnr"] == pytest.approx(kept["held_out"]["psnr"])
 
 
+def test_a_model_for_every_scale_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monkeypatch):
+    from srlib import runs
+
+    monkeypatch.setitem(runs.BUDGETS, "smoke", runs.Budget("smoke", 2, 1, 2, 6, 0.5, "for this test", queries=30))
+    monkeypatch.setattr(cli, "ANY_SCALE", (2, 3))
+    monkeypatch.setitem(ENCODERS, "edsr", partial(EDSR, blocks=1))
+    record = tmp_path / "record.json"
+    command = ("train", "moeisr-lte-s-edsr", "--record", record, "--data", photographs, "--held-out", photographs)
+    code, out, err = srlib(*command)
+    assert (code, err) == (0, "") and "for every scale" in out and " x4 PSNR " in out
+    kept = json.loads(record.read_text())
+    assert kept["config"]["scale"] is None and kept["config"]["train"]["queries"] == 30
+    assert kept["run"].startswith("moeisr-lte-s-edsr-any-2-")
+    code, out, _ = srlib(
+        "evaluate", "--record", record, "--data", photographs, "--csv", "--out", tmp_path / "eval.json"
+    )
+    scores = json.loads((tmp_path / "eval.json").read_text())
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0 and [row["scale"] for row in rows] == ["2", "3"] * 2
+    assert {row["protocol"] for row in rows} == {"liif"}
+    assert [one["scale"] for one in scores["scores"]] == [one["scale"] for one in scores["bicubic"]] == [2, 3]
+    assert scores["scale"] is None and scores["model"] == "moeisr-lte-s-edsr"
+    code, out, _ = srlib("evaluate", "--record", record, "--data", photographs, "--json", "--scale", "4")
+    (ours, _) = json.loads(out)
+    assert code == 0 and ours["scale"] == 4 and ours["psnr"] == pytest.approx(kept["held_out"]["psnr"])
+    code, _, err = srlib("train", "moeisr-lte-s-edsr", "--fine-tune", record, "--data", photographs)
+    assert code == 2 and "fine-tune a network for one scale" in err
+
+
+def test_released_weights_for_every_scale_are_scored(srlib, photographs, tmp_path):
+    spec = {"name": "liif", "args": {}, "sd": create("liif-edsr").state_dict()}
+    torch.save({"model": spec, "epoch": 1000}, tmp_path / "released.pth")
+    command = ("evaluate", "liif-edsr", "--weights", tmp_path / "released.pth", "--data", photographs, "--scale", "3")
+    code, out, _ = srlib(*command, "--json")
+    assert code == 0 and [(row["scale"], row["protocol"]) for row in json.loads(out)] == [(3, "liif")] * 2
+    div2k = photographs.rename(tmp_path / "DIV2K_val")
+    code, out, _ = srlib(*command[:5], div2k, *command[6:], "--json")
+    assert code == 0 and {row["protocol"] for row in json.loads(out)} == {"liif-div2k"}
+
+
+def test_complexity_of_a_model_for_every_scale_follows_the_papers_formula(srlib):
+    """LIIF: 4 queries a pixel of an MLP 580-256-256-256-256-3; EDSR: a multiply-add a weight and pixel."""
+    code, out, _ = srlib("complexity", "liif-edsr", "--scale", "2", "--height", "6", "--width", "8", "--json")
+    (row,) = json.loads(out)
+    mlp = 580 * 256 + 3 * 256**2 + 3 * 256
+    encoder = 48 * 9 * (3 * 64 + 33 * 64**2)
+    assert code == 0 and row["encoder_macs"] == encoder
+    assert row["macs"] == row["macs_least"] == row["macs_most"] == encoder + 4 * 4 * 48 * mlp
+    code, out, _ = srlib("complexity", "moeisr-liif-s-edsr", "--height", "6", "--width", "8", "--json")
+    (row,) = json.loads(out)
+    assert code == 0 and row["encoder_macs"] == encoder < row["macs_least"] < row["macs_most"] < row["macs"]
+    assert row["macs_most"] - row["macs_least"] == 4 * 16 * 48 * 3 * 128**2
+
+
+@pytest.mark.parametrize("model", ["safmn", "moeisr-liif-s-edsr"])
+@pytest.mark.parametrize("training", [False, True])
+def test_speed_times_an_image_or_a_step(srlib, model, training, monkeypatch):
+    from srlib import complexity, runs
+
+    def once(call, device):
+        call()
+        return complexity.Units(2.0, 1.0, 3.0, 1, 0.01, "this one")
+
+    monkeypatch.setattr(complexity, "in_units", once)
+    monkeypatch.setattr(complexity, "lr_size", lambda scale: (12, 16))
+    threads = torch.get_num_threads()
+    small = runs.replace(runs.recipe(model).train, patch=8, queries=min(50, runs.recipe(model).train.queries))
+    monkeypatch.setitem(runs.RECIPES, model, runs.replace(runs.recipe(model), train=small))
+    code, out, _ = srlib("speed", model, "--scale", "2", "--threads", "1", "--json", *["--training"] * training)
+    torch.set_num_threads(threads)
+    (row,) = json.loads(out)
+    assert code == 0 and row["what"] == ("training step" if training else "image") and row["units"] == 2
+
+
 def runs_row():
     from srlib.papers import Row
 
@@ -130,6 +206,11 @@ def runs_row():
         (("train", "safmn", "--budget", "tiny"), "no budget 'tiny': choose one of smoke, short, paper"),
         (("train", "safmn", "--scale", "0"), "scale"),
         (("train", "safmn", "--scale", "x"), "scale"),
+        (("train", "liif-edsr", "--scale", "4"), "trained for every scale at once: leave --scale out"),
+        (("train", "liif-edsr", "--budget", "paper"), "--data FOLDER"),
+        (("train", "moeisr-lte-b", "--scale", "4"), "no training recipe for 'moeisr-lte-b'"),
+        (("evaluate", "liif-edsr"), "no weights for liif-edsr"),
+        (("complexity", "liif-edsr", "--scale", "0"), "scale 0"),
         (("train", "safmn", "--table", "3"), "--table and --row go together, as in: srlib train safmn --table 3 --row"),
         (("train", "seemore-l", "--row", "C2F"), "as in: srlib train seemore-l --table 8 --row"),
         (("train", "seemore-t", "--table", "15", "--row", "SeemoRe-T"), "table 15 of seemore has no row to train"),
