@@ -46,6 +46,9 @@ MARKERS: Mapping[str, str] = MappingProxyType(
 )
 """One marker per model, so that a figure reads without its colours."""
 
+EXPERTS = ("#f4cf3a", "#45b36b", "#2f6fd0", "#a01c2c")
+"""Yellow, green, blue and red: the experts from shallow to deep (MoEISR, Figures 1 and 5), ever darker."""
+
 VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "exact": ("=", "exact"),
@@ -382,6 +385,40 @@ def features(
     return images(panels, alt=alt, scores=ranges, caption=caption)
 
 
+def expert_maps(
+    panels: Mapping[str, Any], experts: Sequence[str], *, alt: str, scores: Mapping[str, str] | None = None,
+    caption: str = "",
+) -> Shown:  # fmt: skip
+    """Which expert is chosen at each pixel, in the colours of ``EXPERTS``, beside images (MoEISR, Figures 1 and 5).
+
+    ``panels`` gives for each label a map (h, w) of int64, 0 for the first of ``experts``, or an image as for
+    ``images``. ``experts`` are named from shallow to deep; the names are the legend, and below each map stand their
+    shares. ``scores`` gives a line of text below an image. Raises ``InputError`` for more experts than there are
+    colours, and for a map that holds another number.
+    """
+    if not 1 <= len(experts) <= len(EXPERTS):
+        raise InputError(f"{len(experts)} experts have no colours of their own; give 1 to {len(EXPERTS)}")
+    colours = np.array([_rgb(colour) for colour in EXPERTS])
+    pixels, notes = {}, dict(scores or {})
+    for label, panel in panels.items():
+        pixels[label], array = panel, _array(panel)
+        if array.ndim != 2 or array.dtype != np.int64:
+            continue
+        if array.size == 0 or array.min() < 0 or array.max() >= len(experts):
+            raise InputError(f"expert map {label!r} isn't one of {len(experts)} experts; give numbers from 0 up")
+        pixels[label] = np.moveaxis(colours[array], 2, 0)
+        parts = np.bincount(array.ravel(), minlength=len(experts)) / array.size
+        notes[label] = ", ".join(f"{name} {part:.0%}" for name, part in zip(experts, parts, strict=True))
+    shown = images(pixels, alt=alt, scores=notes, caption=caption)
+    box = "display:inline-block;width:.9em;height:.9em;margin-right:.4em;vertical-align:-.1em"
+    legend = "".join(
+        f'<span style="margin-right:1rem"><i style="{box};background:{colour}"></i>{escape(name)}</span>'
+        for name, colour in zip(experts, EXPERTS, strict=False)
+    )
+    head, rest = shown.html.split(">", 1)
+    return Shown(f'{head}><div class="srlib-label">{legend}</div>{rest}', shown.alt)
+
+
 def curves(
     logs: Mapping[str, Any],
     x: str,
@@ -392,6 +429,7 @@ def curves(
     smooth: float = 0.98,
     raw: bool = True,
     logy: bool = False,
+    band: tuple[float, float, str] | None = None,
     xlabel: str = "",
     ylabel: str = "",
     caption: str = "",
@@ -402,7 +440,8 @@ def curves(
     label that is a model's name gets the model's colour, the others shades of ``model``'s. ``smooth`` is the weight
     of the past in an exponential moving average, corrected for its start: 0 leaves the curve as it is. A cross marks
     where a run stopped being finite, and the curve ends there: a collapse is shown, not hidden. Rows without a value
-    of ``y`` are passed over. Raises ``InputError`` for a missing column or a weight outside [0, 1).
+    of ``y`` are passed over. ``band`` shades a range of x and names it. Raises ``InputError`` for a missing column or
+    a weight outside [0, 1).
     """
     if not logs:
         raise InputError("there is no log to draw; give at least one")
@@ -412,6 +451,8 @@ def curves(
     painted = _colours(list(data), model)
 
     def draw(axes: "Axes") -> None:
+        if band:
+            axes.axvspan(*band[:2], color="#7a7a7a", alpha=0.14, linewidth=0, label=band[2])
         for k, (label, (steps, values)) in enumerate(data.items()):
             finite = np.isfinite(values)
             end = len(values) if finite.all() else int(np.argmin(finite))
@@ -428,7 +469,7 @@ def curves(
             axes.set_yscale("log")
         axes.set_xlabel(xlabel or x)
         axes.set_ylabel(ylabel or y)
-        if len(data) > 1:
+        if len(data) > 1 or band:
             axes.legend()
 
     return _chart(draw, alt, caption)
@@ -649,14 +690,15 @@ def protocol_matrix(
     return _table(inner, below, alt=f"{below} {len(values)} rows, {len(columns)} columns.")
 
 
-def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "row") -> Shown:
+def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "row", across: bool = False) -> Shown:
     """A printed table, printed against ours, rows by metrics as in the paper, each cell with a verdict in symbol and
     word.
 
     ``cells`` are those of a ``srlib.papers.Table``, in the paper's order. Each cell shows the printed number, below
     it ours with the verdict; a row of which nothing was run shows that once, beside its name. Notes are numbered
-    below the table. Scales, and printed groups of rows, have headings of their own. Raises ``InputError`` for no
-    cells or an unknown verdict.
+    below the table. Scales, and printed groups of rows, have headings of their own; ``across`` gives each scale a
+    column instead of each data set, of which there is one then. Raises ``InputError`` for no cells, an unknown verdict,
+    and several data sets across scales.
     """
     cells = list(cells)
     if not cells:
@@ -664,19 +706,26 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
     for cell in cells:
         if cell.verdict not in VERDICTS:
             raise InputError(f"unknown verdict {cell.verdict!r}; choose one of: {', '.join(VERDICTS)}")
-    columns = sorted(dict.fromkeys((cell.dataset, cell.metric) for cell in cells), key=lambda column: bool(column[0]))
-    units = {column: {c.unit for c in cells if (c.dataset, c.metric) == column} for column in columns}
+    if across and len({cell.dataset for cell in cells}) > 1:
+        raise InputError("scales are the columns, and there are several data sets; give the cells of one")
+
+    def place(cell: PrintedCell) -> tuple[str, str]:
+        return f"\u00d7{cell.scale}" if across else cell.dataset, cell.metric
+
+    columns = sorted(dict.fromkeys(map(place, cells)), key=lambda column: bool(column[0]))
+    units = {column: {cell.unit for cell in cells if place(cell) == column} for column in columns}
     brief, packed = len(columns) > 5, len(columns) > 8
-    many_scales = len({cell.scale for cell in cells}) > 1
+    many_scales = not across and len({cell.scale for cell in cells}) > 1
     notes: dict[str, int] = {}
     lines: dict[tuple[int, str, str], dict[tuple[str, str], list[PrintedCell]]] = {}
     for cell in cells:
-        line = lines.setdefault((cell.scale, cell.row, cell.variant), {})
-        line.setdefault((cell.dataset, cell.metric), []).append(cell)
+        line = lines.setdefault((0 if across else cell.scale, cell.row, cell.variant), {})
+        line.setdefault(place(cell), []).append(cell)
     body, last = [], None
     for (scale, row, variant), line in lines.items():
         keys = dict(part.partition("=")[::2] for part in variant.split(";") if part)
-        group = " \u00b7 ".join(filter(None, (f"\u00d7{scale}" if many_scales else "", keys.pop("group", ""))))
+        headed = keys.pop("group", "") or (keys.pop("block", "") if across else "")
+        group = " \u00b7 ".join(filter(None, (f"\u00d7{scale}" if many_scales else "", headed)))
         if group != last and group:
             body.append(
                 f'<tr class="srlib-group"><th colspan="{len(columns) + 1}" scope="rowgroup">'

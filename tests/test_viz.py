@@ -184,6 +184,38 @@ def test_features_are_drawn_alike_and_say_their_range() -> None:
         viz.features({"a": ramp}, alt="a", channel=4)
 
 
+def test_expert_maps_have_four_colours_shares_and_a_legend() -> None:
+    chosen = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 0]])
+    names = ("2 layers", "3 layers", "4 layers", "5 layers")
+    page = viz.expert_maps(
+        {"photo": torch.zeros(3, 2, 4), "map": chosen}, names, alt="a map", scores={"photo": "30.00 dB"}
+    )
+    photo, drawn = (pixels(attrs["src"]) for attrs in shown(page).named("img"))
+    assert photo.max() == 0 and (drawn[1] == drawn[1, 0]).all()
+    assert [tuple(pixel) for pixel in drawn[0]] == [
+        tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in viz.EXPERTS
+    ]
+    words = text(page.html)
+    assert "2 layers 62%, 3 layers 12%, 4 layers 12%, 5 layers 12%" in words and "30.00 dB" in words
+    assert page.html.count("background:#") == 4 and repr(page) == "a map"
+    for wrong, experts in ((chosen, names[:3]), (chosen - 1, names), (chosen, (*names, "6 layers"))):
+        with pytest.raises(InputError, match="give"):
+            viz.expert_maps({"map": wrong}, experts, alt="a")
+
+
+def test_experts_grow_darker_with_their_depth() -> None:
+    lightness = [luminance(colour) for colour in viz.EXPERTS]
+    assert all(contrast(a, b) > 1.5 and x > y for a, b, x, y in zip(
+        viz.EXPERTS, viz.EXPERTS[1:], lightness, lightness[1:], strict=False
+    ))  # fmt: skip
+
+
+def test_a_band_of_a_curve_is_named() -> None:
+    logs = {"LIIF": {"scale": [1, 2, 8], "psnr": [40, 35, 25]}}
+    plain, shaded = (viz.curves(logs, "scale", "psnr", alt="a", band=band) for band in (None, (1, 4, "in scale")))
+    assert plain.html != shaded.html
+
+
 def test_smoothing_starts_unbiased_and_ends_at_the_collapse() -> None:
     assert np.allclose(viz._smooth(np.full(50, 3.0), 0.98), 3.0)
     assert viz._smooth(np.array([0.0, 1.0]), 0.5)[1] == pytest.approx(2 / 3)
@@ -361,6 +393,21 @@ def test_a_wide_printed_table_is_set_tight_and_keeps_its_words() -> None:
     assert text(narrow.html).count("\u2260 differs") == 5
     assert text(wide.html).count("\u2260 differs") == 7, "each cell for screen readers, and the key"
     assert wide.html.count('<span class="srlib-unseen">differs</span>') == 6
+
+
+def test_scales_stand_across_where_a_table_prints_them_so() -> None:
+    cells = [
+        Cell(row, "flops", f"{scale}.00", None, "not-run", variant=f"block={block}", scale=scale, dataset="Set14")
+        for block, row in (("EDSR-LIIF", "EDSR-LIIF"), ("EDSR-LTE", "EDSR-LTE"))
+        for scale in (2, 3, 30)
+    ]
+    table = viz.table_html(cells, "Table 3", across=True)
+    words = text(table.html)
+    assert "\u00d72 \u00d73 \u00d730" in words and "Set14" not in words
+    headings = [attrs.get("scope") for attrs in shown(table).named("th")]
+    assert headings.count("rowgroup") == headings.count("row") == 2 and headings.count("colgroup") == 3
+    with pytest.raises(InputError, match="several data sets"):
+        viz.table_html([*cells, Cell("a", "flops", "1", None, "not-run")], "Table 3", across=True)
 
 
 @pytest.mark.parametrize("verdict", ["", "Exact", "unknown"])
