@@ -289,7 +289,7 @@ def read_weights(path: Path, model: str, scale: int | None) -> Any:
 
 @app.command()
 def table(
-    paper: Annotated[str, typer.Argument(help="Paper: safmn or seemore.")],
+    paper: Annotated[str, typer.Argument(help="Paper: safmn, seemore, ssiu or moeisr.")],
     number: Annotated[str, typer.Argument(help="Number of the table, such as 3 or 4a.")],
     records: Annotated[Path | None, typer.Option(help="Folder of score records; usually book/results.")] = None,
     as_json: AsJson = False,
