@@ -69,7 +69,7 @@ def train(
     scale: Annotated[
         int | None,
         typer.Option(
-            help="How many times larger the output is, each way; default 4 or the row's; models for every scale take none."
+            help="How many times larger the output is, each way; default 4 or the row's. Some models take none."
         ),
     ] = None,
     budget: Annotated[str, typer.Option(help="smoke, short or paper.")] = "smoke",
