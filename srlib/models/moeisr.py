@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from srlib.errors import InputError
 from srlib.models.encoders import ENCODERS
-from srlib.models.layers import check_images
+from srlib.models.layers import at_liberty, check_images
 
 CHANNELS = 64  # width of every encoder's features
 FREQUENCIES = 256  # LTE's coefficients and frequencies of an LR pixel; experts of any width read them
 MAPPER_WIDTH = 24  # not printed; what the printed multiply-adds come closest to
 LARGEST_TRAINED = 4  # LTE: the cell of a larger scale is taken for that of this one
 STEP = 1e-6  # what LIIF adds to a neighbour's place, so that none lies on the border between two LR pixels
-CACHED = 16_384  # queries at once on a CPU: their features stay in its cache
+CACHED = 4096  # queries at once on a CPU: their features stay in its cache
 AT_ONCE = 1 << 20  # and at most on other devices
 FREE_SHARE = 4  # a quarter of the free memory may be taken for queries
 
@@ -141,6 +141,20 @@ def _mapper_widths(config: MoEISRConfig) -> list[int]:
     return [CHANNELS, *[MAPPER_WIDTH] * (config.mapper_layers - 1), len(config.depths)]
 
 
+class Scratch:
+    """Memory for queries' features that serves one portion after the other, as a CPU is slow to fetch fresh memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, like: Tensor, width: int) -> Tensor:
+        """Room of that name for (n, ``width``) values, n the length of ``like``; what was in it is gone."""
+        needed = len(like) * width
+        if name not in self.kept or self.kept[name].numel() < needed:
+            self.kept[name] = like.new_empty(needed)
+        return self.kept[name][:needed].view(len(like), width)
+
+
 class MLP(nn.Module):
     """A decoder: ``depth`` linear layers with ReLU between them, from ``inputs`` numbers to R, G and B in [-1, 1]."""
 
@@ -153,9 +167,14 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
-    def after_first(self, x: Tensor) -> Tensor:
+    def after_first(self, x: Tensor, scratch: Scratch | None) -> Tensor:
         """What the MLP puts out, from what its first layer does; ``x`` is overwritten."""
-        return self.layers[1:](x)
+        if scratch is None:
+            return self.layers[1:](x)
+        for number, layer in enumerate(self.layers[2::2]):
+            out = scratch.take(f"layer {number % 2}", x, layer.out_features)
+            x = torch.addmm(layer.bias, x.relu_(), layer.weight.T, out=out)
+        return x.clone()
 
 
 class Mapper(nn.Sequential):
@@ -278,6 +297,8 @@ class MoEISR(nn.Module):
         chosen = self.choices(z).flatten()
         cell = x.new_tensor([2 * height / size[0], 2 * width / size[1]])  # in LR pixels, twice: LIIF's measure
         table = self.table(z, chosen, cell)
+        alone = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not at_liberty(self, x)
+        scratch = None if alone else Scratch()
         rows, columns = self.grid((height, width), size, z.device)
 
         def one(number: int) -> Tensor:
@@ -286,26 +307,28 @@ class MoEISR(nn.Module):
                 down, right = some // size[1], some % size[1]
                 near = tuple(part[:, down] for part in rows), tuple(part[:, right] for part in columns)
                 asked = self.queries(*near, width, number * height * width)
-                rgb = self.ask(table, chosen, asked, cell)  # (D, n, 3)
+                rgb = self.ask(table, chosen, asked, cell, scratch)  # (D, n, 3)
                 parts.append((rgb * asked.weight[..., None]).sum(0).T)
             return torch.cat(parts, 1).unflatten(1, size)
 
         return self.finish(torch.stack([one(number) for number in range(len(x))]), x)
 
-    def ask(self, table: Tensor, chosen: Tensor, asked: Queries, cell: Tensor) -> Tensor:
+    def ask(
+        self, table: Tensor, chosen: Tensor, asked: Queries, cell: Tensor, scratch: Scratch | None = None
+    ) -> Tensor:
         """The answers (D, n, 3) to queries, each from the expert of the LR pixel that is asked."""
         pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1).to(_precise(table))
+
+        def answers(expert: int, pixel: Tensor, way: Tensor) -> Tensor:
+            room = None if scratch is None else scratch.take("rows", way, table.shape[1])
+            rows = torch.index_select(table, 0, pixel, out=room)
+            return self.decoders[expert].after_first(self.first(expert, rows, way, cell, scratch), scratch)
+
         if len(self.config.depths) == 1:
-            rgb = self.decoders[0].after_first(self.first(0, table.index_select(0, pixel), way, cell))
-            return rgb.unflatten(0, asked.pixel.shape)
+            return answers(0, pixel, way).unflatten(0, asked.pixel.shape)
         expert = chosen[pixel]
         groups = [(expert == j).nonzero()[:, 0] for j in range(len(self.config.depths))]
-        rgb = torch.cat(
-            [
-                self.decoders[j].after_first(self.first(j, table.index_select(0, pixel[group]), way[group], cell))
-                for j, group in enumerate(groups)
-            ]
-        )
+        rgb = torch.cat([answers(j, pixel[group], way[group]) for j, group in enumerate(groups)])
         return rgb[_inverse(torch.cat(groups))].unflatten(0, asked.pixel.shape)
 
     def portions(self, pixels: int, z: Tensor) -> Iterator[Tensor]:
@@ -340,7 +363,7 @@ class MoEISR(nn.Module):
         shares = None if gates is None else gates.permute(0, 2, 3, 1).flatten(0, 2)[pixel]  # (D B Q, J)
         rgb: Tensor | None = None
         for j, table in enumerate(self.tables(z)):
-            one = self.decoders[j].after_first(self.first(j, table.index_select(0, pixel), way, cells))
+            one = self.decoders[j].after_first(self.first(j, table.index_select(0, pixel), way, cells, None), None)
             one = one if shares is None else shares[:, j : j + 1] * one
             rgb = one if rgb is None else rgb + one
         assert rgb is not None
@@ -366,7 +389,7 @@ class MoEISR(nn.Module):
         """The same for every expert, and for any cell."""
         raise NotImplementedError
 
-    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
+    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor, scratch: Scratch | None) -> Tensor:
         """What an expert's first layer puts out for queries: from their rows of ``table`` and their ways (n, 2), with
         the one cell (2); or of one of ``tables``, with their cells (n, 2). Cells are in LR pixels, twice."""
         raise NotImplementedError
@@ -420,10 +443,10 @@ class LIIF(MoEISR):
                 rows.append(F.linear(near.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias))
         return torch.cat(rows).index_select(0, _inverse(torch.cat(groups)))
 
-    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
+    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor, scratch: Scratch | None) -> Tensor:
         rest = self.parts(expert)[1]
         if cell.ndim == 1 or not self.config.cell:  # one cell is in the rows already
-            return torch.addmm(rows, way, rest[:, :2].T)
+            return torch.addmm(rows, way, rest[:, :2].T, out=None if scratch is None else rows)
         return torch.addmm(rows, torch.cat([way, cell], 1), rest.T)
 
 
@@ -456,17 +479,28 @@ class LTE(MoEISR):
         for _ in self.decoders:
             yield shared
 
-    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
-        return self.decoders[expert].layers[0](self.texture(rows, way, cell))
+    def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor, scratch: Scratch | None) -> Tensor:
+        texture, layer = self.texture(rows, way, cell, scratch), self.decoders[expert].layers[0]
+        if scratch is None:
+            return layer(texture)
+        return torch.addmm(layer.bias, texture, layer.weight.T, out=scratch.take("layer 1", way, layer.out_features))
 
-    def texture(self, rows: Tensor, way: Tensor, cell: Tensor) -> Tensor:
+    def texture(self, rows: Tensor, way: Tensor, cell: Tensor, scratch: Scratch | None = None) -> Tensor:
         """Cosines and sines of pi (frequency . way + phase), times the amplitudes: (n, 256)."""
-        amplitude, down, right = rows.split([FREQUENCIES, FREQUENCIES // 2, FREQUENCIES // 2], 1)
-        way = math.pi * way
-        angle = torch.addcmul(down * way[:, :1], right, way[:, 1:])
+        half = FREQUENCIES // 2
+        amplitude, down, right = rows.split([FREQUENCIES, half, half], 1)
+        down_way, right_way = (math.pi * way).split(1, 1)
+        angle = torch.mul(down, down_way, out=None if scratch is None else down)
+        angle = torch.addcmul(angle, right, right_way, out=None if scratch is None else down)
         if self.config.cell:
-            angle = angle + math.pi * self.phase(cell.clamp(min=2 / LARGEST_TRAINED))
-        return amplitude * torch.cat([angle.cos(), angle.sin()], 1)
+            phase = math.pi * self.phase(cell.clamp(min=2 / LARGEST_TRAINED))
+            angle = torch.add(angle, phase, out=None if scratch is None else down)
+        if scratch is None:
+            return amplitude * torch.cat([angle.cos(), angle.sin()], 1)
+        waves = scratch.take("waves", way, FREQUENCIES)
+        torch.cos(angle, out=waves[:, :half])
+        torch.sin(angle, out=waves[:, half:])
+        return waves.mul_(amplitude)
 
     def finish(self, image: Tensor, x: Tensor) -> Tensor:
         return image.add_(F.interpolate(x, image.shape[-2:], mode="bilinear", align_corners=False))
