@@ -419,12 +419,14 @@ class LIIF(MoEISR):
         return features.unflatten(1, (CHANNELS, side, side)), rest
 
     def tables(self, z: Tensor) -> Iterator[Tensor]:
+        """The first layer's part in the features, (B h w, hidden) for each expert."""
         for j, decoder in enumerate(self.decoders):
             weight = self.parts(j)[0]
             first = F.conv2d(z, weight, decoder.layers[0].bias, padding=weight.shape[-1] // 2)
             yield first.permute(0, 2, 3, 1).flatten(0, 2)
 
     def table(self, z: Tensor, chosen: Tensor, cell: Tensor) -> Tensor:
+        """The same of the chosen expert, and its part in the cell: (B h w, hidden)."""
         margin = 1 if self.config.unfold else 0
         padded = F.pad(z, (margin,) * 4).permute(0, 2, 3, 1).flatten(0, 2)  # (B (h + 2) (w + 2), 64)
         batch, _, height, width = z.shape
@@ -444,6 +446,7 @@ class LIIF(MoEISR):
         return torch.cat(rows).index_select(0, _inverse(torch.cat(groups)))
 
     def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor, scratch: Scratch | None) -> Tensor:
+        """A row, the first layer's part in the way, and its part in the cell where that isn't in the row."""
         rest = self.parts(expert)[1]
         if cell.ndim == 1 or not self.config.cell:  # one cell is in the rows already
             return torch.addmm(rows, way, rest[:, :2].T, out=None if scratch is None else rows)
@@ -465,6 +468,7 @@ class LTE(MoEISR):
             self.phase = nn.Linear(2, FREQUENCIES // 2, bias=False)
 
     def table(self, z: Tensor, chosen: Tensor, cell: Tensor) -> Tensor:
+        """What ``tables`` has, which all experts share."""
         return next(self.tables(z))
 
     def tables(self, z: Tensor) -> Iterator[Tensor]:
@@ -480,6 +484,7 @@ class LTE(MoEISR):
             yield shared
 
     def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor, scratch: Scratch | None) -> Tensor:
+        """The first layer itself, of cosines and sines."""
         texture, layer = self.texture(rows, way, cell, scratch), self.decoders[expert].layers[0]
         if scratch is None:
             return layer(texture)
@@ -503,9 +508,11 @@ class LTE(MoEISR):
         return waves.mul_(amplitude)
 
     def finish(self, image: Tensor, x: Tensor) -> Tensor:
+        """The answers, and the LR images enlarged."""
         return image.add_(F.interpolate(x, image.shape[-2:], mode="bilinear", align_corners=False))
 
     def finish_at(self, rgb: Tensor, x: Tensor, coord: Tensor) -> Tensor:
+        """The answers, and the LR images' colours at their places."""
         place = coord.flip(-1)[:, :, None].to(x.dtype)
         near = F.grid_sample(x, place, padding_mode="border", align_corners=False)  # (B, 3, Q, 1)
         return rgb + near[..., 0].mT
