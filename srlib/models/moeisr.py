@@ -31,9 +31,9 @@ FREQUENCIES = 256  # LTE's coefficients and frequencies of an LR pixel; experts 
 MAPPER_WIDTH = 24  # not printed; what the printed multiply-adds come closest to
 LARGEST_TRAINED = 4  # LTE: the cell of a larger scale is taken for that of this one
 STEP = 1e-6  # what LIIF adds to a neighbour's place, so that none lies on the border between two LR pixels
-CACHED = 4096  # queries at once on a CPU: their features stay in its cache
-AT_ONCE = 1 << 20  # and at most on other devices
-FREE_SHARE = 4  # a quarter of the free memory may be taken for queries
+CACHED = 8 << 20  # bytes of queries' features at once on a CPU, so that they stay in its cache
+AT_ONCE = 1 << 30  # and at most on other devices
+FREE_SHARE = 16  # what part of the free memory they may take, several times over as layers need it
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ class MoEISR(nn.Module):
             parts = []
             for some in self.portions(size[0] * size[1], z):
                 down, right = some // size[1], some % size[1]
-                near = tuple(part[:, down] for part in rows), tuple(part[:, right] for part in columns)
+                near = ([part.index_select(1, at) for part in axis] for axis, at in ((rows, down), (columns, right)))
                 asked = self.queries(*near, width, number * height * width)
                 rgb = self.ask(table, chosen, asked, cell, scratch)  # (D, n, 3)
                 parts.append((rgb * asked.weight[..., None]).sum(0).T)
@@ -326,16 +326,15 @@ class MoEISR(nn.Module):
 
         if len(self.config.depths) == 1:
             return answers(0, pixel, way).unflatten(0, asked.pixel.shape)
-        expert = chosen[pixel]
+        expert = chosen.index_select(0, pixel)
         groups = [(expert == j).nonzero()[:, 0] for j in range(len(self.config.depths))]
-        rgb = torch.cat([answers(j, pixel[group], way[group]) for j, group in enumerate(groups)])
-        return rgb[_inverse(torch.cat(groups))].unflatten(0, asked.pixel.shape)
+        rgb = torch.cat([answers(j, pixel[group], way.index_select(0, group)) for j, group in enumerate(groups)])
+        return rgb.index_select(0, _inverse(torch.cat(groups))).unflatten(0, asked.pixel.shape)
 
     def portions(self, pixels: int, z: Tensor) -> Iterator[Tensor]:
         """The numbers of an image's output pixels, as many at a time as memory has room for."""
-        row = 4 * max(self.config.hidden, inputs(self.config)) * z.element_size()  # a query's features, and copies
-        room = max(1, _free_memory(z.device) // FREE_SHARE // row)
-        step = max(1, min(room, CACHED if z.is_cpu else AT_ONCE) // (4 if self.config.ensemble else 1))
+        room = min(_free_memory(z.device) // FREE_SHARE, CACHED if z.is_cpu else AT_ONCE)
+        step = max(1, room // (self.width * z.element_size()) // (4 if self.config.ensemble else 1))
         for start in range(0, pixels, step):
             yield torch.arange(start, min(start + step, pixels), device=z.device)
 
@@ -360,7 +359,7 @@ class MoEISR(nn.Module):
             (cell * cell.new_tensor([height, width]))[image].repeat(len(asked.pixel), 1).to(_precise(z))
         )  # (D B Q, 2)
         gates = self.gates(z)
-        shares = None if gates is None else gates.permute(0, 2, 3, 1).flatten(0, 2)[pixel]  # (D B Q, J)
+        shares = None if gates is None else gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, pixel)  # (D B Q, J)
         rgb: Tensor | None = None
         for j, table in enumerate(self.tables(z)):
             one = self.decoders[j].after_first(self.first(j, table.index_select(0, pixel), way, cells, None), None)
@@ -380,6 +379,11 @@ class MoEISR(nn.Module):
         return F.one_hot(self.choices(z), len(self.config.depths)).permute(0, 3, 1, 2).to(z.dtype)
 
     # --- what a backbone fills in -------------------------------------------------------------------------------------
+
+    @property
+    def width(self) -> int:
+        """How many numbers of a query are worked on at a time."""
+        return self.config.hidden
 
     def table(self, z: Tensor, chosen: Tensor, cell: Tensor) -> Tensor:
         """What each LR pixel has for its queries, by its chosen expert and for one cell (2): (B h w, C)."""
@@ -440,7 +444,7 @@ class LIIF(MoEISR):
             bias = self.decoders[j].layers[0].bias
             if self.config.cell:
                 bias = bias + rest[:, 2:] @ cell
-            for some in group.split(CACHED):
+            for some in group.split(max(1, CACHED // (4 * inputs(self.config)))):
                 near = padded[corner[some][:, None] + around]  # (n, 9, 64)
                 rows.append(F.linear(near.flatten(1), weight.permute(0, 2, 3, 1).flatten(1), bias))
         return torch.cat(rows).index_select(0, _inverse(torch.cat(groups)))
@@ -466,6 +470,10 @@ class LTE(MoEISR):
         self.freq = nn.Conv2d(CHANNELS, FREQUENCIES, 3, padding=1)
         if config.cell:
             self.phase = nn.Linear(2, FREQUENCIES // 2, bias=False)
+
+    @property
+    def width(self) -> int:
+        return 4 * FREQUENCIES  # amplitudes and frequencies, waves, and what the first layer makes of them
 
     def table(self, z: Tensor, chosen: Tensor, cell: Tensor) -> Tensor:
         """What ``tables`` has, which all experts share."""
