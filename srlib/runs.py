@@ -61,10 +61,11 @@ class Budget:
     """How much of a paper's training is run. Optimiser, schedule shape and losses stay the paper's; the cosine spans
     the steps given.
 
-    ``ablation_steps`` is the length for an ablation table's rows; ``batch``, ``patch`` (LR pixels) and ``queries`` are
-    the most that are taken of the paper's own, None for these; ``ema_decay`` shrinks with the number of steps, as an
-    average over the last thousand of five hundred steps would hold little but the start. ``slower`` has fewer ``steps``
-    for models that take longer over each.
+    ``ablation_steps`` is the length for an ablation table's rows; ``batch`` and ``patch`` (LR pixels) are the most that
+    are taken of the paper's own, None for these; ``ema_decay`` shrinks with the number of steps, as an average over the
+    last thousand of five hundred steps would hold little but the start. ``own`` has settings for some models: fewer
+    steps for those that take longer over each, and for MoEISR and its backbones smaller patches, fewer queries and ten
+    times the learning rate, as a few hundred steps at the paper's lead nowhere.
     """
 
     name: str
@@ -74,8 +75,7 @@ class Budget:
     patch: int | None
     ema_decay: float | None
     meaning: str
-    slower: Mapping[str, int] = field(default_factory=dict)
-    queries: int | None = None
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 TRAINING_CODE = ("models.layers", "losses", "train", "resize", "data", "degradation")
@@ -135,9 +135,11 @@ RECIPES |= {
 
 SMOKE = "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"
 SHORT = "a fair, small training: about ten minutes on a data-centre GPU"
-SLOWER = {"seemore-t": 650, "ssiu": 300}
+QUERIES = {"steps": 400, "patch": 24, "queries": 576, "lr": 1e-3}
+OWN = {"seemore-t": {"steps": 650}, "ssiu": {"steps": 300}}
+OWN |= {name: QUERIES for name, one in RECIPES.items() if one.train.queries}
 BUDGETS = {
-    "smoke": Budget("smoke", 800, 120, batch=4, patch=32, ema_decay=0.95, meaning=SMOKE, slower=SLOWER, queries=1024),
+    "smoke": Budget("smoke", 800, 120, batch=4, patch=32, ema_decay=0.95, meaning=SMOKE, own=OWN),
     "short": Budget("short", 20_000, 5_000, batch=32, patch=64, ema_decay=0.999, meaning=SHORT),
     "paper": Budget("paper", None, None, None, None, None, meaning="the paper's full schedule, batch and data"),
 }
@@ -166,14 +168,16 @@ def training(
     """
     if budget not in BUDGETS:
         raise InputError(f"no budget {budget!r}: choose one of {', '.join(BUDGETS)}")
-    full, cut = replace(recipe(model).train, **(changes or {})), BUDGETS[budget]
-    steps = cut.ablation_steps if ablation else cut.slower.get(model, cut.steps)
+    cut = BUDGETS[budget]
+    own = dict(cut.own.get(model, {}))
+    usual_steps = own.pop("steps", cut.steps)
+    full = replace(recipe(model).train, **own | dict(changes or {}))
+    steps = cut.ablation_steps if ablation else usual_steps
     scaled = at_length(full, steps or full.steps)
     return replace(
         scaled,
         batch=min(full.batch, cut.batch or full.batch),
         patch=min(full.patch, cut.patch or full.patch),
-        queries=min(full.queries, cut.queries or full.queries),
         ema_decay=full.ema_decay if cut.ema_decay is None else min(full.ema_decay, cut.ema_decay),
         seed=seed,
         precision=precision,
