@@ -225,7 +225,7 @@ def test_networks_for_every_scale_are_trained_as_liif_is(model):
     assert (paper.l1_weight, paper.balance_weight) == weights
     assert (short.steps, short.batch, short.patch, short.queries) == (20_000, paper.batch, 48, 2304)
     assert short.milestones == tuple(at * 20_000 // paper.steps for at in paper.milestones)
-    assert smoke.steps <= 800 and smoke.batch <= 4 and smoke.queries <= smoke.patch**2
+    assert smoke.steps <= 400 and smoke.batch <= 4 and smoke.queries <= smoke.patch**2 and smoke.lr == 10 * paper.lr
 
 
 def test_recipes_score_as_the_papers_do():
