@@ -23,12 +23,13 @@ BUDGETS = {"smoke": 900, "short": 7200, "paper": 86400}  # seconds that a notebo
 
 # The trained networks that a notebook loads: a model's main one, or a row of an ablation table by its printed label.
 # The main ones are scored as well; "real-world" goes on from one; "x2" and "x3" are a model at that scale, trained as
-# long as a row. A notebook that is not named here loads none.
+# long as a row. A notebook that is not named here loads none; moeisr/4-experts trains its small networks itself.
 MAIN = ("safmn", None, "main")
 PLAIN = ("safmn", 3, "Baseline")
 FIGURE7 = ("LN -> None, lr=1x10^-3 *", "LN -> None, lr=1x10^-4", "LN -> BN", "LN -> FBN*", "LN -> L2 normalization")
 TINY = ("seemore-t", None, "main")
 SSIU = ("ssiu", None, "main")
+MOEISR = ("moeisr-lte-s-edsr", None, "main")
 KERNELS = [("seemore-t", "4c", f"SeemoRe-T (kernel={kernel})") for kernel in (11, 3)]
 SELECTED = [("ssiu", 3, f"SSIU (ESAM=1;SAM=0;MoE-FS={moe_fs})") for moe_fs in (0, 1)]
 AT_OTHER_SCALES = [(model, None, scale) for model in ("safmn", "seemore-t", "ssiu") for scale in ("x2", "x3")]
@@ -46,11 +47,15 @@ ROWS = {
     "ssiu/5-inside": [SSIU],
     "ssiu/7-audit": [MAIN, TINY, SSIU, *AT_OTHER_SCALES],
     "ssiu/8-side-by-side": [MAIN, TINY, SSIU],
+    "moeisr/2-training": [MOEISR],
+    "moeisr/3-tables": [MOEISR],
+    "moeisr/4-experts": [MOEISR],
+    "moeisr/5-zoom": [MOEISR],
 }
 # Notebooks that measure time, and so must have the machine to themselves.
 TIMED = {"safmn/3-tables", "safmn/4-ablations", "safmn/6-speed"}
 TIMED |= {"seemore/1-walkthrough", "seemore/3-tables", "seemore/6-speed"}
-TIMED |= {"ssiu/3-tables", "ssiu/6-speed"}
+TIMED |= {"ssiu/3-tables", "ssiu/6-speed", "moeisr/6-speed"}
 
 BUDGET = str(config.get("budget", "smoke"))
 if BUDGET not in BUDGETS:
