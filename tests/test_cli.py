@@ -120,7 +120,8 @@ def test_a_run_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monk
 def test_a_model_for_every_scale_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monkeypatch):
     from srlib import runs
 
-    monkeypatch.setitem(runs.BUDGETS, "smoke", runs.Budget("smoke", 2, 1, 2, 6, 0.5, "for this test", queries=30))
+    own = {"moeisr-lte-s-edsr": {"queries": 30}}
+    monkeypatch.setitem(runs.BUDGETS, "smoke", runs.Budget("smoke", 2, 1, 2, 6, 0.5, "for this test", own))
     monkeypatch.setattr(cli, "ANY_SCALE", (2, 3))
     monkeypatch.setitem(ENCODERS, "edsr", partial(EDSR, blocks=1))
     record = tmp_path / "record.json"
