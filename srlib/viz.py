@@ -412,11 +412,11 @@ def expert_maps(
     shown = images(pixels, alt=alt, scores=notes, caption=caption)
     box = "display:inline-block;width:.9em;height:.9em;margin-right:.4em;vertical-align:-.1em"
     legend = "".join(
-        f'<span style="margin-right:1rem"><i style="{box};background:{colour}"></i>{escape(name)}</span>'
+        f'<span style="display:inline;margin-right:1rem"><i style="{box};background:{colour}"></i>{escape(name)}</span>'
         for name, colour in zip(experts, EXPERTS, strict=False)
     )
     head, rest = shown.html.split(">", 1)
-    return Shown(f'{head}><div class="srlib-label">{legend}</div>{rest}', shown.alt)
+    return Shown(f'{head}><div class="srlib-label" style="margin-bottom:.5rem">{legend}</div>{rest}', shown.alt)
 
 
 def curves(
