@@ -241,8 +241,8 @@ class SwinIR(nn.Module):
     (B, channels, h, w). Images are padded by reflection to multiples of the ``window``, and their features are cropped
     back; the LTE release leaves the features padded and pads images itself before it evaluates.
 
-    ``ratio``: width of a layer's MLP in ``embed``s. ``stochastic_depth``: what ``drop`` rises to from 0, layer by
-    layer; see ``STL``.
+    ``ratio``: width of a layer's MLP as a multiple of ``embed``. ``stochastic_depth``: what ``drop`` rises to from 0,
+    layer by layer; see ``STL``.
     """
 
     def __init__(
