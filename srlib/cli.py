@@ -69,7 +69,8 @@ def train(
     scale: Annotated[
         int | None,
         typer.Option(
-            help="How many times larger the output is, each way; default 4 or the row's. Some models take none."
+            help="How many times larger the output is, each way; default 4 or the row's. "
+            "Leave it out for a model for every scale."
         ),
     ] = None,
     budget: Annotated[str, typer.Option(help="smoke, short or paper.")] = "smoke",
@@ -109,7 +110,9 @@ def train(
     if record:
         engine.check_writable(record)
     if (table is None) != (row is None):
-        number, label = next((number, row.name) for number, row in ablations(model) if row.model == model)
+        number, label = next(((number, row.name) for number, row in ablations(model) if row.model == model), ("", ""))
+        if not number:
+            raise InputError(f"no ablation table has a row of {model}: leave --table and --row out")
         raise InputError(f'--table and --row go together, as in: srlib train {model} --table {number} --row "{label}"')
     if table is not None and not papers.rows(papers.paper_of(model), table):
         known = ", ".join(dict.fromkeys(number for number, _ in ablations(model)))
@@ -143,10 +146,11 @@ def train(
 def ablations(model: str) -> list[tuple[str, Any]]:
     """The rows that ``srlib train --table --row`` takes in the paper of a model, each with the number of its table."""
     from srlib import papers
+    from srlib import runs as engine
 
     numbers = [number for paper, number in papers.tables() if paper == papers.paper_of(model)]
     found = [(str(number), papers.rows(papers.paper_of(model), number)) for number in numbers]
-    return [(number, row) for number, rows in found if len({row.scale for row in rows}) == 1 for row in rows]
+    return [(number, row) for number, rows in found if not engine.holds_the_networks(rows) for row in rows]
 
 
 @app.command()
@@ -161,7 +165,8 @@ def evaluate(
     scale: Annotated[
         int | None,
         typer.Option(
-            help="How many times larger, each way; default 4, or the run's; for every scale: 2, 3, 4, 6 and 8."
+            help="How many times larger, each way; default 4, or the run's; "
+            "a model for every scale is scored at 2, 3, 4, 6 and 8."
         ),
     ] = None,
     data: Annotated[
@@ -405,6 +410,8 @@ def speed(
         raise InputError(f"{threads} threads on {processors} processors: give --threads {max(2, processors)} or fewer")
     where = engine.pick_device(device)
     torch.set_num_threads(threads)
+    if scale < 1:
+        raise InputError(f"scale {scale} makes no image: give a whole number from 1 up")
     fixed = takes_scale(model)
     network = create(model, scale if fixed else None).to(where)
     if training:

@@ -564,7 +564,7 @@ class Patches:
 
 
 class Queries:
-    """Training batches for a network that serves every scale (LIIF; MoEISR, Section 4.1), each a pure function of
+    """Training batches for a network that serves every scale (LIIF; MoEISR, Section 3.4), each a pure function of
     (seed, step).
 
     For each sample an image is drawn uniformly, a scale s uniformly between the two ``scales``, an HR crop of round(s

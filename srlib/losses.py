@@ -51,7 +51,7 @@ def l1_balance(
     where there are no ``gates`` and alpha is 1.
 
     ``rgb``: ``(B, Q, 3)``, answers in the network's range [-1, 1], in which LIIF takes its error too; ``target``: the
-    same in [0, 1]. Returns a scalar in float32.
+    same in [0, 1]. Returns a scalar in float32. Raises InputError as :func:`balance` does.
     """
     loss = l1_weight * (rgb.float() - (2 * target.float() - 1)).abs().mean()
     return loss if gates is None or not balance_weight else loss + balance_weight * balance(gates, expert_weights)

@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import import_module
@@ -36,7 +36,7 @@ from srlib.complexity import describe_device
 from srlib.errors import InputError
 from srlib.evaluate import AtScale, score
 from srlib.logs import Log, read_csv
-from srlib.models import config_class, create, names
+from srlib.models import config_class, create, default_config, names, takes_scale
 from srlib.train import Diverged, State, TrainConfig, make_objective, train
 
 
@@ -115,7 +115,7 @@ LIIF_SWINIR = replace(  # with SwinIR as the encoder: twice the batch, half the 
 
 
 def _liif(name: str) -> TrainConfig:
-    """The training of a network for every scale: its backbone's, with MoEISR's losses (alpha and beta, Section 4.1)."""
+    """The training of a network for every scale: its backbone's, with MoEISR's losses (alpha and beta, Section 4)."""
     usual = LIIF_SWINIR if name.endswith("swinir") else LIIF
     return replace(usual, l1_weight=3000.0, balance_weight=1.0) if name.startswith("moeisr") else usual
 
@@ -298,17 +298,28 @@ def configure(
     photographs, which are no paper's data.
     """
     if budget == "paper" and store.name.startswith("photos"):
-        raise InputError(
-            "the paper budget needs the paper's training images: give --data FOLDER (DIV2K and Flickr2K's HR images)"
-        )
+        images = "DIV2K's and Flickr2K's HR images" if takes_scale(model) else "DIV2K's HR images"
+        raise InputError(f"the paper budget needs the paper's training images: give --data FOLDER ({images})")
     settings = training(model, budget, ablation=ablation, changes=changes, seed=seed, precision=precision)
     config = create(model, scale, network).config
+    if bool(settings.queries) == takes_scale(model):
+        needed = "give 0, as it learns from whole patches" if takes_scale(model) else "give a number from 1 up"
+        raise InputError(f"queries is {settings.queries} for {model}: {needed}")
     if settings.expert_weights and len(settings.expert_weights) != len(getattr(config, "depths", ())):
         raise InputError(f"expert_weights are {settings.expert_weights}: give one for each expert of {model}, or ()")
     from_images = scale is not None and settings.degradation == "bicubic"  # else LR is made of HR patches
     reduced = store.lr_fingerprint(scale) if from_images else ""
     code = contract(type(config).__module__)
     return RunConfig(model, scale, asdict(config), settings, store.name, store.fingerprint, reduced, code)
+
+
+def holds_the_networks(rows: Sequence[papers.Row]) -> bool:
+    """Whether a table's rows are a paper's networks themselves, at several scales or for every one: no ablation."""
+    if len({row.scale for row in rows}) > 1:
+        return True
+    return bool(rows) and all(
+        row.scale is None and not row.train and row.config == default_config(row.model) for row in rows
+    )
 
 
 def configure_row(
@@ -329,9 +340,10 @@ def configure_row(
     several scales, whose rows are main runs.
     """
     paper = papers.paper_of(model)
-    if len({row.scale for row in papers.rows(paper, table)}) > 1:
+    if holds_the_networks(papers.rows(paper, table)):
         raise InputError(
-            f"table {table} holds {paper} itself, no ablation: train it without a table, and choose the scale"
+            f"table {table} holds {paper} itself, no ablation: train it without a table, and choose the scale if it "
+            "has one"
         )
     row = papers.row(paper, table, label)
     if row.model != model:

@@ -32,7 +32,7 @@ class TrainConfig:
     off, ``degradation`` is what makes LR patches of HR ones, ``precision`` is Fabric's.
 
     ``queries`` 0 compares whole patches. Another number is that of output pixels asked of a network for every scale, in
-    patches at a random one between the two ``scales`` (LIIF; MoEISR, Sec. 4.1). ``l1_weight`` is then alpha,
+    patches at a random one between the two ``scales`` (LIIF; MoEISR, Sections 3.3, 3.4). ``l1_weight`` is then alpha,
     ``balance_weight`` beta and ``expert_weights`` the w_j of MoEISR's Equations 6 and 7, () for 1 each.
 
     Raises InputError for values that no training can use.
@@ -186,7 +186,7 @@ def train(
 
 @contextmanager
 def draws(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Torch's random numbers as a function of seed and step; those of whoever calls go on as if nothing was drawn."""
+    """Torch's random numbers as a function of seed and step; what was drawn on the device is put back."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]))
         yield

@@ -1,11 +1,13 @@
 """Networks by name, and the layers that papers share."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from srlib.errors import InputError
-from srlib.models import create, names, takes_scale
+from srlib.models import create, default_config, names, takes_scale
 from srlib.models.layers import LayerNorm, fill_in_strips, strips, strips_pay
 from srlib.models.moeisr import CONFIGS, MoEISRConfig
 from srlib.models.safmn import SAFMNConfig
@@ -128,3 +130,18 @@ def test_strips_pay_only_in_evaluation_unwatched_and_without_gradients() -> None
         assert not strips_pay(layer, x)
         hook.remove()
         assert strips_pay(layer, x)
+
+
+def test_a_name_says_decoder_encoder_and_whether_there_are_experts() -> None:
+    """Depths and widths are free, as in MoEISR's Table 4; what the name promises is not."""
+    usual = default_config("liif-edsr")
+    assert create("liif-edsr", config=replace(usual, depths=(4,))).config.depths == (4,)
+    for other in ({"decoder": "lte"}, {"encoder": "rdn"}, {"depths": (2, 3)}):
+        with pytest.raises(InputError, match="'liif-edsr' got the configuration of another"):
+            create("liif-edsr", config=replace(usual, **other))
+
+
+def test_networks_for_every_scale_need_single_precision() -> None:
+    network = create("liif-edsr").bfloat16()
+    with pytest.raises(InputError, match="places need single precision, not torch.bfloat16"):
+        network(torch.rand(1, 3, 4, 4).bfloat16(), size=(8, 8))

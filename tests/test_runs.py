@@ -212,7 +212,7 @@ def test_seemore_is_trained_as_table_6_says(model):
 
 @pytest.mark.parametrize("model", ANY)
 def test_networks_for_every_scale_are_trained_as_liif_is(model):
-    """Section 4.1 and LIIF's release; with SwinIR twice the batch, half the steps and later milestones."""
+    """Section 4 and LIIF's release; with SwinIR twice the batch, half the steps and later milestones."""
     paper, short, smoke = (runs.training(model, name) for name in ("paper", "short", "smoke"))
     shared = (paper.patch, paper.queries, paper.scales, paper.lr, paper.optimizer, paper.betas, paper.schedule)
     assert shared == (48, 2304, (1.0, 4.0), 1e-4, "adam", (0.9, 0.999), "multistep")
@@ -337,6 +337,12 @@ def test_rows_bring_their_own_network_scale_and_training():
         runs.configure_row("seemore-t", "13", "SeemoRe-B", None, held_out)
     with pytest.raises(InputError, match="several|no ablation"):
         runs.configure_row("seemore-t", 1, "SeemoRe-T (ours)", 2, held_out)
+    for table, label in ((1, "EDSR-MoEISR(LIIF) -b"), (2, "RDN-LIIF"), (3, "EDSR-LIIF")):
+        with pytest.raises(InputError, match="no ablation"):
+            runs.configure_row("moeisr-liif-b-edsr", table, label, None, held_out)
+    for model, scale, queries in (("safmn", 4, 10), ("liif-edsr", None, 0)):
+        with pytest.raises(InputError, match=f"queries is {queries} for {model}"):
+            runs.configure(model, scale, held_out, changes={"queries": queries, "fft_weight": 0.0})
 
 
 def test_fine_tuning_goes_on_from_a_run(trained, store, tmp_path):

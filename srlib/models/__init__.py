@@ -49,6 +49,11 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
         raise InputError(
             f"model {name!r} got a {type(config).__name__} as its config; give a {type(usual).__name__} instead"
         )
+    if _kind(config) != _kind(usual):
+        raise InputError(
+            f"model {name!r} got the configuration of another decoder or encoder, or with several experts where it has "
+            "one, or the other way round: change default_config(name) by dataclasses.replace"
+        )
     path, network = _MODELS[name]
     build = getattr(import_module(path), network)
     if takes_scale(name):
@@ -66,6 +71,12 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
 def takes_scale(name: str) -> bool:
     """Whether a network is built for one scale; one for every scale is not. ``InputError`` for an unknown name."""
     return any(field.name == "scale" for field in fields(config_class(name)))
+
+
+def _kind(config: Any) -> tuple[Any, ...]:
+    """What of a configuration a network's name says where one class has several: decoder, encoder, experts or one."""
+    decoder, encoder, depths = (getattr(config, field, None) for field in ("decoder", "encoder", "depths"))
+    return decoder, encoder, depths is not None and len(depths) > 1
 
 
 def default_config(name: str) -> Any:

@@ -235,12 +235,19 @@ class MoEISR(nn.Module):
         self, x: Tensor, size: Sequence[int] | None = None, *, coord: Tensor | None = None, cell: Tensor | None = None
     ) -> Tensor | Answers:
         check_images(x)
+        if x.dtype.itemsize < 4:
+            raise InputError(
+                f"places need single precision, not {x.dtype}: give float32, and use torch.autocast for speed"
+            )
         x = (x - 0.5) / 0.5
         if size is not None and coord is None and cell is None:
             return self.enlarge(x, _checked(size)).mul_(0.5).add_(0.5)
         if size is None and coord is not None and cell is not None:
             return self.answer(x, coord, cell)
-        raise InputError("the network was asked for nothing, or two things; give size, or coord and cell")
+        raise InputError(
+            "the network was asked for nothing, or two things; give size, or coord and cell, as in "
+            "network(lr, size=(480, 320))"
+        )
 
     @property
     def decoders(self) -> Sequence[MLP]:
@@ -297,8 +304,8 @@ class MoEISR(nn.Module):
         chosen = self.choices(z).flatten()
         cell = x.new_tensor([2 * height / size[0], 2 * width / size[1]])  # in LR pixels, twice: LIIF's measure
         table = self.table(z, chosen, cell)
-        alone = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not at_liberty(self, x)
-        scratch = None if alone else Scratch()
+        plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not at_liberty(self, x)
+        scratch = None if plain else Scratch()
         rows, columns = self.grid((height, width), size, z.device)
 
         def one(number: int) -> Tensor:
