@@ -16,9 +16,8 @@ import torch
 
 from srlib import papers
 from srlib.errors import InputError
-from srlib.models import create
 from srlib.models.encoders import ENCODERS
-from srlib.models.moeisr import CONFIGS, MoEISRConfig, decoder_macs, mapper_macs
+from srlib.models.moeisr import CONFIGS, MoEISRConfig, build, decoder_macs, mapper_macs
 from srlib.papers import moeisr
 
 ROWS = [(number, row) for number in (1, 2, 3, 4, 5) for row in papers.rows("moeisr", number)]
@@ -96,7 +95,7 @@ def test_a_row_without_a_scale_is_found_at_every_scale() -> None:
 @pytest.mark.parametrize("config", TINY, ids=str)
 def test_every_row_builds_runs_and_learns(config: MoEISRConfig) -> None:
     torch.manual_seed(0)
-    network = create("liif-edsr", config=config)
+    network = build(config)
     for batch in (1, 2):
         out = network(torch.rand(batch, 3, 7, 9), size=(17, 25))
         assert out.shape == (batch, 3, 17, 25)
