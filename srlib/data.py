@@ -595,7 +595,7 @@ class Queries:
             raise InputError(
                 f"patch {patch}, batch {batch} and queries {queries} do not work: give whole numbers from 1 on"
             )
-        if not 1 <= scales[0] <= scales[1] < math.inf:
+        if len(scales) != 2 or not 1 <= scales[0] <= scales[1] < math.inf:
             raise InputError(f"scales {scales} do not work: give the least and the greatest, from 1 on, such as (1, 4)")
         self.scales, self.patch, self.size, self.queries = scales, patch, batch, queries
         self.seed, self.device = real.check_draw("seed", seed), torch.device(device)

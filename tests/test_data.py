@@ -632,6 +632,7 @@ def test_queries_refuse_what_does_not_work(store: Store) -> None:
         ({"patch": 8, "queries": 0}, "queries 0 do not work"),
         ({"patch": 8, "queries": 9, "scales": (4, 1)}, "scales"),
         ({"patch": 8, "queries": 9, "scales": (0.5, 1)}, "from 1 on"),
+        ({"patch": 8, "queries": 9, "scales": (1, 2, 3)}, "the least and the greatest"),
         ({"patch": 8, "queries": 9, "seed": -1}, "whole number"),
     ]
     for options, words in cases:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -145,3 +146,9 @@ def test_networks_for_every_scale_need_single_precision() -> None:
     network = create("liif-edsr").bfloat16()
     with pytest.raises(InputError, match="places need single precision, not torch.bfloat16"):
         network(torch.rand(1, 3, 4, 4).bfloat16(), size=(8, 8))
+
+
+def test_a_size_may_hold_numpys_whole_numbers() -> None:
+    network = create("liif-edsr").eval()
+    with torch.inference_mode():
+        assert network(torch.rand(1, 3, 2, 3), size=(np.int64(4), np.int64(5))).shape == (1, 3, 4, 5)

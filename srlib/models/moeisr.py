@@ -12,7 +12,9 @@ MoEISR has no released code. What its paper leaves open is chosen here, and name
 from __future__ import annotations
 
 import math
+import numbers
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
@@ -209,7 +211,7 @@ class Queries(NamedTuple):
     weight: Tensor
 
 
-class MoEISR(nn.Module):
+class MoEISR(nn.Module, ABC):
     """The framework (Section 3.2, Figure 2): encoder, mapper, experts, and who asks whom; LIIF and LTE do the rest.
 
     ``forward(x, size=(H, W))`` maps RGB images (B, 3, h, w) in [0, 1] to (B, 3, H, W), not clamped, at any size and any
@@ -362,17 +364,15 @@ class MoEISR(nn.Module):
         image = torch.arange(batch, device=x.device).repeat_interleave(coord.shape[1])
         asked = self.queries(*near, width, image * height * width)
         pixel, way = asked.pixel.flatten(), asked.way.flatten(0, 1).to(_precise(z))
-        cells = (
-            (cell * cell.new_tensor([height, width]))[image].repeat(len(asked.pixel), 1).to(_precise(z))
-        )  # (D B Q, 2)
+        cell = (cell * cell.new_tensor([height, width]))[image].to(_precise(z))
+        cells = cell.repeat(len(asked.pixel), 1)  # (D B Q, 2)
         gates = self.gates(z)
         shares = None if gates is None else gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, pixel)  # (D B Q, J)
-        rgb: Tensor | None = None
+        parts = []
         for j, table in enumerate(self.tables(z)):
             one = self.decoders[j].after_first(self.first(j, table.index_select(0, pixel), way, cells, None), None)
-            one = one if shares is None else shares[:, j : j + 1] * one
-            rgb = one if rgb is None else rgb + one
-        assert rgb is not None
+            parts.append(one if shares is None else shares[:, j : j + 1] * one)
+        rgb = torch.stack(parts).sum(0)
         mixed = (rgb.unflatten(0, asked.pixel.shape) * asked.weight[..., None]).sum(0)
         return Answers(self.finish_at(mixed.unflatten(0, coord.shape[:2]), x, coord), gates)
 
@@ -392,18 +392,18 @@ class MoEISR(nn.Module):
         """How many numbers of a query are worked on at a time."""
         return self.config.hidden
 
+    @abstractmethod
     def table(self, z: Tensor, chosen: Tensor, cell: Tensor) -> Tensor:
         """What each LR pixel has for its queries, by its chosen expert and for one cell (2): (B h w, C)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tables(self, z: Tensor) -> Iterator[Tensor]:
         """The same for every expert, and for any cell."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first(self, expert: int, rows: Tensor, way: Tensor, cell: Tensor, scratch: Scratch | None) -> Tensor:
         """What an expert's first layer puts out for queries: from their rows of ``table`` and their ways (n, 2), with
         the one cell (2); or of one of ``tables``, with their cells (n, 2). Cells are in LR pixels, twice."""
-        raise NotImplementedError
 
     def finish(self, image: Tensor, x: Tensor) -> Tensor:
         """The whole output images in [-1, 1], from the answers, which are overwritten."""
@@ -540,6 +540,10 @@ def build(config: MoEISRConfig) -> MoEISR:
 
 def _checked(size: Sequence[int]) -> tuple[int, int]:
     """A size of an output image as a pair; raises ``InputError`` for any other value."""
+    if isinstance(size, Sequence) and not isinstance(size, str):  # numpy's whole numbers are whole numbers, too
+        size = [
+            int(side) if isinstance(side, numbers.Integral) and not isinstance(side, bool) else side for side in size
+        ]
     if not isinstance(size, Sequence) or len(size) != 2 or not all(_whole(side, 1) for side in size):
         raise InputError(f"size {size!r} is not a height and a width in pixels; give two whole numbers above 0")
     return size[0], size[1]
