@@ -76,6 +76,9 @@ METRICS: Mapping[str, str] = MappingProxyType(
 )
 """How the columns of the papers' tables are headed."""
 
+NUMBER = re.compile(r"[-+\u2212\u00b1~]?[\d.\u2013]")
+"""How the text of a number starts."""
+
 PAGE: Mapping[str, str] = MappingProxyType({"light": "#ffffff", "dark": "#121212"})
 """The background that a drawing is made for."""
 
@@ -198,6 +201,7 @@ class PrintedCell(Protocol):
     unit: str
     verdict: str
     note: str
+    record: str
 
 
 class LedgerEntry(Protocol):
@@ -829,27 +833,55 @@ def ledger(entries: Iterable[LedgerEntry], *, caption: str = "", prefix: str = "
     return Shown(f'<div class="srlib-viz srlib-ledger">{above}{body}</div>', said)
 
 
-def plain_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, caption: str, digits: int = 3) -> Shown:
+def plain_table(
+    rows: Iterable[Sequence[object]],
+    columns: Sequence[str],
+    *,
+    caption: str,
+    digits: int = 3,
+    records: Mapping[str, str] | None = None,
+) -> Shown:
     """Any other table in the book's look: each row's first entry names it, floats are shown with ``digits``
     significant digits.
 
     Columns of numbers are set flush right, texts flush left and broken into lines. An entry that is one of ``VERDICTS``
-    is shown as its badge. Raises ``InputError`` for a row of another length than ``columns``.
+    is shown as its badge. ``records`` names the record (see :func:`record_link`) that every number of a column or row
+    leads to, by the column's heading or the row's first entry; where both have one, the column's is taken. Raises
+    ``InputError`` for a row of another length than ``columns``, and for a record of neither a column nor a row.
     """
     rows = [tuple(row) for row in rows]
     for row in rows:
         if len(row) != len(columns):
             raise InputError(f"row {row!r} has {len(row)} entries; give {len(columns)}, one for each column")
+    known = _known(records, [*columns, *(str(row[0]) for row in rows)])
     kinds = [_kind([row[k] for row in rows]) for k in range(len(columns))]
     body = []
     for row in rows:
+        names = [known.get(column, known.get(str(row[0]), "")) for column in columns]
         cells = "".join(
-            f"<td{kind}>{_entry(value, digits)}</td>" for value, kind in zip(row[1:], kinds[1:], strict=True)
+            f"<td{kind}>{record_link(_entry(value, digits), name if _leads(value) else '')}</td>"
+            for value, kind, name in zip(row[1:], kinds[1:], names[1:], strict=True)
         )
         body.append(f'<tr><th scope="row">{_entry(row[0], digits)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for column, kind in zip(columns, kinds, strict=True))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return _table(inner, caption, alt=f"{caption} {len(rows)} rows, {len(columns)} columns.")
+
+
+def record_link(html: str, record: str, *, quiet: bool = False) -> str:
+    """HTML that leads to a record: the name of a run's folder, "safmn-table-3#baseline-x4-flops" for a printed cell,
+    "chapter-safmn-3-tables" for a page of the book. "" leaves the HTML as it is.
+
+    The book's build makes a link of it; elsewhere, as in JupyterLab, it is plain text whose tooltip names the record.
+    ``quiet`` is for links that would crowd a table: one can click them, but the keyboard passes over them. Raises
+    ``InputError`` for what can't be a record's name.
+    """
+    if not record:
+        return html
+    if not re.fullmatch(r"[\w.+-]+(#[\w.+-]+)?", record):
+        raise InputError(f"{record!r} names no record; give a run's folder name, or a name such as safmn-table-3")
+    kind = "srlib-record srlib-quiet" if quiet else "srlib-record"
+    return f'<span class="{kind}" data-record="{record}">{html}</span>'
 
 
 def badge(verdict: str, *, brief: bool = False) -> str:
@@ -914,12 +946,23 @@ def _entry(value: object, digits: int) -> str:
     return escape(str(value))
 
 
+def _leads(value: object) -> bool:
+    """Whether an entry is one that leads to a record: a number, text that starts with one, or a verdict."""
+    return isinstance(value, int | float) or str(value) in VERDICTS or bool(NUMBER.match(str(value)))
+
+
+def _known(records: Mapping[str, str] | None, labels: Sequence[str]) -> Mapping[str, str]:
+    """``records``, each of them of one of the labels; InputError where one is not."""
+    for label in records or ():
+        if label not in labels:
+            raise InputError(f"a record for {label!r}, which is none of: {', '.join(dict.fromkeys(labels))}")
+    return records or {}
+
+
 def _kind(values: Sequence[object]) -> str:
     """The class of a column, as an attribute: none for numbers, one for words, another for sentences."""
     texts = [str(value) for value in values]
-    if all(
-        isinstance(value, int | float) or re.match(r"[-+\u2212\u00b1~]?[\d.\u2013]", str(value)) for value in values
-    ):
+    if all(isinstance(value, int | float) or NUMBER.match(str(value)) for value in values):
         if max(map(len, texts), default=0) <= 24:
             return ""
     return ' class="srlib-long"' if max(map(len, texts), default=0) > 32 else ' class="srlib-word"'

@@ -31,6 +31,7 @@ class Cell:
     scale: int = 4
     dataset: str = ""
     unit: str = "G"
+    record: str = ""
 
 
 @dataclass(frozen=True)
@@ -479,6 +480,27 @@ def test_a_plain_table_escapes_and_marks() -> None:
     assert "a&lt;b" in table.html and "0.123" in text(table.html) and "= exact" in text(table.html)
     with pytest.raises(InputError, match="give 2"):
         viz.plain_table([("a",)], ["name", "time"], caption="c")
+
+
+def linked(html: str) -> dict[str, list[str]]:
+    """What leads to each record, as text."""
+    found: dict[str, list[str]] = {}
+    for record, inner in re.findall(r'<span class="srlib-record[^"]*" data-record="([^"]*)">(.*?)</span></', html):
+        found.setdefault(record, []).append(text(inner).strip())
+    return found
+
+
+def test_numbers_of_a_plain_table_lead_to_their_records() -> None:
+    rows = [("bicubic", 28.4, "no"), ("SAFMN", 30.1, "yes"), ("mean", "29.25 / 0.8", "exact")]
+    table = viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"PSNR": "a-1", "mean": "b#c"})
+    shown(table)
+    assert linked(table.html) == {"a-1": ["28.4", "30.1", "29.25 / 0.8"], "b#c": ["= exact"]}
+    assert "data-record" not in viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c").html
+    with pytest.raises(InputError, match="'SSIM', which is none of: model, PSNR, runs, bicubic, SAFMN, mean"):
+        viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"SSIM": "a"})
+    for name in ("a b", "../a", '"', "a#", "a#b#c"):
+        with pytest.raises(InputError, match="names no record"):
+            viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"PSNR": name})
 
 
 def test_a_plain_table_sets_numbers_right_and_sentences_left() -> None:

@@ -83,6 +83,7 @@ class Cell:
 
     ``row`` and ``variant`` are the printed row, ``printed`` the printed text, ``ours`` our number in the printed
     ``unit`` (None where there is none), ``verdict`` one of ``VERDICTS``, ``note`` what has to be said about it.
+    ``record`` names the cell in the table's record, no other cell so: "safmn-table-3#baseline-x4-flops".
     """
 
     row: str
@@ -95,6 +96,7 @@ class Cell:
     unit: str
     verdict: str
     note: str
+    record: str = ""
 
     @property
     def ours_text(self) -> str:
@@ -111,6 +113,11 @@ class Table:
     paper: str
     number: int | str
     cells: tuple[Cell, ...]
+
+    @property
+    def record(self) -> str:
+        """The name of the table's record: "safmn-table-3"."""
+        return f"{self.paper}-table-{self.number}"
 
     @property
     def configs(self) -> tuple[Row, ...]:
@@ -133,10 +140,10 @@ class Table:
         return found[0]
 
     def csv(self) -> str:
-        """The table as CSV, one line a printed cell; the columns are the fields of ``Cell``."""
+        """The table as CSV, one line a printed cell; the columns are the fields of ``Cell`` but ``record``."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Cell))
+        writer.writerow(field.name for field in fields(Cell) if field.name != "record")
         for c in self.cells:
             writer.writerow(
                 (c.row, c.variant, c.scale, c.dataset, c.metric, c.printed, c.ours_text, c.unit, c.verdict, c.note)
@@ -412,6 +419,7 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
         else:
             notes.append(module.not_run(number, label, dataset, metric))
         outcome = "not-run" if ours is None else verdict(line["value"], shown or ours, TOLERANCE.get(metric))
+        anchor = slug(f"{label} {variant} x{scale} {dataset} {metric}")
         cells.append(
             Cell(
                 row=label,
@@ -424,6 +432,7 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
                 unit=line["unit"],
                 verdict=outcome,
                 note="; ".join(filter(None, notes)),
+                record=f"{paper}-table-{number}#{anchor}",
             )
         )
     return Table(paper, number, tuple(cells))
