@@ -218,6 +218,7 @@ class LedgerEntry(Protocol):
     explanation: str
     evidence: str
     dataset: str
+    record: str
 
 
 @dataclass(frozen=True)
@@ -306,6 +307,7 @@ def images(
     alt: str,
     crop: tuple[int, int, int, int] | None = None,
     scores: Mapping[str, str] | None = None,
+    records: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Shown:
     """Images side by side, the high-resolution one first.
@@ -313,12 +315,14 @@ def images(
     ``panels`` gives for each label a tensor or array, CHW, HWC with three channels, HW, or a batch of one, as uint8
     or float in [0, 1]. ``crop`` is (top, left, height, width) in pixels of the first panel: that panel is then shown
     whole with the crop's box drawn in, and every panel's crop below it, enlarged by nearest neighbour. A smaller
-    panel, such as the LR image, is cropped at the same place. ``scores`` gives a line of text below a label. Raises
-    ``InputError`` for no panel, a crop that leaves the image, or a panel that isn't an image.
+    panel, such as the LR image, is cropped at the same place. ``scores`` gives a line of text below a label,
+    ``records`` the record that it leads to (see :func:`record_link`). Raises ``InputError`` for no panel, a crop that
+    leaves the image, a panel that isn't an image, or a record of a label without scores.
     """
     if not panels:
         raise InputError("there is no image to show; give at least one panel")
     pixels = {label: _pixels(panel, label) for label, panel in panels.items()}
+    known = _known(records, list(scores or ()))
     first, whole = next(iter(pixels.items()))
     height, width = whole.shape[:2]
     parts = []
@@ -335,7 +339,7 @@ def images(
         pixels = {label: _enlarge(_cut(panel, (height, width), crop, label)) for label, panel in pixels.items()}
     for label, panel in pixels.items():
         note = (scores or {}).get(label, "")
-        shown = f"<span>{escape(note)}</span>" if note else ""
+        shown = f"<span>{record_link(escape(note), known.get(label, ''))}</span>" if note else ""
         text = f"{label}, {note}: {alt}" if note else f"{label}: {alt}"
         parts.append(
             f'<div class="srlib-panel">{_img(panel, text)}<span class="srlib-label">{escape(label)}{shown}</span></div>'
@@ -652,17 +656,20 @@ def protocol_matrix(
     digits: int = 2,
     unit: str = "dB",
     heading: str = "protocol",
+    records: Mapping[str, str] | None = None,
 ) -> Shown:
     """The same images scored in several ways: rows by columns, each cell with its value and its distance from
     ``reference``.
 
-    ``values`` gives for each row (a protocol) its columns (a set, a scale, a metric); ``reference`` is the row that
-    the others are compared with. Distance is a signed number in the cell; a tint repeats it. Raises ``InputError``
-    for an unknown reference.
+    ``values`` gives for each row (a protocol) its columns (a set, a scale, a metric); ``reference`` is the row that the
+    others are compared with. Distance is a signed number in the cell; a tint repeats it. ``records`` names the record
+    that the values of a column or row lead to, as for :func:`plain_table`. Raises ``InputError`` for an unknown
+    reference, and for a record of neither a column nor a row.
     """
     if reference not in values:
         raise InputError(f"reference row {reference!r} isn't among the rows; choose one of: {', '.join(values)}")
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    known = _known(records, [*columns, *values])
     base = values[reference]
     far = {
         c: max((abs(row[c] - base[c]) for row in values.values() if c in row and c in base), default=0) for c in columns
@@ -676,7 +683,8 @@ def protocol_matrix(
                 cells.append("<td>\u2013</td>")
                 continue
             distance = row[column] - base.get(column, math.nan)
-            text = f'<span class="srlib-printed">{row[column]:.{digits}f}</span>'
+            value = record_link(f"{row[column]:.{digits}f}", known.get(column, known.get(label, "")))
+            text = f'<span class="srlib-printed">{value}</span>'
             if label == reference or not math.isfinite(distance):
                 cells.append(f"<td>{text}</td>")
                 continue
@@ -698,11 +706,11 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
     """A printed table, printed against ours, rows by metrics as in the paper, each cell with a verdict in symbol and
     word.
 
-    ``cells`` are those of a ``srlib.papers.Table``, in the paper's order. Each cell shows the printed number, below
-    it ours with the verdict; a row of which nothing was run shows that once, beside its name. Notes are numbered
-    below the table. Scales, and printed groups of rows, have headings of their own; ``across`` gives each scale a
-    column instead of each data set, of which there is one then. Raises ``InputError`` for no cells, an unknown verdict,
-    and several data sets across scales.
+    ``cells`` are those of a ``srlib.papers.Table``, in the paper's order. Each cell shows the printed number, below it
+    ours with the verdict; a row of which nothing was run shows that once, beside its name. Notes are numbered below the
+    table. Ours, and the mark of what was not run, lead to the cell's record. Scales, and printed groups of rows, have
+    headings of their own; ``across`` gives each scale a column instead of each data set, of which there is one then.
+    Raises ``InputError`` for no cells, an unknown verdict, and several data sets across scales.
     """
     cells = list(cells)
     if not cells:
@@ -742,7 +750,8 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
         name = escape(_typeset(row)) + (f' <span class="srlib-variant">{escape(extra)}</span>' if extra else "")
         if quiet:
             common = list(dict.fromkeys(cell.note for cell in shown if cell.note))
-            name += f' <span class="srlib-mark">{badge("not-run", brief=packed)}{_notes(common, notes)}</span>'
+            mark = record_link(badge("not-run", brief=packed), shown[0].record)
+            name += f' <span class="srlib-mark">{mark}{_notes(common, notes)}</span>'
         filled = [_printed_cell(line.get(column, []), quiet, notes, brief) for column in columns]
         body.append(f'<tr><th scope="row">{name}</th>{"".join(filled)}</tr>')
     inner = _heads(columns, units, heading) + f"<tbody>{''.join(body)}</tbody>"
@@ -763,13 +772,17 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
 
 
 def verdict_summary(
-    counts: Mapping[str, Mapping[str, int]], *, caption: str = "Verdicts over all printed cells."
+    counts: Mapping[str, Mapping[str, int]],
+    *,
+    caption: str = "Verdicts over all printed cells.",
+    records: Mapping[str, str] | None = None,
 ) -> Shown:
     """The scoreboard: for each label (a table), how many printed cells have each verdict, as numbers and as a stacked
     bar.
 
-    ``counts`` gives a label's counts by verdict, missing ones meaning none. The last line adds them up where there
-    are several.
+    ``counts`` gives a label's counts by verdict, missing ones meaning none. The last line, "all", adds them up where
+    there are several. ``records`` names the record that a line's numbers lead to. Raises ``InputError`` for an unknown
+    verdict, and for a record of no line.
     """
     for row in counts.values():
         for verdict in row:
@@ -777,16 +790,20 @@ def verdict_summary(
                 raise InputError(f"unknown verdict {verdict!r}; choose one of: {', '.join(VERDICTS)}")
     total = {verdict: sum(row.get(verdict, 0) for row in counts.values()) for verdict in VERDICTS}
     rows = {**counts, "all": total} if len(counts) > 1 else dict(counts)
+    known = _known(records, list(rows))
     head = "".join(f'<th scope="col">{badge(verdict)}</th>' for verdict in VERDICTS)
     body = []
     for label, row in rows.items():
-        cells = sum(row.values())
+        record = known.get(label, "")
+        cells = record_link(str(sum(row.values())), record)
         parts = "".join(
             f'<i class="verdict-{verdict}" style="flex:{row[verdict]}"></i>'
             for verdict in VERDICTS
             if row.get(verdict, 0)
         )
-        numbers = "".join(f"<td>{row.get(verdict, 0)}</td>" for verdict in VERDICTS)
+        numbers = "".join(
+            f"<td>{record_link(str(row.get(verdict, 0)), record, quiet=True)}</td>" for verdict in VERDICTS
+        )
         bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
         body.append(f'<tr><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
     inner = (
@@ -801,12 +818,13 @@ def verdict_summary(
 def ledger(entries: Iterable[LedgerEntry], *, caption: str = "", prefix: str = "ledger") -> Shown:
     """The ledger as a list: what is printed, what comes out, why, and the evidence.
 
-    ``entries`` are those of ``srlib.papers.ledger``. Entries of one kind with the same explanation and evidence share
-    a block, which stands where the first of them does. A block of cells names their table, scale and metric, all rows,
-    the printed number and ours with its verdict; another one names its subject, its kind, and what the paper says and
-    what is done here. Each block has an id that pages can link to: ``prefix`` and the first entry's place as a slug,
-    such as "ledger-table-3-x4-flops-baseline" or "ledger-release-global-residual". Give each ledger of a page a prefix
-    of its own. Raises ``InputError`` for a cell with an unknown verdict.
+    ``entries`` are those of ``srlib.papers.ledger``. Entries of one kind with the same explanation and evidence share a
+    block, which stands where the first of them does. A block of cells names their table, scale and metric, all rows,
+    the printed number and ours with its verdict, and its numbers and rows lead to their cells' records; another one
+    names its subject, its kind, and what the paper says and what is done here. Each block has an id that pages can link
+    to: ``prefix`` and the first entry's place as a slug, such as "ledger-table-3-x4-flops-baseline" or
+    "ledger-release-global-residual". Give each ledger of a page a prefix of its own. Raises ``InputError`` for a cell
+    with an unknown verdict.
     """
     blocks: dict[tuple[str, str, str], list[LedgerEntry]] = {}
     for entry in entries:
@@ -872,7 +890,7 @@ def record_link(html: str, record: str, *, quiet: bool = False) -> str:
     """HTML that leads to a record: the name of a run's folder, "safmn-table-3#baseline-x4-flops" for a printed cell,
     "chapter-safmn-3-tables" for a page of the book. "" leaves the HTML as it is.
 
-    The book's build makes a link of it; elsewhere, as in JupyterLab, it is plain text whose tooltip names the record.
+    The book's build makes a link of it; elsewhere, as in JupyterLab, it is plain text.
     ``quiet`` is for links that would crowd a table: one can click them, but the keyboard passes over them. Raises
     ``InputError`` for what can't be a record's name.
     """
@@ -904,17 +922,20 @@ def _place(entry: LedgerEntry) -> tuple[str, ...]:
 
 def _cell_heads(block: Sequence[LedgerEntry]) -> str:
     """A head line for each place and pair of numbers in a block of cells, and the rows that share it."""
-    lines: dict[tuple[Any, ...], list[str]] = {}
+    lines: dict[tuple[Any, ...], dict[str, str]] = {}
     for e in block:
         metric = METRICS.get(e.metric, e.metric)
         place = ", ".join((*_place(e)[: -1 if e.metric else None], *([metric] if metric else []))).replace(
             " x", " \u00d7"
         )
-        lines.setdefault((place, e.printed, e.ours, e.verdict), []).append(e.row)
+        lines.setdefault((place, e.printed, e.ours, e.verdict), {}).setdefault(e.row, e.record)
     heads = []
     for (place, printed, ours, verdict), rows in lines.items():
-        numbers = f"printed {escape(printed)} \u2192 ours {escape(ours)}" if ours else f"printed {escape(printed)}"
-        listed = "".join(f"<li>{escape(_typeset(row))}</li>" for row in dict.fromkeys(rows))
+        first = next(iter(rows.values()))
+        numbers = f"printed {escape(printed)}" + (
+            f" \u2192 ours {record_link(escape(ours), first, quiet=True)}" if ours else ""
+        )
+        listed = "".join(f"<li>{record_link(escape(_typeset(row)), record)}</li>" for row, record in rows.items())
         heads.append(
             f'<p class="srlib-head"><strong>{escape(place)}</strong> <span class="srlib-numbers">{numbers}</span> '
             f"{badge(verdict)}</p><ul>{listed}</ul>"
@@ -993,11 +1014,15 @@ def _printed_cell(parts: Sequence[PrintedCell], quiet: bool, notes: dict[str, in
         return "<td>\u2013</td>"
     texts = []
     for cell in parts:
-        texts.append(f'<span class="srlib-printed">{escape(str(cell.printed))}</span>')
-        if not quiet:
-            ours = "" if cell.ours is None else f"{escape(_ours(cell))} "
-            mark = f'<span class="srlib-mark">{badge(cell.verdict, brief=brief)}{_notes([cell.note], notes)}</span>'
-            texts.append(f'<span class="srlib-ours">{ours}{mark}</span>')
+        printed, mark = escape(str(cell.printed)), badge(cell.verdict, brief=brief)
+        if quiet:
+            texts.append(f'<span class="srlib-printed">{record_link(printed, cell.record, quiet=True)}</span>')
+            continue
+        ours = "" if cell.ours is None else f"{record_link(escape(_ours(cell)), cell.record)} "
+        mark = mark if ours else record_link(mark, cell.record)
+        texts.append(f'<span class="srlib-printed">{printed}</span>')
+        mark = f'<span class="srlib-mark">{mark}{_notes([cell.note], notes)}</span>'
+        texts.append(f'<span class="srlib-ours">{ours}{mark}</span>')
     kinds = " ".join(dict.fromkeys(f"cell-{cell.verdict}" for cell in parts))
     return f'<td class="{kinds}">{"".join(texts)}</td>'
 

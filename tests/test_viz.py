@@ -47,6 +47,7 @@ class Entry:
     scale: int | None = 4
     metric: str = "flops"
     dataset: str = ""
+    record: str = ""
 
 
 class Tags(HTMLParser):
@@ -482,12 +483,34 @@ def test_a_plain_table_escapes_and_marks() -> None:
         viz.plain_table([("a",)], ["name", "time"], caption="c")
 
 
+class Links(HTMLParser):
+    """The text of each span that names a record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: dict[str, list[str]] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "span":
+            self.open.append(dict(attrs).get("data-record") or "")
+            if self.open[-1]:
+                self.found.setdefault(self.open[-1], []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "span":
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for record in filter(None, self.open):
+            self.found[record][-1] += data
+
+
 def linked(html: str) -> dict[str, list[str]]:
     """What leads to each record, as text."""
-    found: dict[str, list[str]] = {}
-    for record, inner in re.findall(r'<span class="srlib-record[^"]*" data-record="([^"]*)">(.*?)</span></', html):
-        found.setdefault(record, []).append(text(inner).strip())
-    return found
+    links = Links()
+    links.feed(html)
+    return links.found
 
 
 def test_numbers_of_a_plain_table_lead_to_their_records() -> None:
@@ -501,6 +524,49 @@ def test_numbers_of_a_plain_table_lead_to_their_records() -> None:
     for name in ("a b", "../a", '"', "a#", "a#b#c"):
         with pytest.raises(InputError, match="names no record"):
             viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"PSNR": name})
+
+
+def test_cells_of_a_printed_table_lead_to_their_records() -> None:
+    """Ours, or the mark of what was not run; of a row that was not run, its mark, and each number for the mouse."""
+    cells = [
+        Cell("Baseline", "flops", "13.56", Decimal("13.5549"), "within", record="t#a"),
+        Cell("Baseline", "psnr", "30.43", None, "not-run", record="t#b"),
+        Cell("Peer", "flops", "7.5", None, "not-run", record="t#c"),
+        Cell("Peer", "psnr", "29", None, "not-run", record="t#d"),
+    ]
+    table = viz.table_html(cells, "Table 3")
+    shown(table)
+    assert linked(table.html) == {
+        "t#a": ["13.5549"],
+        "t#b": ["\u00b7 not run"],
+        "t#c": ["\u00b7 not run", "7.5"],
+        "t#d": ["29"],
+    }
+    assert re.findall(r'srlib-quiet" data-record="([^"]*)"', table.html) == ["t#c", "t#d"]
+
+
+def test_scores_counts_and_distances_lead_to_their_records() -> None:
+    board = viz.verdict_summary({"a": {"exact": 9}, "b": {"differs": 2}}, records={"a": "t-1", "all": "tables"})
+    assert linked(board.html) == {"t-1": ["9", "0", "0", "0", "9"], "tables": ["9", "0", "2", "0", "11"]}
+    values = {"matlab": {"Set5": 28.42}, "ssiu": {"Set5": 28.40}}
+    matrix = viz.protocol_matrix(values, reference="matlab", caption="c", records={"ssiu": "s"})
+    assert linked(matrix.html) == {"s": ["28.40"]}
+    image = np.zeros((4, 4, 3), np.uint8)
+    panels = viz.images({"HR": image, "SAFMN": image}, alt="a", scores={"SAFMN": "30 dB"}, records={"SAFMN": "run-1"})
+    shown(panels)
+    assert linked(panels.html) == {"run-1": ["30 dB"]}
+    with pytest.raises(InputError, match="none of: SAFMN"):
+        viz.images({"HR": image}, alt="a", scores={"SAFMN": "30 dB"}, records={"HR": "run-1"})
+    with pytest.raises(InputError, match="none of: a, b, all"):
+        viz.verdict_summary({"a": {}, "b": {}}, records={"c": "t"})
+
+
+def test_cells_of_the_ledger_lead_to_their_records() -> None:
+    entries = [
+        Entry("cell", row, "13.56 G", "13.5549 G", "why", "", "within", record=f"t#{row}") for row in ("one", "two")
+    ]
+    html = viz.ledger(entries).html
+    assert linked(html) == {"t#one": ["13.5549 G", "one"], "t#two": ["two"]}
 
 
 def test_a_plain_table_sets_numbers_right_and_sentences_left() -> None:

@@ -163,8 +163,8 @@ class Entry:
     ``kind`` is "cell" (a printed number that isn't met to the last digit), "print" (the paper contradicts itself, or
     misprints), "release" (paper and released code differ, or only the code says it) or "choice" (neither says it; ours
     is the choice that meets the printed counts). Cells name ``table``, ``row``, ``scale`` and ``metric``, and their
-    ``ours`` and ``verdict`` are computed; the other kinds have a ``row`` that names the subject, and may have no table.
-    ``evidence`` is what can be checked.
+    ``ours``, ``verdict`` and ``record`` are those of the cell; the other kinds have a ``row`` that names the subject,
+    and may have no table. ``evidence`` is what can be checked.
     """
 
     kind: str
@@ -178,6 +178,7 @@ class Entry:
     explanation: str
     evidence: str
     dataset: str = ""
+    record: str = ""
 
 
 @dataclass(frozen=True)
@@ -315,6 +316,7 @@ def ledger(paper: str, filled: Iterable[Table] = ()) -> tuple[Entry, ...]:
                         explanation=explanation.text,
                         evidence=explanation.evidence,
                         dataset=cell.dataset,
+                        record=cell.record,
                     )
                 )
             elif cell.metric in STATIC:
