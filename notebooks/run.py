@@ -216,8 +216,11 @@ def tidy(notebook: dict, known: dict[str, object]) -> dict:
     return notebook
 
 
-def made(source: Path, known: dict[str, object], values: dict[str, object], seconds: float, noted: Path) -> dict:
-    """What made a result: the notebook, its parameters, how long it took, versions, and what the kernel noted."""
+def made(
+    source: Path, known: dict[str, object], values: dict[str, object], seconds: float, timeout: float, noted: Path
+) -> dict:
+    """What made a result: the notebook, its parameters, those that differ with their defaults, how long it took and
+    might have, versions, and what the kernel noted."""
     found = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -227,13 +230,21 @@ def made(source: Path, known: dict[str, object], values: dict[str, object], seco
             continue
     return {
         "notebook": shown(source),
-        "parameters": known | values,
-        "changed": [name for name, value in values.items() if value != known[name]],
+        "parameters": {name: portable(value) for name, value in (known | values).items()},
+        "changed": {name: known[name] for name, value in values.items() if value != known[name]},
         "given": list(values),
         "seconds": round(seconds, 1),
+        "timeout": timeout,
         "versions": versions,
         "platform": f"{platform.system()} {platform.machine()}",
     } | found
+
+
+def portable(value: object) -> object:
+    """A parameter's value without a path of this machine: of a folder elsewhere, its name alone."""
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return f"\u2026/{Path(value).name}"
+    return value
 
 
 def place(notebook: dict) -> str:
@@ -317,7 +328,7 @@ def run(source: Path, result: Path, given: list[list[str]], offered: list[list[s
             raise Failed(f"{name} failed {where}: {error}; partly executed copy: {shown(failed)}") from None
         done = tidy(read(partly), known)
         seconds = time.monotonic() - start
-        done["metadata"]["srlib"] = made(source, known, values, seconds, Path(folder) / "noted.json")
+        done["metadata"]["srlib"] = made(source, known, values, seconds, timeout, Path(folder) / "noted.json")
         write(done, result)
     failed.unlink(missing_ok=True)
     cells = sum(cell["cell_type"] == "code" for cell in notebook["cells"])
