@@ -165,7 +165,8 @@ def run_title(content: Mapping[str, Any]) -> str:
     config = content["config"]
     at = "for every scale" if config["scale"] is None else f"\u00d7{config['scale']}"
     tuned = ", fine-tuned for real-world images" if config.get("start") else ""
-    return f"{config['model']} {at}, {config['train']['steps']:,} steps{tuned}"
+    row = f", {content['rows'][0]['row']}" if content["rows"] else ""
+    return f"{config['model']} {at}, {config['train']['steps']:,} steps{row}{tuned}"
 
 
 def tables(folder: Path) -> Iterator[Record]:
@@ -252,7 +253,8 @@ def plain(text: str) -> str:
 def body(record: Record, records: Records) -> str:
     """The page of a record, as HTML whose links to other records are still spans."""
     make = {"run": run_page, "table": table_page, "scores": scores_page, "chapter": chapter_page, "index": index_page}
-    head = f"<h1>{escape(record.title)}</h1>"
+    up = "" if record.name == "index" else f'<p class="srlib-up">{viz.record_link("All records", "index")}</p>'
+    head = f"{up}<h1>{escape(record.title)}</h1>"
     inner = "".join(make[record.kind](record, records))
     return f'<style>{viz.STYLE}</style><section class="srlib-page" id="record">{head}{inner}</section>'
 
@@ -396,7 +398,7 @@ def table_page(record: Record, records: Records) -> Iterator[str]:
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     caption = f"{record.title}: {len(data['cells'])} printed cells."
     yield section(
-        "Cells", f'<div class="srlib-table"><p class="srlib-caption">{escape(caption)}</p><div class="srlib-scroll" '
+        "Cells", f'<div class="srlib-table srlib-wide"><p class="srlib-caption">{escape(caption)}</p><div class="srlib-scroll" '
         f'role="region" tabindex="0" aria-label="{escape(caption, quote=True)}">{table}</div></div>',
     )  # fmt: skip
     if data["networks"]:
@@ -700,9 +702,9 @@ def run_section(record: Record, page: str) -> nodes.section:
         nodes.literal("", data["notebook"]),
         nodes.Text(":"),
     )
-    found += nodes.literal_block("", "$ make lab", language="console")
+    found += console_block("$ make lab")
     found += nodes.paragraph("", "From top to bottom, as for this page:")
-    found += nodes.literal_block("", f"$ source .venv/bin/activate\n$ {command(record)}", language="console")
+    found += console_block(f"$ source .venv/bin/activate\n$ {command(record)}")
     said = f"{took(data)} " if "seconds" in data else ""
     if data.get("runs"):
         said += "That is with its networks trained; those that are not there are trained first."
@@ -711,6 +713,11 @@ def run_section(record: Record, page: str) -> nodes.section:
     made_it = f"<p>{viz.record_link('How this page was made', record.name)}: parameters, versions, data and runs.</p>"
     found += nodes.raw("", made_it + downloads(record, folder), format="html")
     return found
+
+
+def console_block(text: str) -> nodes.literal_block:
+    """A block of commands, which the theme colours and lets one copy."""
+    return nodes.literal_block(text, text, language="console")
 
 
 def load(app: Sphinx) -> None:
