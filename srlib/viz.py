@@ -864,8 +864,9 @@ def plain_table(
 
     Columns of numbers are set flush right, texts flush left and broken into lines. An entry that is one of ``VERDICTS``
     is shown as its badge. ``records`` names the record (see :func:`record_link`) that every number of a column or row
-    leads to, by the column's heading or the row's first entry; where both have one, the column's is taken. Raises
-    ``InputError`` for a row of another length than ``columns``, and for a record of neither a column nor a row.
+    leads to, and its own name there, by the column's heading or the row's first entry; where both have one, the
+    column's is taken. Raises ``InputError`` for a row of another length than ``columns``, and for a record of neither a
+    column nor a row.
     """
     rows = [tuple(row) for row in rows]
     for row in rows:
@@ -877,7 +878,7 @@ def plain_table(
     for row in rows:
         names = [known.get(column, known.get(str(row[0]), "")) for column in columns]
         cells = "".join(
-            f"<td{kind}>{record_link(_entry(value, digits), name if _leads(value) else '')}</td>"
+            f"<td{kind}>{record_link(_entry(value, digits), name if _leads(value, name) else '')}</td>"
             for value, kind, name in zip(row[1:], kinds[1:], names[1:], strict=True)
         )
         body.append(f'<tr><th scope="row">{_entry(row[0], digits)}</th>{cells}</tr>')
@@ -967,9 +968,14 @@ def _entry(value: object, digits: int) -> str:
     return escape(str(value))
 
 
-def _leads(value: object) -> bool:
-    """Whether an entry is one that leads to a record: a number, text that starts with one, or a verdict."""
-    return isinstance(value, int | float) or str(value) in VERDICTS or bool(NUMBER.match(str(value)))
+def _leads(value: object, record: str) -> bool:
+    """Whether an entry leads to its record: a number, text that starts with one, a verdict, or the record's name."""
+    return (
+        str(value) == record
+        or isinstance(value, int | float)
+        or str(value) in VERDICTS
+        or bool(NUMBER.match(str(value)))
+    )
 
 
 def _known(records: Mapping[str, str] | None, labels: Sequence[str]) -> Mapping[str, str]:

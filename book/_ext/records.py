@@ -2,7 +2,7 @@
 
 It makes a page for every record in ``records/``: trained runs, printed tables with an anchor for each cell, score
 records and chapters, and an index of all. In the pages of the book it turns ``<span data-record="NAME#ANCHOR">``, which
-``srlib.viz`` writes around numbers, into links to them; tables and figures without such a link get one to their
+``srlib.viz`` writes around numbers, into links to them; the caption of each table and figure ends with a link to its
 chapter's record; and each chapter ends with the commands that run it, and its downloads. Everything is read from what
 the workflow left: executed notebooks, ``.cache/records``, ``runs`` and ``book/results``. A name that no record has is a
 warning, and so fails the build.
@@ -397,10 +397,11 @@ def table_page(record: Record, records: Records) -> Iterator[str]:
     rows = "".join(cell_row(cell, data, records) for cell in data["cells"])
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     caption = f"{record.title}: {len(data['cells'])} printed cells."
-    yield section(
-        "Cells", f'<div class="srlib-table srlib-wide"><p class="srlib-caption">{escape(caption)}</p><div class="srlib-scroll" '
-        f'role="region" tabindex="0" aria-label="{escape(caption, quote=True)}">{table}</div></div>',
-    )  # fmt: skip
+    box = (
+        f'<div class="srlib-scroll" role="region" tabindex="0" aria-label="{escape(caption, quote=True)}">{table}</div>'
+    )
+    caption = f'<p class="srlib-caption">{escape(caption)}</p>'
+    yield section("Cells", f'<div class="srlib-table srlib-wide">{caption}{box}</div>')
     if data["networks"]:
         yield section("Networks that are counted", *networks(data["networks"]))
 
@@ -679,14 +680,13 @@ def to_records(page: str) -> str:
 
 
 def with_own_record(html: str, record: str) -> str:
-    """A page's HTML in which each table and figure that leads to no record says in its caption that of the page."""
+    """A page's HTML in which the caption of each table and figure ends with a link to the page's own record."""
     starts = [match.start() for match in BLOCK.finditer(html)]
     parts, own = [html[: starts[0]] if starts else html], viz.record_link("Record", record)
     for start, end in zip(starts, [*starts[1:], len(html)], strict=True):
-        block = html[start:end]
-        if "data-record=" not in block:
-            block = CAPTION.sub(lambda match: f"{match[1] or match[3]} {own}{match[2] or match[4]}", block, count=1)
-        parts.append(block)
+        parts.append(
+            CAPTION.sub(lambda match: f"{match[1] or match[3]} {own}{match[2] or match[4]}", html[start:end], count=1)
+        )
     return "".join(parts)
 
 
