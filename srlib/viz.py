@@ -1295,7 +1295,7 @@ def _img(pixels: np.ndarray, alt: str, small: bool = False) -> str:
 
     found = [encoded("png", optimize=True)]
     if small and features.check("webp"):
-        found.append(encoded("webp", lossless=True, quality=100, method=6))
+        found.append(encoded("webp", lossless=True, quality=100, method=4))
     size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
     return f'<img class="dark-light" {size} src="{min(found, key=len)}" alt="{escape(alt, quote=True)}">'
 
