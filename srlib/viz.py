@@ -563,7 +563,7 @@ def compare(
             )
         note = (scores or {}).get(label, "")
         shown = f"<span>{escape(note)}</span>" if note else ""
-        image = _img(panel, f"{label}, {note}: {alt}" if note else f"{label}: {alt}", small=True)
+        image = _img(panel, f"{label}, {note}: {alt}" if note else f"{label}: {alt}")
         parts.append(
             f'<div class="srlib-panel srlib-pane" data-label="{escape(label, quote=True)}" '
             f'data-note="{escape(note, quote=True)}"><div class="srlib-view">{image}</div>'
@@ -1284,8 +1284,8 @@ def _coarse(path: re.Match[bytes]) -> bytes:
     return b" " + b" ".join(re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]).split())
 
 
-def _img(pixels: np.ndarray, alt: str, small: bool = False) -> str:
-    """Pixels as an image that holds them without loss; ``small`` takes WebP where that is smaller than PNG."""
+def _img(pixels: np.ndarray, alt: str) -> str:
+    """Pixels as an image that holds them without loss: WebP where that is smaller than PNG, as it mostly is."""
     from PIL import Image, features
 
     def encoded(kind: str, **options: Any) -> str:
@@ -1294,7 +1294,7 @@ def _img(pixels: np.ndarray, alt: str, small: bool = False) -> str:
         return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
     found = [encoded("png", optimize=True)]
-    if small and features.check("webp"):
+    if features.check("webp"):
         found.append(encoded("webp", lossless=True, quality=100, method=4))
     size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
     return f'<img class="dark-light" {size} src="{min(found, key=len)}" alt="{escape(alt, quote=True)}">'
