@@ -46,7 +46,7 @@
     for (const side of ["left", "right"]) {
       lists[side] = made("select", { data: { side } }, ...[...images.keys()].map((name) => new Option(name, name)));
       scores[side] = made("span", { className: "srlib-note" });
-      chooser.append(made("label", { className: `srlib-${side}` }, `${side === "left" ? "Left" : "Right"} `, lists[side], scores[side]));
+      chooser.append(made("label", {}, `${side === "left" ? "Left" : "Right"} `, lists[side], scores[side]));
       layers[side] = made("img", { draggable: false, width, height, className: "dark-light" });
     }
     const handle = made("div", { className: "srlib-handle", tabIndex: 0,

@@ -456,7 +456,9 @@ def _cost(row: Row, metric: str, printed: Decimal, counted: _Counted) -> tuple[D
     return Decimal(found.acts), ""
 
 
-def _scores(paper: str, number: int | str, records: Path | None) -> dict[tuple[str, int, str, str], _Score]:
+def _scores(
+    paper: str, number: int | str, records: Path | None
+) -> dict[tuple[str, int, str, str], _Score]:
     """By (printed label, scale, variant, data set), PSNR and SSIM from a folder of records, the protocol that says how
     they are printed (None: to the nearest digit) and what has to be said of them.
 
