@@ -7,7 +7,7 @@ that is shown enlarged follows a rule (``busiest``), and what an output lacks is
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +23,7 @@ from srlib.evaluate import bicubic
 from srlib.models import takes_scale
 from srlib.models.moeisr import executed_macs, mapper_macs
 from srlib.models.seemore import Router, SeemoReConfig
-from srlib.papers.seemore import macs_by_ranks
+from srlib.papers import seemore
 from srlib.resize import imresize
 
 MODELS = {"SAFMN": "safmn", "SeemoRe-T": "seemore-t", "SSIU": "ssiu", "MoEISR": "moeisr-lte-s-edsr"}
@@ -205,26 +205,41 @@ def multiply_adds(network: nn.Module, image: Tensor, scale: float) -> int:
         raise InputError(f"multiply-adds are counted for one image, 1x3xHxW, not {tuple(image.shape)}")
     size, config = (image.shape[2], image.shape[3]), network.config
     if hasattr(network, "expert_map"):
-        return _queried(network, image, scale)
+        with torch.inference_mode():
+            chosen = network.expert_map(image).flatten()
+        asked = torch.bincount(chosen, minlength=len(config.depths)) / chosen.numel()
+        return _executed(network, size, scale, asked.tolist())
     counted = complexity.count(network, size).macs
-    if not isinstance(config, SeemoReConfig) or config.rme == "plain":
+    if not _routed(network):
         return counted
     routers = {name: module for name, module in network.named_modules() if isinstance(module, Router)}
     gates = features.record(network.eval(), image, routers).values()
     ranks = sum(rank for gate in gates for rank, weight in zip(config.ranks, gate.tolist(), strict=True) if weight > 0)
-    return macs_by_ranks(config, size, counted)[ranks]
+    return seemore.macs_by_ranks(config, size, counted)[ranks]
 
 
-def _queried(network: nn.Module, image: Tensor, scale: float) -> int:
-    """Those of a network for every scale: encoder, mapper, each LR pixel's row of the table, and the queries."""
-    config, (height, width) = network.config, image.shape[2:]
-    with torch.inference_mode():
-        chosen = network.expert_map(image).flatten()
-    asked = torch.bincount(chosen, minlength=len(config.depths)) / chosen.numel()
+def multiply_adds_range(network: nn.Module, lr_size: tuple[int, int], scale: float) -> tuple[int, int] | None:
+    """The least and the most multiply-adds that an image of ``lr_size`` (height, width) can take, over all routes; None
+    for a network that computes the same for all images."""
+    if not hasattr(network, "expert_map"):
+        return seemore.route_macs(network.config, lr_size) if _routed(network) else None
+    experts = torch.eye(len(network.config.depths)).tolist()
+    found = [_executed(network, lr_size, scale, shares) for shares in experts]
+    return min(found), max(found)
+
+
+def _routed(network: nn.Module) -> bool:
+    return isinstance(network.config, SeemoReConfig) and network.config.rme != "plain"
+
+
+def _executed(network: nn.Module, lr_size: tuple[int, int], scale: float, shares: Sequence[float]) -> int:
+    """Those of a network for every scale: encoder, mapper, each LR pixel's row of the table, and the queries, of which
+    each expert answers its share."""
+    config, (height, width) = network.config, lr_size
     pixel, experts = executed_macs(config)
     outputs = round(height * scale) * round(width * scale) * (4 if config.ensemble else 1)
-    queries = outputs * sum(part * macs for part, macs in zip(asked.tolist(), experts, strict=True))
-    encoder = complexity.count(network.encoder, (height, width)).macs
+    queries = outputs * sum(part * macs for part, macs in zip(shares, experts, strict=True))
+    encoder = complexity.count(network.encoder, lr_size).macs
     return round(encoder + height * width * (mapper_macs(config) + pixel) + queries)
 
 

@@ -522,7 +522,7 @@ def spectra(
             )
         axes.set_xlabel("spatial frequency (cycles a pixel)")
         axes.set_ylabel(f"power relative to {reference} (dB)" if relative else "power (dB)")
-        axes.legend(ncols=2 if len(level) > 3 else 1)
+        axes.figure.legend(loc="outside upper center", ncols=3 if axes.figure.get_figwidth() < 6 else 7)
 
     return _chart(draw, alt, caption)
 

@@ -208,6 +208,7 @@ def test_multiply_adds_depend_on_the_size_alone_where_all_is_computed() -> None:
         counted = complexity.count(network, (24, 32)).macs
         for image in (torch.zeros(1, 3, 24, 32), torch.rand(1, 3, 24, 32)):
             assert compare.multiply_adds(network, image, 4) == counted
+        assert compare.multiply_adds_range(network, (24, 32), 4) is None
 
 
 def test_an_image_that_chooses_experts_pays_for_those() -> None:
@@ -221,7 +222,8 @@ def test_an_image_that_chooses_experts_pays_for_those() -> None:
                 lambda _, __, out, expert=expert: 0 * out + nn.functional.one_hot(torch.tensor([expert]), 3).to(out)
             )
         seen[expert] = compare.multiply_adds(network, image, 4)
-    least, most = route_macs(network.config, (24, 32))
+    least, most = compare.multiply_adds_range(network, (24, 32), 4)
+    assert (least, most) == route_macs(network.config, (24, 32))
     assert (seen[0], seen[2]) == (least, most) and least < seen[1] < most
     rank = len(routers) * 3 * network.config.channels * 24 * 32
     assert seen[1] - seen[0] == rank * (network.config.ranks[1] - network.config.ranks[0])
@@ -237,6 +239,7 @@ def test_pixels_pay_for_the_experts_that_answer_them(expert: int) -> None:
     expected = complexity.count(network.encoder, (height, width)).macs
     expected += height * width * (mapper_macs(config) + pixel + 4 * scale**2 * queries[expert])
     assert compare.multiply_adds(network, torch.rand(1, 3, height, width), scale) == expected
+    assert compare.multiply_adds_range(network, (height, width), scale)[expert] == expected
 
 
 def test_multiply_adds_are_counted_for_one_image() -> None:
