@@ -33,6 +33,7 @@ MOEISR = ("moeisr-lte-s-edsr", None, "main")
 KERNELS = [("seemore-t", "4c", f"SeemoRe-T (kernel={kernel})") for kernel in (11, 3)]
 SELECTED = [("ssiu", 3, f"SSIU (ESAM=1;SAM=0;MoE-FS={moe_fs})") for moe_fs in (0, 1)]
 AT_OTHER_SCALES = [(model, None, scale) for model in ("safmn", "seemore-t", "ssiu") for scale in ("x2", "x3")]
+COMPARED = [MAIN, TINY, SSIU, MOEISR]
 ROWS = {
     "safmn/2-training": [MAIN],
     "safmn/4-ablations": [PLAIN, ("safmn", 3, "CCM -> Channel MLP")],
@@ -46,16 +47,20 @@ ROWS = {
     "ssiu/4-ablations": SELECTED,
     "ssiu/5-inside": [SSIU],
     "ssiu/7-audit": [MAIN, TINY, SSIU, *AT_OTHER_SCALES],
-    "ssiu/8-side-by-side": [MAIN, TINY, SSIU],
     "moeisr/2-training": [MOEISR],
     "moeisr/3-tables": [MOEISR],
     "moeisr/4-experts": [MOEISR],
     "moeisr/5-zoom": [MOEISR],
+    "compare/1-scores": COMPARED,
+    "compare/2-pictures": COMPARED,
+    "compare/3-cost": COMPARED,
+    "compare/4-explore": [*COMPARED, *AT_OTHER_SCALES],
+    **{f"compare/{photograph}": COMPARED for photograph in ("camera", "chelsea", "coffee", "rocket")},
 }
 # Notebooks that measure time, and so must have the machine to themselves.
 TIMED = {"safmn/3-tables", "safmn/4-ablations", "safmn/6-speed"}
 TIMED |= {"seemore/1-walkthrough", "seemore/3-tables", "seemore/6-speed"}
-TIMED |= {"ssiu/3-tables", "ssiu/6-speed", "moeisr/6-speed"}
+TIMED |= {"ssiu/3-tables", "ssiu/6-speed", "moeisr/6-speed", "compare/3-cost"}
 
 BUDGET = str(config.get("budget", "smoke"))
 if BUDGET not in BUDGETS:

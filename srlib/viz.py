@@ -427,6 +427,163 @@ def expert_maps(
     return Shown(f'{head}><div class="srlib-label" style="margin-bottom:.5rem">{legend}</div>{rest}', shown.alt)
 
 
+def error_maps(
+    errors: Mapping[str, Any],
+    *,
+    alt: str,
+    limit: float | None = None,
+    unit: str = "grey levels",
+    scores: Mapping[str, str] | None = None,
+    caption: str = "",
+) -> Shown:
+    """Maps of absolute errors, all on one colour scale from dark (0) to light (``limit``), with the scale as a bar.
+
+    ``errors`` gives for each label a map (h, w) of what is 0 where nothing is wrong. ``limit`` None is the 99.5th
+    percentile over all maps together, rounded up to two digits; larger errors have its colour, which the bar says.
+    ``scores`` gives a line of text below a label. Raises ``InputError`` for no map, a map that isn't a plane, values
+    below 0 or not finite, and a limit that isn't positive.
+    """
+    import matplotlib as mpl
+
+    if not errors:
+        raise InputError("there is no error map to show; give at least one")
+    planes = {label: _array(plane).astype(np.float64) for label, plane in errors.items()}
+    for label, plane in planes.items():
+        if plane.ndim != 2 or plane.size == 0:
+            raise InputError(f"error map {label!r} has shape {plane.shape}; give one plane, height x width")
+        if not (np.isfinite(plane).all() and plane.min() >= 0):
+            raise InputError(f"error map {label!r} holds values below 0 or not finite; give absolute differences")
+    largest = max(plane.max() for plane in planes.values())
+    if limit is None:
+        most = np.percentile(np.concatenate([plane.ravel() for plane in planes.values()]), 99.5)
+        limit = _up(most) if most > 0 else 1.0
+    if not (math.isfinite(limit) and limit > 0):
+        raise InputError(f"errors can't be coloured up to {limit}; give a limit above 0")
+    painted = {
+        label: (mpl.colormaps["inferno"](np.clip(plane / limit, 0, 1))[..., :3] * 255).round().astype(np.uint8)
+        for label, plane in planes.items()
+    }
+    end = f"{limit:g} {unit}" + (" and more" if largest > limit else "")
+    ramp = (mpl.colormaps["inferno"](np.linspace(0, 1, 128))[None, :, :3] * 255).round().astype(np.uint8)
+    bar = _img(ramp, f"Colour bar from dark, 0, to light, {end}").replace(
+        "<img ", '<img style="width:10rem;height:.8rem;image-rendering:auto" '
+    )
+    line = "display:flex;gap:.6rem;align-items:center;margin-bottom:.5rem"
+    shown = images(painted, alt=f"{alt} Dark is no error, light is {end}.", scores=scores, caption=caption)
+    head, rest = shown.html.split(">", 1)
+    key = f'<div class="srlib-label" style="{line}">0 {bar} {escape(end)}</div>'
+    return Shown(f"{head}>{key}{rest}", _said(alt))
+
+
+def spectra(
+    powers: Mapping[str, Any],
+    frequencies: Any,
+    *,
+    alt: str,
+    reference: str = "HR",
+    relative: bool = False,
+    models: Mapping[str, str] | None = None,
+    nyquist: float | None = None,
+    caption: str = "",
+) -> Shown:
+    """Power against spatial frequency, as decibels: which detail an image holds, and where it is lost.
+
+    ``powers`` gives for each label the power at each of the ``frequencies`` (cycles a pixel), all above 0.
+    ``relative`` draws their ratio to the power of ``reference``, which is then the line at 0 dB. ``models`` names the
+    model whose colour and marker a label gets. ``nyquist`` marks the finest frequency that the LR image holds.
+    Raises ``InputError`` for no spectrum, one of another length, a power that isn't positive and finite, and a
+    reference that is none of them.
+    """
+    if not powers:
+        raise InputError("there is no spectrum to draw; give at least one")
+    at = _array(frequencies).astype(np.float64)
+    values = {label: _array(power).astype(np.float64) for label, power in powers.items()}
+    for label, power in values.items():
+        if power.shape != at.shape or at.ndim != 1 or not at.size:
+            raise InputError(
+                f"spectrum {label!r} has shape {power.shape}; give a power for each of {at.size} frequencies"
+            )
+        if not (np.isfinite(power).all() and power.min() > 0):
+            raise InputError(f"spectrum {label!r} holds powers that aren't positive and finite; look at what made it")
+    if relative and reference not in values:
+        raise InputError(f"reference {reference!r} isn't among the spectra; choose one of: {', '.join(values)}")
+    level = {label: 10 * np.log10(power) for label, power in values.items()}
+    if relative:
+        level = {label: line - level[reference] for label, line in level.items()}
+    owner = {label: label.lower() for label in values if label.lower() in COLOURS} | dict(models or {})
+
+    def draw(axes: "Axes") -> None:
+        ink = axes.xaxis.label.get_color()
+        if nyquist is not None:
+            axes.axvline(nyquist, color="#7a7a7a", linestyle=":", linewidth=1.2, label="finest in LR")
+        for k, (label, line) in enumerate(level.items()):
+            ours = owner.get(label)
+            axes.plot(
+                at,
+                line,
+                color=colour(ours) if ours else ink,
+                marker=MARKERS[ours] if ours else None,
+                markevery=(k, max(1, len(at) // 8)),
+                markersize=5,
+                linewidth=1.5,
+                label=label,
+            )
+        axes.set_xlabel("spatial frequency (cycles a pixel)")
+        axes.set_ylabel(f"power relative to {reference} (dB)" if relative else "power (dB)")
+        axes.figure.legend(loc="outside upper center", ncols=3 if axes.figure.get_figwidth() < 6 else 7)
+
+    return _chart(draw, alt, caption)
+
+
+def compare(
+    panels: Mapping[str, Any],
+    *,
+    alt: str,
+    scores: Mapping[str, str] | None = None,
+    left: str = "",
+    right: str = "",
+    caption: str = "",
+) -> Shown:
+    """Images of one size to be compared by eye: a divider between any two, and all of them zoomed together.
+
+    ``panels`` gives two images or more by label, as for ``images``; ``scores`` a line of text below a label. On a page
+    of the book ``slider.js`` makes of it a divider that moves by mouse, touch and keyboard, with ``left`` and ``right``
+    on its sides at first (default: the second panel and the last), above synchronised panels; where no script runs it
+    is a row of images, which is what JupyterLab shows. Each image is stored once, without loss. Raises ``InputError``
+    for fewer than two panels, panels of different sizes, and a side that is none of the labels.
+    """
+    if len(panels) < 2:
+        raise InputError(f"{len(panels)} images can't be compared; give at least two")
+    _said(alt)
+    pixels = {label: _pixels(panel, label) for label, panel in panels.items()}
+    labels = list(pixels)
+    sides = {"left": left or labels[1 if len(labels) > 2 else 0], "right": right or labels[-1]}
+    for side, label in sides.items():
+        if label not in pixels:
+            raise InputError(f"there is no panel {label!r} for the {side} side; choose one of: {', '.join(labels)}")
+    height, width = pixels[labels[0]].shape[:2]
+    parts = []
+    for label, panel in pixels.items():
+        if panel.shape[:2] != (height, width):
+            raise InputError(
+                f"panel {label!r} is {panel.shape[1]}x{panel.shape[0]} and {labels[0]!r} is {width}x{height}; give "
+                "images of one size"
+            )
+        note = (scores or {}).get(label, "")
+        shown = f"<span>{escape(note)}</span>" if note else ""
+        image = _img(panel, f"{label}, {note}: {alt}" if note else f"{label}: {alt}")
+        parts.append(
+            f'<div class="srlib-panel srlib-pane" data-label="{escape(label, quote=True)}" '
+            f'data-note="{escape(note, quote=True)}"><div class="srlib-view">{image}</div>'
+            f'<span class="srlib-label">{escape(label)}{shown}</span></div>'
+        )
+    data = f'data-width="{width}" data-height="{height}"'
+    data += "".join(f' data-{side}="{escape(label, quote=True)}"' for side, label in sides.items())
+    grid = f'<div class="srlib-panels srlib-panes" style="--columns:3">{"".join(parts)}</div>'
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return Shown(f'<figure class="srlib-viz srlib-compare" {data}>{grid}{below}</figure>', alt)
+
+
 def curves(
     logs: Mapping[str, Any],
     x: str,
@@ -1149,6 +1306,12 @@ def _short(value: float, digits: int) -> str:
     return f"{float(f'{value:.{digits}g}'):,.10g}" if math.isfinite(value) else ""
 
 
+def _up(value: float) -> float:
+    """A positive number, rounded up to two significant digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")
+
+
 def _sides(
     centre: tuple[float, float], radius: float, wide: float, tall: float
 ) -> list[tuple[float, float, float, float]]:
@@ -1196,13 +1359,19 @@ def _coarse(path: re.Match[bytes]) -> bytes:
 
 
 def _img(pixels: np.ndarray, alt: str) -> str:
-    from PIL import Image
+    """Pixels as an image that holds them without loss: WebP where that is smaller than PNG, as it mostly is."""
+    from PIL import Image, features
 
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    data = base64.b64encode(file.getvalue()).decode()
+    def encoded(kind: str, **options: Any) -> str:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind, **options)
+        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+    found = [encoded("png", optimize=True)]
+    if features.check("webp"):
+        found.append(encoded("webp", lossless=True, quality=100, method=4))
     size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
-    return f'<img class="dark-light" {size} src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}">'
+    return f'<img class="dark-light" {size} src="{min(found, key=len)}" alt="{escape(alt, quote=True)}">'
 
 
 def _array(value: Any) -> np.ndarray:

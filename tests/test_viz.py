@@ -106,6 +106,7 @@ CHARTS = {
         {"SAFMN": (52, 38.0, 228), "IMDN": (159, 38.0, 694)}, xlabel="x", ylabel="y", alt=alt
     ),
     "bars": lambda alt: viz.bars({"LayerNorm": 2.0, "split": 1.0}, unit="us", alt=alt),
+    "spectra": lambda alt: viz.spectra({"HR": [9.0, 4.0, 1.0], "bicubic": [9.0, 2.0, 0.1]}, [0.1, 0.2, 0.3], alt=alt),
     "shares": lambda alt: viz.shares({"1": {"rank 2": 0.25, "rank 4": 0.75}, "2": {"rank 2": 1.0}}, alt=alt),
 }
 
@@ -331,6 +332,123 @@ def test_the_book_repeats_the_badges_that_figures_bring_along() -> None:
     assert len(badges) >= 9
     book = squeeze(BOOK_STYLE.read_text())
     assert [rule for rule in badges if rule not in book] == []
+
+
+def test_error_maps_share_one_scale_that_is_written_out() -> None:
+    small, large = np.zeros((4, 6)), torch.zeros(4, 6)
+    small[1, 2], large[1, 2] = 20, 40
+    page = viz.error_maps({"a": small, "b": large}, alt="Errors.", limit=40, scores={"a": "mean 0.8"}, caption="Below.")
+    bar, first, second = shown(page).named("img")
+    assert bar["alt"] == "Colour bar from dark, 0, to light, 40 grey levels"
+    assert "0 " in text(page.html) and "40 grey levels" in text(page.html)
+    ramp = pixels(bar["src"])[0].astype(int)
+    values = {name: pixels(image["src"])[1, 2].astype(int) for name, image in (("a", first), ("b", second))}
+    assert (values["b"] == ramp[-1]).all() and np.abs(values["a"] - ramp[len(ramp) // 2]).max() <= 6
+    assert (pixels(first["src"])[0, 0] == ramp[0]).all()
+    assert np.diff(ramp.sum(1)).min() >= 0, "lighter means a larger error"
+    assert first["alt"] == "a, mean 0.8: Errors. Dark is no error, light is 40 grey levels."
+
+
+def test_error_maps_say_where_the_scale_ends_and_that_there_is_more() -> None:
+    errors = np.zeros((100, 100))
+    errors[0, :60], errors[0, 0] = 31.2, 200.0
+    assert "32 grey levels and more" in text(viz.error_maps({"a": errors}, alt="x").html)
+    assert "1 grey levels" in text(viz.error_maps({"a": np.zeros((3, 3))}, alt="x").html)
+
+
+@pytest.mark.parametrize(
+    ("errors", "options", "said"),
+    [
+        ({}, {}, "no error map"),
+        ({"a": np.zeros((3, 4, 5))}, {}, "one plane"),
+        ({"a": np.zeros((0, 5))}, {}, "one plane"),
+        ({"a": -np.ones((4, 5))}, {}, "below 0"),
+        ({"a": np.full((4, 5), np.nan)}, {}, "not finite"),
+        ({"a": np.ones((4, 5))}, {"limit": 0}, "above 0"),
+        ({"a": np.ones((4, 5))}, {"alt": " "}, "text alternative"),
+    ],
+)
+def test_error_maps_of_something_else_are_refused(errors: dict, options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        viz.error_maps(errors, **{"alt": "x", **options})
+
+
+def test_spectra_relative_to_themselves_are_flat() -> None:
+    one = {"HR": [9.0, 4.0, 1.0], "ours": [9.0, 4.0, 1.0]}
+    two = {"HR": [1.0, 2.0, 3.0], "ours": [1.0, 2.0, 3.0]}
+    drawn = [viz.spectra(p, [0.1, 0.2, 0.3], relative=True, alt="x", nyquist=0.125).html for p in (one, two)]
+    assert drawn[0] == drawn[1], "what is drawn is the ratio alone"
+    assert viz.spectra(one, [0.1, 0.2, 0.3], alt="x").html != viz.spectra(two, [0.1, 0.2, 0.3], alt="x").html
+
+
+@pytest.mark.parametrize(
+    ("powers", "options", "said"),
+    [
+        ({}, {}, "no spectrum"),
+        ({"HR": [1.0, 2.0]}, {}, "each of 3 frequencies"),
+        ({"HR": [1.0, 2.0, 0.0]}, {}, "positive"),
+        ({"HR": [1.0, 2.0, np.inf]}, {}, "positive"),
+        ({"ours": [1.0, 2.0, 3.0]}, {"relative": True}, "choose one of: ours"),
+        ({"ours": [1.0, 2.0, 3.0]}, {"models": {"ours": "nobody"}}, "no colour"),
+    ],
+)
+def test_spectra_of_something_else_are_refused(powers: dict, options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        viz.spectra(powers, [0.1, 0.2, 0.3], alt="x", **options)
+
+
+def test_a_comparison_holds_each_image_once_and_without_loss() -> None:
+    draw = np.random.default_rng(0)
+    panels = {label: draw.integers(0, 256, (12, 20, 3), dtype=np.uint8) for label in ("HR", "bicubic", "S <1>")}
+    page = viz.compare(panels, alt="noise", scores={"bicubic": "30 dB"}, caption="Caption.")
+    images = shown(page).named("img")
+    assert [image["alt"] for image in images] == ["HR: noise", "bicubic, 30 dB: noise", "S <1>: noise"]
+    for image, panel in zip(images, panels.values(), strict=True):
+        assert (pixels(image["src"]) == panel).all()
+        assert (image["width"], image["height"]) == ("20", "12")
+    (figure,) = shown(page).named("figure")
+    assert figure["class"] == "srlib-viz srlib-compare"
+    assert (figure["data-width"], figure["data-height"]) == ("20", "12")
+    assert (figure["data-left"], figure["data-right"]) == ("bicubic", "S <1>")
+    panes = [attrs for attrs in shown(page).named("div") if "srlib-pane" in str(attrs.get("class")).split()]
+    assert [pane["data-label"] for pane in panes] == list(panels)
+    assert [pane["data-note"] for pane in panes] == ["", "30 dB", ""]
+    assert "bicubic 30 dB" in text(page.html) and "Caption." in text(page.html)
+    other = shown(viz.compare(panels, alt="noise", left="S <1>", right="HR")).named("figure")[0]
+    assert (other["data-left"], other["data-right"]) == ("S <1>", "HR")
+
+
+def test_a_comparison_of_two_has_them_on_its_sides() -> None:
+    (figure,) = shown(viz.compare({"a": np.zeros((8, 8)), "b": np.ones((8, 8))}, alt="x")).named("figure")
+    assert (figure["data-left"], figure["data-right"]) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("panels", "options", "said"),
+    [
+        ({"a": np.zeros((8, 8))}, {}, "at least two"),
+        ({"a": np.zeros((8, 8)), "b": np.zeros((8, 9))}, {}, "one size"),
+        ({"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}, {"left": "c"}, "left side; choose one of: a, b"),
+        ({"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}, {"alt": ""}, "text alternative"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(panels: dict, options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        viz.compare(panels, **{"alt": "x", **options})
+
+
+def test_the_page_finds_in_a_comparison_what_its_script_asks_for() -> None:
+    """Classes and attributes that slider.js reads, and those that it styles."""
+    script = BOOK_STYLE.with_name("slider.js").read_text()
+    html = viz.compare({"a": np.zeros((8, 8)), "b": np.ones((8, 8))}, alt="x").html
+    asked = re.findall(r'querySelector(?:All)?\("(?:figure)?\.([a-z-]+)', script)
+    assert {"srlib-compare", "srlib-pane", "srlib-panes"} <= set(asked)
+    assert [name for name in asked if not re.search(rf'class="[^"]*\b{name}\b', html)] == []
+    for attribute in ("label", "note", "width", "height", "left", "right"):
+        assert f"data-{attribute}=" in html and attribute in script
+    style = BOOK_STYLE.with_name("slider.css").read_text()
+    made = set(re.findall(r"srlib-[a-z]+", script)) | set(re.findall(r"srlib-[a-z]+", html))
+    assert set(re.findall(r"srlib-[a-z]+", style)) <= made
 
 
 def test_a_printed_table_marks_verdicts_in_words() -> None:
