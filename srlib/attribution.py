@@ -8,7 +8,8 @@ gamma(1) = I itself. What an LR pixel contributes is its part of the path integr
 
 and the parts add up to D(F(I)) - D(F(I')), all that the detector gains on the way. How evenly a map is spread over the
 LR image is its diffusion index. F is any callable that enlarges images (B, 3, h, w): a network for one scale, one for
-every scale through ``srlib.evaluate.AtScale``, or bicubic interpolation as ``srlib.resize.imresize`` does it on floats.
+every scale through ``AtPatch`` or ``srlib.evaluate.AtScale``, or bicubic interpolation as ``srlib.resize.imresize``
+does it on floats, unrounded.
 """
 
 import math
@@ -134,6 +135,39 @@ class Window:
         """The patch in HR pixels of the whole image."""
         top, left, tall, wide = self.patch
         return top + self.scale * self.corner[0], left + self.scale * self.corner[1], tall, wide
+
+
+class AtPatch(nn.Module):
+    """A network for every scale as an upscaler for ``attribute`` that answers for a patch alone, which is much faster.
+
+    LR (B, 3, h, w) to (B, 3, H, W), the sides times the scale and rounded. The patch and the row and the column after
+    it, which ``gradients`` looks at, are as ``srlib.evaluate.AtScale`` gives them; the rest is 0. The network takes
+    ``coord`` and ``cell`` and returns its answers as ``rgb`` in [-1, 1], as ``srlib.models.moeisr`` has it.
+    """
+
+    def __init__(self, network: nn.Module, scale: float, patch: Box) -> None:
+        """Raises InputError for a scale that is not positive."""
+        super().__init__()
+        if not math.isfinite(scale) or scale <= 0:
+            raise InputError(f"scale {scale!r} is not positive; give a number above 0")
+        self.network, self.scale, self.patch = network, scale, patch
+
+    def forward(self, lr: Tensor) -> Tensor:
+        batch, sizes = len(lr), [max(1, round(side * self.scale)) for side in lr.shape[-2:]]
+        ends = zip(self.patch[:2], self.patch[2:], sizes, strict=True)
+        rows, columns = (torch.arange(start, min(start + side + 1, end)) for start, side, end in ends)
+        places = [(2 * axis + 1) / side - 1 for axis, side in zip((rows, columns), sizes, strict=True)]
+        coord = torch.stack(torch.meshgrid(*places, indexing="ij"), -1).flatten(0, 1).to(lr)  # (Q, 2)
+        cell = lr.new_tensor([[2 / side for side in sizes]]).expand(batch, -1)
+        answers = self.network(lr, coord=coord.expand(batch, -1, -1), cell=cell).rgb * 0.5 + 0.5  # (B, Q, 3)
+        sr = answers.new_zeros(batch, 3, *sizes)
+        sr[:, :, rows[:, None], columns] = answers.mT.unflatten(2, (len(rows), len(columns)))
+        return sr
+
+
+def upscaler(network: nn.Module, scale: float, patch: Box) -> nn.Module:
+    """``network`` as an upscaler for ``attribute``: itself if its configuration has a scale, else ``AtPatch``."""
+    return network if getattr(network.config, "scale", None) is not None else AtPatch(network, scale, patch)
 
 
 def attribute(
