@@ -13,7 +13,7 @@ does it on floats, unrounded.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -130,6 +130,11 @@ class Window:
         top, left = (scale * start for start in self.corner)
         return image[..., top : top + scale * self.side, left : left + scale * self.side]
 
+    def inside(self, image: Tensor) -> Tensor:
+        """The patch of an image (..., H, W) that this part was enlarged to, or that was cut out of HR."""
+        top, left, tall, wide = self.patch
+        return image[..., top : top + tall, left : left + wide]
+
     @property
     def place(self) -> Box:
         """The patch in HR pixels of the whole image."""
@@ -165,9 +170,27 @@ class AtPatch(nn.Module):
         return sr
 
 
-def upscaler(network: nn.Module, scale: float, patch: Box) -> nn.Module:
-    """``network`` as an upscaler for ``attribute``: itself if its configuration has a scale, else ``AtPatch``."""
-    return network if getattr(network.config, "scale", None) is not None else AtPatch(network, scale, patch)
+def upscaler(network: Callable[..., Tensor], scale: float, patch: Box) -> Callable[[Tensor], Tensor]:
+    """``network`` as an upscaler for ``attribute``: ``AtPatch`` if it is one whose configuration has no scale, else
+    itself."""
+    config = getattr(network, "config", None)
+    every_scale = config is not None and getattr(config, "scale", None) is None
+    return AtPatch(network, scale, patch) if every_scale else network
+
+
+@contextmanager
+def blocked(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """No gradient passes through what these modules put out: a map that is made meanwhile lacks what came through them.
+
+    The output stays what it is, so that the difference to the whole map is what a detector gained by way of these
+    modules. Their outputs are tensors.
+    """
+    hooks = [module.register_forward_hook(lambda module, inputs, output: output.detach()) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def attribute(

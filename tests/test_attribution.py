@@ -9,7 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib import attribution
-from srlib.attribution import AtPatch, Attribution, attribute, diffusion_index, gini, gradients, upscaler, windows
+from srlib.attribution import (
+    AtPatch,
+    Attribution,
+    attribute,
+    blocked,
+    diffusion_index,
+    gini,
+    gradients,
+    upscaler,
+    windows,
+)
 from srlib.errors import InputError
 from srlib.evaluate import AtScale, bicubic
 from srlib.models import create
@@ -154,6 +164,30 @@ def test_a_routers_weight_is_differentiated_and_its_choice_is_not() -> None:
     assert all(g is None for g in torch.autograd.grad(value, weights, allow_unused=True))
 
 
+def test_what_comes_through_a_module_is_told_apart() -> None:
+    class Two(nn.Module):
+        """A narrow and a wide convolution side by side."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.narrow, self.wide = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 5, padding=2, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.narrow(x) + self.wide(x)
+
+    network, lr = Two().double(), photo(12, 12).double()
+    ask = partial(attribute, lr=lr, patch=(6, 6, 1, 1), scale=1, detector=total, steps=2)
+    whole, narrow, wide = (ask(part).values for part in (network, network.narrow, network.wide))
+    with blocked([network.wide]):
+        left = ask(network)
+    torch.testing.assert_close(left.values, narrow)
+    torch.testing.assert_close(whole, narrow + wide)
+    assert left.found == ask(network).found and left.completeness != pytest.approx(1)
+    with pytest.raises(InputError, match="no gradient"), blocked([network]):
+        ask(network)
+    assert not network._forward_hooks and not network.wide._forward_hooks
+
+
 # --- any scale, any batch, any device ---------------------------------------------------------------------------------
 
 
@@ -172,7 +206,8 @@ def test_a_patch_alone_is_as_in_the_whole_image(name: str, scale: float, patch: 
 
 def test_a_network_for_one_scale_needs_no_wrapper() -> None:
     network = small("safmn")
-    assert upscaler(network, 2, (0, 0, 4, 4)) is network
+    plain = partial(imresize, scale=2)
+    assert upscaler(network, 2, (0, 0, 4, 4)) is network and upscaler(plain, 2, (0, 0, 4, 4)) is plain
     assert isinstance(upscaler(small("lte"), 3.5, (0, 0, 4, 4)), AtPatch)
     with pytest.raises(InputError, match="not positive"):
         AtPatch(small("lte"), 0, (0, 0, 4, 4))
@@ -422,6 +457,7 @@ def test_windows_are_where_the_detail_is_and_lie_apart() -> None:
         top, left, tall, wide = w.patch
         top_, left_, *_ = w.place
         assert torch.equal(cut[:, top : top + tall, left : left + wide], hr[:, top_ : top_ + 16, left_ : left_ + 16])
+        assert torch.equal(w.inside(cut), cut[:, top : top + tall, left : left + wide])
 
 
 def test_windows_need_room() -> None:
