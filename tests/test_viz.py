@@ -91,6 +91,10 @@ def luminance(colour: str) -> float:
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
+def luminance_of(pixel: np.ndarray) -> float:
+    return luminance("#" + "".join(f"{value:02x}" for value in pixel))
+
+
 def contrast(one: str, other: str) -> float:
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
@@ -211,6 +215,66 @@ def test_experts_grow_darker_with_their_depth() -> None:
     assert all(contrast(a, b) > 1.5 and x > y for a, b, x, y in zip(
         viz.EXPERTS, viz.EXPERTS[1:], lightness, lightness[1:], strict=False
     ))  # fmt: skip
+
+
+def test_attribution_maps_share_one_scale_and_frame_the_patch() -> None:
+    lr = torch.rand(3, 60, 80)
+    one, other = torch.zeros(60, 80), torch.full((60, 80), 0.01)
+    one[30, 40], one[0, 0] = 9, 1
+    other[30, 40] = 0.1
+    box = (20, 30, 5, 5)
+    page = viz.attribution(
+        {"bicubic": 5 * one, "<ours>": other},
+        lr,
+        box,
+        alt="two maps",
+        hr=torch.rand(3, 240, 320),
+        scores={"<ours>": "DI 9"},
+    )
+    bar, hr, first, second = shown(page).named("img")
+    assert str(bar["alt"]).endswith("from light, 0.09 %, to dark, 90 % of a map in one pixel")
+    assert [str(image["alt"]) for image in (hr, second)] == ["HR: two maps", "<ours>, DI 9: two maps"]
+    panels = [pixels(image["src"]) for image in (hr, first, second)]
+    assert {panel.shape for panel in panels} == {(240, 320, 3)}, "all at one size, LR pixels enlarged"
+    for panel in panels:
+        red = (panel == viz.RED).all(-1)
+        frame = np.argwhere(red)
+        assert frame.min(0).tolist() == [78, 118] and frame.max(0).tolist() == [101, 141]
+        assert not red[80:100, 120:140].any(), "the patch itself is not covered"
+    _, first, second = panels
+    dark, light = pixels(bar["src"])[0, -1], first[2, 2]
+    assert (first[122, 162] == dark).all() and luminance_of(dark) < luminance_of(light)
+    grey = first[2:240:4, 2:320:4]
+    untouched = (grey[..., 0] == grey[..., 1]) & (grey[..., 1] == grey[..., 2])
+    assert untouched[50:].all(), "where nothing is attributed LR stays, in grey"
+    assert (grey[50:].min() >= 140) and not untouched[0, 0] and not untouched[30, 40]
+    assert (second[122, 162] != dark).any(), "a larger share is darker in any map"
+    scaled = viz.attribution({"bicubic": one, "<ours>": 7 * other}, lr, box, alt="two maps", hr=torch.rand(3, 240, 320))
+    assert [image["src"] for image in shown(scaled).named("img")][2:] == [image["src"] for image in shown(page).named(
+        "img"
+    )][2:]  # fmt: skip
+    assert "0.09 %" in text(page.html) and "90 % of the map in one pixel (grey: less)" in text(page.html)
+    assert repr(page) == "two maps"
+
+
+@pytest.mark.parametrize(
+    ("maps", "box", "hr", "message"),
+    [
+        ({}, (0, 0, 1, 1), None, "at least one"),
+        ({"a": torch.ones(3, 8, 8)}, (0, 0, 1, 1), None, "one number a pixel"),
+        ({"a": torch.ones(8, 9)}, (0, 0, 1, 1), None, "8 x 8"),
+        ({"a": torch.zeros(8, 8)}, (0, 0, 1, 1), None, "nothing at all"),
+        ({"a": -torch.ones(8, 8)}, (0, 0, 1, 1), None, "below 0"),
+        ({"a": torch.full((8, 8), float("nan"))}, (0, 0, 1, 1), None, "not finite"),
+        ({"a": torch.ones(8, 8)}, (0, 0, 9, 1), None, "leaves the image"),
+        ({"a": torch.ones(8, 8)}, (0, 0, 1, 1), torch.zeros(3, 20, 20), "whole number of times"),
+    ],
+)
+def test_attribution_maps_that_cannot_be_shown_are_refused(
+    maps: dict[str, torch.Tensor], box: tuple, hr: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        viz.attribution(maps, torch.zeros(3, 8, 8), box, alt="a", hr=hr)
 
 
 def test_a_band_of_a_curve_is_named() -> None:
