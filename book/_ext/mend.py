@@ -46,7 +46,7 @@ def page(html: str) -> str:
 
 
 def signature(html: str) -> str:
-    """A signature over several lines: a list of definitions without a term, as Sphinx writes it, becomes plain lines."""
+    """A signature over several lines: what Sphinx writes as definitions without a term becomes plain lines."""
     html = html.replace("<dl>", '<span class="sig-lines">').replace("</dl>", "</span>")
     return html.replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
 
@@ -58,9 +58,10 @@ def icons(script: str, names: Iterable[str]) -> str:
 
 
 def without_live_code(app: Sphinx, config: Config) -> None:
-    """Take out the steps by which sphinx-thebe writes its scripts into every page; its own setting only defers them."""
+    """Take out what sphinx-thebe adds to every page: scripts, which its own setting only defers, and a style sheet."""
     for listeners in app.events.listeners.values():
         listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
+    app.registry.css_files[:] = [one for one in app.registry.css_files if one[0] != "sphinx-thebe.css"]
 
 
 def plain_types(app: Sphinx, thing: object, bound: bool) -> None:

@@ -45,7 +45,7 @@
       return VERDICTS[rank] === "not-run" ? {} : { number: rank };
     }
     for (const extra of copy.querySelectorAll("sup, style, .srlib-mark")) extra.remove();
-    const text = copy.textContent.replace(/\s+/g, " ").trim();
+    const text = copy.textContent.replace(/[ \t\n]+/g, " ").trim();
     if (/^(?:[-–—·.?]*|(?:· )?not run\b.*|n\/a|nan|none)$/i.test(text)) return {};
     const value = number(text);
     return value === null ? { text } : { number: value, text };
