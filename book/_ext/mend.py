@@ -35,7 +35,7 @@ INDEX = """<!DOCTYPE html>
 def page(html: str) -> str:
     """A finished page, mended."""
     html = re.sub(
-        r'(<a class="reference internal"[^>]*>([^<]*)</a><details[^>]*>)<summary>',
+        r'(<a class="(?:current )?reference internal"[^>]*>([^<]*)</a><details[^>]*>)<summary>',
         lambda m: f'{m[1]}<summary aria-label="Pages of {escape(m[2], quote=True)}">',
         html,
     )

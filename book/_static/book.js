@@ -158,7 +158,7 @@
   // A box that scrolls sideways is a stop for the Tab key as long as it has something to scroll.
   function reachable(box) {
     const scrolls = box.scrollWidth > box.clientWidth + 1;
-    if (scrolls && !box.hasAttribute("tabindex")) {
+    if (scrolls && box.tabIndex !== 0) {
       box.tabIndex = 0;
       box.dataset.reachable = "";
       if (!box.matches("pre, [role]")) {
