@@ -6,12 +6,10 @@ their links are all checked.
 """
 
 import gzip
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -537,7 +535,7 @@ def test_a_table_of_the_book_sorts_without_a_jump(page: Any, address: str) -> No
     assert column(page, 0) == names
 
 
-# --- Search, sliders, records ---
+# --- Search ---
 
 
 @pytest.mark.parametrize(
@@ -551,5 +549,189 @@ def test_search_finds_pages(page: Any, address: str, words: str, expected: str) 
     assert any(expected in link for link in found)
 
 
-if __name__ == "__main__":  # a table of all that the visits found, for whoever mends the pages
-    sys.exit(print(json.dumps(sample(), indent=1)))
+# --- Records ---
+
+SAID = {
+    "run": ("network", "training", "data", "protocol", "seed", "commit", "log", "srlib train|main"),
+    "table": ("printed", "ours", "verdict", "commit", "srlib table"),
+    "chapter": ("notebook", "budget|parameters", "commit", "data", "run.py"),
+    "scores": ("commit",),
+}
+"""What the record of each kind has to say, in words of which each stands for others after a bar."""
+
+
+def kind(name: str) -> str:
+    """The kind of a record, by its name."""
+    if re.search(r"-[0-9a-f]{12}$", name):
+        return "run"
+    return "chapter" if name.startswith("chapter-") else "table" if "-table-" in name else "scores"
+
+
+def recorded() -> dict[str, list[str]]:
+    """The records that each page leads to; the test is skipped where the book has none and lists none."""
+    found = {name: read(HTML / name).records for name in pages() if not name.startswith("records/")}
+    if "records" not in listed():
+        pytest.skip("this book lists no page on records")
+    return {name: links for name, links in found.items() if links}
+
+
+def test_every_chapter_leads_to_its_records(built: Path) -> None:
+    chapters = {f"{name}.html" for name in listed() if name.startswith("chapters/")}
+    assert chapters - set(recorded()) == set()
+
+
+def test_records_say_what_made_a_number(built: Path) -> None:
+    named = {urljoin(name, link).partition("#")[0] for name, links in recorded().items() for link in links}
+    kinds, silent = set(), {}
+    for path in sorted(named):
+        name = Path(path).stem
+        if name in ("index", "tables"):
+            continue
+        kinds.add(kind(name))
+        text = read(built / path).text.lower()
+        missing = [word for word in SAID[kind(name)] if not re.search(word, text)]
+        if missing:
+            silent[name] = missing
+    assert silent == {}
+    assert {"run", "table", "chapter"} <= kinds
+
+
+def test_a_click_on_a_number_opens_its_record_at_its_place(page: Any, address: str, built: Path) -> None:
+    """From a page of each paper: the first link of each kind of record that stands there."""
+    followed = set()
+    for name, links in recorded().items():
+        for link in links:
+            target, _, anchor = urljoin(name, link).partition("#")
+            what = (name.split("/")[1], kind(Path(target).stem), bool(anchor))
+            if what in followed or not name.startswith("chapters/"):
+                continue
+            followed.add(what)
+            page.goto(address + name)
+            page.locator(f'a.srlib-record[href="{link}"]').first.click()
+            page.wait_for_url(f"**/{target}*")
+            assert "Record" in page.locator("h1").first.text_content()
+            assert not anchor or page.evaluate("document.querySelector(':target') !== null")
+    assert len(followed) >= 4
+
+
+# --- Comparison ---
+
+
+@pytest.fixture
+def compared(page: Any, address: str) -> Any:
+    """The page of a photograph with its figure; the test is skipped where the book lists no comparison."""
+    names = [name for name in listed() if re.search(r"compare/[a-z]+$", name)]
+    if not names:
+        pytest.skip("this book lists no page that compares a photograph")
+    without = [name for name in names if "srlib-compare" not in read(HTML / f"{name}.html").classes]
+    assert without == [], "a photograph's page without a comparison"
+    page.goto(f"{address}{names[0]}.html")
+    settle(page)
+    page.get_by_role("slider").first.scroll_into_view_if_needed()
+    return page
+
+
+def at_percent(page: Any) -> float:
+    return float(page.get_by_role("slider").first.get_attribute("aria-valuenow"))
+
+
+def middle(box: dict[str, float]) -> tuple[float, float]:
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_the_divider_moves_by_mouse_and_shows_more_of_one_image(compared: Any) -> None:
+    figure, slider = compared.locator(".srlib-compare").first, compared.get_by_role("slider").first
+    before, picture = at_percent(compared), figure.screenshot()
+    x, y = middle(slider.bounding_box())
+    compared.mouse.move(x, y)
+    compared.mouse.down()
+    compared.mouse.move(x + 60, y, steps=4)
+    compared.mouse.up()
+    assert at_percent(compared) > before
+    assert middle(slider.bounding_box())[0] == pytest.approx(x + 60, abs=3)
+    assert figure.screenshot() != picture
+
+
+def test_the_divider_moves_by_keyboard(compared: Any) -> None:
+    slider = compared.get_by_role("slider").first
+    slider.focus()
+    reached = []
+    for key in ("Home", "ArrowRight", "End", "ArrowLeft"):
+        compared.keyboard.press(key)
+        reached.append(at_percent(compared))
+    low, high = (float(slider.get_attribute(f"aria-value{end}")) for end in ("min", "max"))
+    assert reached[0] == low < reached[1] < reached[3] < reached[2] == high
+    assert slider.get_attribute("aria-label") or slider.get_attribute("aria-labelledby")
+
+
+def test_the_divider_moves_by_touch_on_a_phone(shared: Any, compared: Any) -> None:
+    context = shared.new_context(viewport=PHONE, has_touch=True, is_mobile=True, reduced_motion="reduce")
+    phone = context.new_page()
+    phone.goto(compared.url)
+    settle(phone)
+    slider = phone.get_by_role("slider").first
+    slider.scroll_into_view_if_needed()
+    before, (x, y) = at_percent(phone), middle(slider.bounding_box())
+    finger = context.new_cdp_session(phone)
+    for kind_, place in (("touchStart", x), ("touchMove", x - 30), ("touchMove", x - 70), ("touchEnd", None)):
+        points = [] if place is None else [{"x": place, "y": y}]
+        finger.send("Input.dispatchTouchEvent", {"type": kind_, "touchPoints": points})
+    phone.wait_for_timeout(100)
+    after = at_percent(phone)
+    context.close()
+    assert after < before
+
+
+VIEWS = """() => [...document.querySelectorAll('.srlib-compare')[0].querySelectorAll('.srlib-pane')].map(pane => {
+  const image = pane.querySelector('img, canvas').getBoundingClientRect();
+  const frame = pane.querySelector('img, canvas').parentElement.getBoundingClientRect();
+  return [image.width / frame.width, (image.left - frame.left) / frame.width, (image.top - frame.top) / frame.height];
+})"""
+
+
+def test_all_panels_zoom_and_move_together(compared: Any) -> None:
+    figure = compared.locator(".srlib-compare").first
+
+    def views() -> list[list[float]]:
+        compared.wait_for_timeout(300)
+        return compared.evaluate(VIEWS)
+
+    whole = views()
+    assert len(whole) >= 6
+    for _ in range(3):
+        figure.locator('button[data-zoom="in"]').first.click()
+    near = views()
+    assert all(view[0] > whole[0][0] + 0.5 for view in near)
+    pane = figure.locator(".srlib-pane img, .srlib-pane canvas").last
+    pane.scroll_into_view_if_needed()
+    x, y = middle(pane.locator("xpath=..").bounding_box())
+    compared.mouse.move(x, y)
+    compared.mouse.down()
+    compared.mouse.move(x + 25, y + 15, steps=3)
+    compared.mouse.up()
+    moved = views()
+    assert moved[0][1] > near[0][1] and moved[0][2] > near[0][2]
+    for view in (near, moved):
+        assert all(one == pytest.approx(view[0], abs=0.02) for one in view)
+    figure.locator('button[data-zoom="reset"]').first.click()
+    assert views() == [pytest.approx(view, abs=0.02) for view in whole]
+
+
+def test_another_image_can_be_chosen_for_each_side(compared: Any) -> None:
+    figure = compared.locator(".srlib-compare").first
+    for side in ("left", "right"):
+        before = figure.screenshot()
+        choice = figure.locator(f'select[data-side="{side}"]')
+        options = choice.locator("option").evaluate_all("all => all.filter(one => !one.selected).map(one => one.value)")
+        assert len(options) >= 4
+        choice.select_option(options[-1])
+        assert choice.input_value() == options[-1] and figure.screenshot() != before
+
+
+def test_a_comparison_without_scripts_is_a_row_of_images(shared: Any, compared: Any) -> None:
+    context = shared.new_context(java_script_enabled=False)
+    plain = context.new_page()
+    plain.goto(compared.url)
+    images = plain.locator(".srlib-compare .srlib-pane img")
+    assert images.count() >= 6 and all(image.is_visible() for image in images.all())
+    context.close()

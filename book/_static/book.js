@@ -138,12 +138,13 @@
       const button = document.createElement("button");
       button.type = "button";
       button.className = "srlib-sort";
-      if (head.querySelector("a, button, input")) {
+      const line = head.querySelector(":scope > p:only-child") ?? head;
+      if (line.querySelector("a, button, input")) {
         button.setAttribute("aria-label", `Sort by ${name}`);
       } else {
-        button.append(...head.childNodes);
+        button.append(...line.childNodes);
       }
-      head.append(button);
+      line.append(button);
       head.classList.add("srlib-sortable");
       button.addEventListener("click", () => {
         const state = STATES[head.getAttribute("aria-sort") ?? "none"];
