@@ -779,7 +779,6 @@ def verdict_summary(
     head = "".join(f'<th scope="col">{badge(verdict)}</th>' for verdict in VERDICTS)
     body = []
     for label, row in rows.items():
-        total_line = ' class="srlib-total"' if row is total else ""
         cells = sum(row.values())
         parts = "".join(
             f'<i class="verdict-{verdict}" style="flex:{row[verdict]}"></i>'
@@ -788,7 +787,8 @@ def verdict_summary(
         )
         numbers = "".join(f"<td>{row.get(verdict, 0)}</td>" for verdict in VERDICTS)
         bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
-        body.append(f'<tr{total_line}><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
+        last = ' class="srlib-total"' if row is total else ""
+        body.append(f'<tr{last}><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
     inner = (
         f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th>'
         '<th scope="col" class="srlib-word">share</th></tr></thead>'
