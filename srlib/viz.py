@@ -191,7 +191,10 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption, .srlib-ledger .srlib-c
 .srlib-stack .verdict-differs { background: #d5541a; } .srlib-stack .verdict-not-run { background: #8b949e; }
 """.strip()
 """What the HTML needs to look right where no style sheet knows it, such as in JupyterLab. The book's own style sheet
-repeats it."""
+repeats it.
+
+:meta hide-value:
+"""
 
 
 class PrintedCell(Protocol):
@@ -1037,7 +1040,8 @@ def verdict_summary(
             f"<td>{record_link(str(row.get(verdict, 0)), record, quiet=True)}</td>" for verdict in VERDICTS
         )
         bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
-        body.append(f'<tr><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
+        last = ' class="srlib-total"' if row is total else ""
+        body.append(f'<tr{last}><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
     inner = (
         f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th>'
         '<th scope="col" class="srlib-word">share</th></tr></thead>'

@@ -605,7 +605,7 @@ def test_an_unknown_verdict_is_refused(verdict: str) -> None:
 def test_the_scoreboard_adds_up() -> None:
     board = viz.verdict_summary({"Table 1": {"exact": 9, "not-run": 5}, "Table 3": {"exact": 1, "differs": 2}})
     shown(board)
-    [last] = re.findall(r"<tr><th scope=\"row\">all</th>.*?</tr>", board.html)
+    [last] = re.findall(r"<tr class=\"srlib-total\"><th scope=\"row\">all</th>.*?</tr>", board.html)
     assert re.findall(r"<td>(\d+)</td>", last) == ["10", "0", "2", "5", "17"]
     assert repr(board).endswith("10 exact, 0 within, 2 differs, 5 not run.")
 
