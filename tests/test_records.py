@@ -208,7 +208,7 @@ def test_a_chapter_says_what_it_was_run_with(found: Any) -> None:
     record = found.known["chapter-safmn-2-training"]
     text = Checked(records.body(record, found)).text
     expected = "$ python notebooks/run.py notebooks/safmn/2-training.ipynb out.ipynb \\\n"
-    assert f"{expected}    -p budget short \\\n    --timeout 7200\n" in text
+    assert f"{expected}    -p budget short --timeout 7200\n" in text
     for part in (
         "It took 4 minutes when this book was built, on: CPU, 2 threads.",
         "photos/held-out",

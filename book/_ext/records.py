@@ -624,11 +624,11 @@ def downloads(record: Record, folder: str = "") -> str:
 def command(record: Record) -> str:
     """The command that runs a chapter as it was run for the book."""
     data = record.data
-    lines = [["python", "notebooks/run.py", data["notebook"], "out.ipynb"]]
-    lines += [["-p", name, str(data["parameters"][name])] for name in data.get("given", [])]
+    options = [word for name in data.get("given", []) for word in ("-p", name, str(data["parameters"][name]))]
     if data.get("timeout", 900) != 900:
-        lines.append(["--timeout", f"{data['timeout']:g}"])
-    return " \\\n    ".join(map(shlex.join, lines))
+        options += ["--timeout", f"{data['timeout']:g}"]
+    start = shlex.join(["python", "notebooks/run.py", data["notebook"], "out.ipynb"])
+    return f"{start} \\\n    {shlex.join(options)}" if options else start
 
 
 def took(data: Mapping[str, Any]) -> str:
