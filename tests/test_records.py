@@ -191,6 +191,13 @@ def test_a_collapse_is_said(found: Any) -> None:
     assert "It collapsed at step 40." in text and "The log is not here." in text
 
 
+def test_a_score_record_says_which_commit_last_changed_it(found: Any, tmp_path: Path) -> None:
+    assert "Commit unknown last changed the file." in records.body(found.known["speed-released"], found)
+    for path in (ROOT / "book" / "results").rglob("*.json"):
+        assert re.fullmatch("[0-9a-f]{12}|unknown", records.last_commit(path))
+    assert records.last_commit(tmp_path / "nothing.json") == "unknown"
+
+
 def test_a_cell_says_how_ours_came_about(found: Any) -> None:
     html = records.body(found.known["safmn-table-1"], found)
     cells = dict(re.findall(r'<tr id="([^"]*)">(.*?)</tr>', html))

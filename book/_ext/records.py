@@ -14,6 +14,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -41,7 +42,8 @@ logger = logging.getLogger(__name__)
 @dataclass
 class Record:
     """A page of its own: ``name``, the ``title``, the ``kind`` ("run", "table", "scores", "chapter" or "index"), its
-    content as JSON ``data``, the ``anchors`` that one can link to, and further ``files`` to download, by name."""
+    content as JSON ``data``, the ``anchors`` that one can link to, further ``files`` to download, by name, and the
+    ``commit`` that last changed it where it is a file of the project."""
 
     name: str
     title: str
@@ -49,6 +51,7 @@ class Record:
     data: dict[str, Any]
     anchors: frozenset[str] = frozenset()
     files: dict[str, str | Path] = field(default_factory=dict)
+    commit: str = ""
 
 
 @dataclass
@@ -184,7 +187,7 @@ def tables_overview(records: Records) -> Record:
     """The record of all tables together, the one of the scoreboard's last line."""
     found = records.of("table")
     counts = {record.name: record.data["counts"] for record in found}
-    return Record("tables", "All printed tables", "index", {"counts": counts})
+    return Record("tables", "Records of all printed tables", "index", {"counts": counts})
 
 
 def score_name(path: str) -> str:
@@ -197,7 +200,19 @@ def scores(folder: Path) -> Iterator[Record]:
     for path in sorted(folder.rglob("*.json")):
         place = path.relative_to(folder).as_posix()
         name, content = score_name(place), read(path)
-        yield Record(name, f"book/results/{place}", "scores", content, frozenset(score_anchors(content)))
+        record = Record(name, f"book/results/{place}", "scores", content, frozenset(score_anchors(content)))
+        record.commit = last_commit(path)
+        yield record
+
+
+def last_commit(path: Path) -> str:
+    """The commit that last changed a file; "unknown" outside a git checkout, and for a file that is in none."""
+    asked = ["git", "-C", str(path.parent), "log", "-1", "--format=%h", "--abbrev=12", "--", path.name]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
 
 
 def scores_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -286,8 +301,11 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
         yield section("Make it again", console(shlex.join(again.command)), f"<p>{said}</p>")
         meaning = f"<p>Budget {escape(again.budget)}: {escape(budget.meaning)}.</p>"
     else:
-        said = "Its settings are no budget's and no table row's: a chapter configures it, and trains it when it is run."
-        yield section("Make it again", f"<p>{said}</p>", *(console(command(one)) for one in users(record, records)))
+        said = (
+            "Its settings are no budget's and no table row's, so that no option of srlib train names them: a chapter "
+        )
+        said += "configures it, and trains it when it is run."
+        yield section("Make it again", paragraph(said), *(console(command(one)) for one in users(record, records)))
         meaning = ""
     rows = [*data.get("rows", [])]
     if again and again.table is not None and not rows:
@@ -455,7 +473,9 @@ def scores_page(record: Record, records: Records) -> Iterator[str]:
     data = record.data
     found = scores_of(data)
     kind = "Scores that were taken once and kept" if found else "Measurements that were taken once and kept"
-    yield paragraph(f"{kind} in {record.title}: the chapters read them from there.")
+    yield paragraph(
+        f"{kind} in {record.title}: the chapters read them from there. Commit {record.commit} last changed the file."
+    )
     yield downloads(record)
     yield section("Used by", used_by(record, records))
     rest = {key: value for key, value in data.items() if key not in ("scores", "bicubic")}
