@@ -442,9 +442,8 @@ def cell_row(cell: Mapping[str, Any], data: Mapping[str, Any], records: Records)
     """A cell as a line of its table's page; its id is its anchor."""
     anchor = cell["record"].partition("#")[2]
     place = [f"\u00d7{cell['scale']}", cell["dataset"], viz.METRICS.get(cell["metric"], cell["metric"])]
-    name = escape(cell["row"]) + (
-        f' <span class="srlib-variant">{escape(cell["variant"])}</span>' if cell["variant"] else ""
-    )
+    variant = cell["variant"].replace(";", ", ").replace("=", " ").replace("_", " ")
+    name = escape(cell["row"]) + (f' <span class="srlib-variant">{escape(variant)}</span>' if variant else "")
     ours = "\u2013" if cell["ours"] is None else escape(repr(cell["ours"]))
     how = [escape(cell["note"])] if cell["note"] else []
     if cell["how"] == "scored":
