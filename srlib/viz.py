@@ -1117,7 +1117,8 @@ def plain_table(
             f"<td{kind}>{record_link(_entry(value, digits), name if _leads(value, name) else '')}</td>"
             for value, kind, name in zip(row[1:], kinds[1:], names[1:], strict=True)
         )
-        body.append(f'<tr><th scope="row">{_entry(row[0], digits)}</th>{cells}</tr>')
+        first = record_link(_entry(row[0], digits), names[0] if str(row[0]) == names[0] else "")
+        body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for column, kind in zip(columns, kinds, strict=True))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return _table(inner, caption, alt=f"{caption} {len(rows)} rows, {len(columns)} columns.")

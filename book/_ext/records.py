@@ -14,6 +14,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -41,7 +42,8 @@ logger = logging.getLogger(__name__)
 @dataclass
 class Record:
     """A page of its own: ``name``, the ``title``, the ``kind`` ("run", "table", "scores", "chapter" or "index"), its
-    content as JSON ``data``, the ``anchors`` that one can link to, and further ``files`` to download, by name."""
+    content as JSON ``data``, the ``anchors`` that one can link to, further ``files`` to download, by name, and the
+    ``commit`` that last changed it where it is a file of the project."""
 
     name: str
     title: str
@@ -49,6 +51,7 @@ class Record:
     data: dict[str, Any]
     anchors: frozenset[str] = frozenset()
     files: dict[str, str | Path] = field(default_factory=dict)
+    commit: str = ""
 
 
 @dataclass
@@ -83,19 +86,16 @@ class Records:
         return names
 
 
-def collect(root: Path, chapters: Path) -> Records:
-    """Everything that the workflow left below the project's folder ``root``, with ``chapters``, the executed
-    notebooks."""
-    notebooks = {
-        path.relative_to(chapters).with_suffix("").as_posix(): path for path in sorted(chapters.rglob("*.ipynb"))
-    }
-    pages = {name: read(path) for name, path in notebooks.items() if "/." not in f"/{name}"}
+def collect(root: Path, chapters: Mapping[str, Path]) -> Records:
+    """Everything that the workflow left below the project's folder ``root``, and the executed notebooks of the book by
+    name, such as "safmn/3-tables"."""
+    pages = {name: read(path) for name, path in sorted(chapters.items())}
     links = {name: links_of(page) for name, page in pages.items()}
     asked = [link.partition("#")[0] for found in links.values() for link in found]
     for page in pages.values():
         asked += made(page).get("runs", [])
     known = [*runs(root, asked), *tables(root / ".cache" / "records" / "tables"), *scores(root / "book" / "results")]
-    known += [chapter(name, page, notebooks[name], root) for name, page in pages.items()]
+    known += [chapter(name, page, chapters[name], root) for name, page in pages.items()]
     records = Records({record.name: record for record in known})
     for overview in (tables_overview(records), Record("index", "All records", "index", {})):
         records.known[overview.name] = overview
@@ -187,7 +187,7 @@ def tables_overview(records: Records) -> Record:
     """The record of all tables together, the one of the scoreboard's last line."""
     found = records.of("table")
     counts = {record.name: record.data["counts"] for record in found}
-    return Record("tables", "All printed tables", "index", {"counts": counts})
+    return Record("tables", "Records of all printed tables", "index", {"counts": counts})
 
 
 def score_name(path: str) -> str:
@@ -200,7 +200,19 @@ def scores(folder: Path) -> Iterator[Record]:
     for path in sorted(folder.rglob("*.json")):
         place = path.relative_to(folder).as_posix()
         name, content = score_name(place), read(path)
-        yield Record(name, f"book/results/{place}", "scores", content, frozenset(score_anchors(content)))
+        record = Record(name, f"book/results/{place}", "scores", content, frozenset(score_anchors(content)))
+        record.commit = last_commit(path)
+        yield record
+
+
+def last_commit(path: Path) -> str:
+    """The commit that last changed a file; "unknown" outside a git checkout, and for a file that is in none."""
+    asked = ["git", "-C", str(path.parent), "log", "-1", "--format=%h", "--abbrev=12", "--", path.name]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
 
 
 def scores_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -214,13 +226,14 @@ def scores_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def score_anchors(content: Mapping[str, Any]) -> list[str]:
-    """The anchors of a record's scores: "set5-x2"."""
+    """The anchors of a record's scores: "set5-x2-matlab"."""
     return [score_anchor(score) for score in scores_of(content)]
 
 
 def score_anchor(score: Mapping[str, Any]) -> str:
-    """The anchor of a score: its data set and scale."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{score['dataset']} x{score['scale']}".lower()).strip("-")
+    """The anchor of a score: its data set, scale and protocol."""
+    place = f"{score['dataset']} x{score['scale']} {score['protocol']['name']}"
+    return re.sub(r"[^a-z0-9]+", "-", place.lower()).strip("-")
 
 
 def chapter_record(name: str) -> str:
@@ -231,7 +244,8 @@ def chapter_record(name: str) -> str:
 def chapter(name: str, page: Mapping[str, Any], path: Path, root: Path) -> Record:
     """The record of an executed notebook."""
     first = next("".join(cell["source"]) for cell in page["cells"] if cell["cell_type"] == "markdown")
-    title = plain(first.partition("\n")[0].removeprefix("# "))
+    title, paper = plain(first.partition("\n")[0].removeprefix("# ")), PAPERS.get(name.partition("/")[0], "")
+    title = title if paper in title else f"{paper}: {title}"
     source = root / "notebooks" / f"{name}.ipynb"
     record = chapter_record(name)
     files: dict[str, str | Path] = {f"{record}.executed.ipynb": path}
@@ -254,9 +268,14 @@ def body(record: Record, records: Records) -> str:
     """The page of a record, as HTML whose links to other records are still spans."""
     make = {"run": run_page, "table": table_page, "scores": scores_page, "chapter": chapter_page, "index": index_page}
     up = "" if record.name == "index" else f'<p class="srlib-up">{viz.record_link("All records", "index")}</p>'
-    head = f"{up}<h1>{escape(record.title)}</h1>"
+    head = f"{up}<h1>{escape(headline(record))}</h1>"
     inner = "".join(make[record.kind](record, records))
-    return f'<style>{viz.STYLE}</style><section class="srlib-page" id="record">{head}{inner}</section>'
+    return f'<style>{viz.STYLE}</style><section class="srlib-page">{head}{inner}</section>'
+
+
+def headline(record: Record) -> str:
+    """What stands above a record's page."""
+    return record.title if record.kind == "index" else f"Record: {record.title}"
 
 
 def run_page(record: Record, records: Records) -> Iterator[str]:
@@ -282,8 +301,11 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
         yield section("Make it again", console(shlex.join(again.command)), f"<p>{said}</p>")
         meaning = f"<p>Budget {escape(again.budget)}: {escape(budget.meaning)}.</p>"
     else:
-        said = "Its settings are no budget's and no table row's: a chapter configures it, and trains it when it is run."
-        yield section("Make it again", f"<p>{said}</p>", *(console(command(one)) for one in users(record, records)))
+        said = (
+            "Its settings are no budget's and no table row's, so that no option of srlib train names them: a chapter "
+        )
+        said += "configures it, and trains it when it is run."
+        yield section("Make it again", paragraph(said), *(console(command(one)) for one in users(record, records)))
         meaning = ""
     rows = [*data.get("rows", [])]
     if again and again.table is not None and not rows:
@@ -356,8 +378,11 @@ def score_tables(data: Mapping[str, Any], ours: str) -> Iterator[str]:
     for name, part in lists.items():
         for score in scores_of({"scores": part}):
             places.setdefault(key_of(score), {})[name] = score
+    ids: set[str] = set()
     for found in places.values():
         one = next(iter(found.values()))
+        named = "" if score_anchor(one) in ids else f' id="{score_anchor(one)}"'
+        ids.add(score_anchor(one))
         columns = ["image", *(f"{name}, {metric}" for name in found for metric in ("PSNR (dB)", "SSIM"))]
         rows = []
         for images in zip(*(score["images"] for score in found.values()), strict=True):
@@ -365,7 +390,7 @@ def score_tables(data: Mapping[str, Any], ours: str) -> Iterator[str]:
         rows.append(("mean", *(digits(score[key]) for score in found.values() for key in ("psnr", "ssim"))))
         caption = f"{one['dataset']} \u00d7{one['scale']}, protocol {one['protocol']['name']}; LR images: "
         caption += f"{one['lr_origin']}; fingerprint {one['fingerprint']}."
-        yield f'<div id="{score_anchor(one)}">{viz.plain_table(rows, columns, caption=caption).html}</div>'
+        yield f"<div{named}>{viz.plain_table(rows, columns, caption=caption).html}</div>"
 
 
 def key_of(score: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -417,9 +442,8 @@ def cell_row(cell: Mapping[str, Any], data: Mapping[str, Any], records: Records)
     """A cell as a line of its table's page; its id is its anchor."""
     anchor = cell["record"].partition("#")[2]
     place = [f"\u00d7{cell['scale']}", cell["dataset"], viz.METRICS.get(cell["metric"], cell["metric"])]
-    name = escape(cell["row"]) + (
-        f' <span class="srlib-variant">{escape(cell["variant"])}</span>' if cell["variant"] else ""
-    )
+    variant = cell["variant"].replace(";", ", ").replace("=", " ").replace("_", " ")
+    name = escape(cell["row"]) + (f' <span class="srlib-variant">{escape(variant)}</span>' if variant else "")
     ours = "\u2013" if cell["ours"] is None else escape(repr(cell["ours"]))
     how = [escape(cell["note"])] if cell["note"] else []
     if cell["how"] == "scored":
@@ -448,7 +472,9 @@ def scores_page(record: Record, records: Records) -> Iterator[str]:
     data = record.data
     found = scores_of(data)
     kind = "Scores that were taken once and kept" if found else "Measurements that were taken once and kept"
-    yield paragraph(f"{kind} in {record.title}: the chapters read them from there.")
+    yield paragraph(
+        f"{kind} in {record.title}: the chapters read them from there. Commit {record.commit} last changed the file."
+    )
     yield downloads(record)
     yield section("Used by", used_by(record, records))
     rest = {key: value for key, value in data.items() if key not in ("scores", "bicubic")}
@@ -522,10 +548,9 @@ def index_page(record: Record, records: Records) -> Iterator[str]:
         yield viz.verdict_summary(titles, records=names).html if titles else paragraph("There is none.")
         return
     yield paragraph("Every run, table, score record and chapter that a number in this book comes from.")
-    rows, names = [], {}
+    rows, names = [], {one.name: one.name for one in records.of("run")}
     for one in records.of("run"):
         held = one.data["held_out"]
-        names[one.name] = one.name
         rows.append((one.name, one.title, f"{held['psnr']:.2f}", f"{held['dataset']} \u00d7{held['scale']}"))
     columns = ("run", "what", "PSNR (dB)", "on")
     table = viz.plain_table(rows, columns, caption="Trained networks.", records=names).html if rows else ""
@@ -553,7 +578,7 @@ def paragraph(text: str) -> str:
 
 def console(commands: str) -> str:
     """Commands as a block that can be copied."""
-    lines = "\n".join(f"$ {line}" for line in commands.splitlines())
+    lines = "\n".join(line if line.startswith(" ") else f"$ {line}" for line in commands.splitlines())
     return f'<div class="highlight-console notranslate"><div class="highlight"><pre>{escape(lines)}\n</pre></div></div>'
 
 
@@ -618,17 +643,16 @@ def downloads(record: Record, folder: str = "") -> str:
 def command(record: Record) -> str:
     """The command that runs a chapter as it was run for the book."""
     data = record.data
-    words = ["python", "notebooks/run.py", data["notebook"], "out.ipynb"]
-    for name in data.get("given", []):
-        words += ["-p", name, str(data["parameters"][name])]
+    options = [word for name in data.get("given", []) for word in ("-p", name, str(data["parameters"][name]))]
     if data.get("timeout", 900) != 900:
-        words += ["--timeout", f"{data['timeout']:g}"]
-    return shlex.join(words)
+        options += ["--timeout", f"{data['timeout']:g}"]
+    start = shlex.join(["python", "notebooks/run.py", data["notebook"], "out.ipynb"])
+    return f"{start} \\\n    {shlex.join(options)}" if options else start
 
 
 def took(data: Mapping[str, Any]) -> str:
     """How long a chapter took when the book was built, and on what."""
-    where = f" on {data['device']}" if "device" in data else ""
+    where = f", on: {data['device']}" if "device" in data else ""
     return f"It took {duration(data['seconds'])} when this book was built{where}."
 
 
@@ -720,9 +744,11 @@ def console_block(text: str) -> nodes.literal_block:
     return nodes.literal_block(text, text, language="console")
 
 
-def load(app: Sphinx) -> None:
-    """Read all records, once a build."""
-    app.srlib_records = collect(Path(app.srcdir).parent, Path(app.srcdir) / "chapters")  # type: ignore[attr-defined]
+def load(app: Sphinx, env: Any, docnames: list[str]) -> None:
+    """Read all records, once a build, with the chapters that the book has."""
+    found = {name: Path(env.doc2path(name)) for name in env.found_docs if name.startswith("chapters/")}
+    chapters = {name.removeprefix("chapters/"): path for name, path in found.items() if path.suffix == ".ipynb"}
+    app.srlib_records = collect(Path(app.srcdir).parent, chapters)  # type: ignore[attr-defined]
 
 
 def end_chapter(app: Sphinx, doctree: nodes.document) -> None:
@@ -759,13 +785,13 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             shutil.copyfile(file, folder / name)
         if record.kind != "index":
             (folder / f"{record.name}.json").write_text(json.dumps(record.data, indent=1) + "\n", encoding="utf-8")
-        title = record.title if record.kind == "index" else f"Record: {record.title}"
-        yield f"{FOLDER}/{record.name}", {"title": title, "body": body(record, records)}, "page.html"
+        context = {"title": headline(record), "body": body(record, records)}
+        yield f"{FOLDER}/{record.name}", context, "page.html"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the steps."""
-    app.connect("builder-inited", load)
+    app.connect("env-before-read-docs", load)
     app.connect("doctree-read", end_chapter, priority=400)  # before the contents are gathered
     app.connect("html-page-context", link_numbers)
     app.connect("html-collect-pages", pages)
