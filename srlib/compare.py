@@ -170,7 +170,7 @@ def radial_spectrum(plane: Tensor, rings: int = 48) -> tuple[Tensor, Tensor]:
     (rings,) each.
 
     The plane's mean is taken off and a Hann window laid over it, so that its edges don't count as structure. Powers are
-    |DFT|^2 over the window's energy: white noise of variance v has v in every ring. Rings are of equal width and their
+    the DFT's squared magnitude over the window's energy: white noise of variance v has v in every ring. Rings are of equal width and their
     middles are the frequencies, in cycles a pixel, from just above 0 to just below 0.5, where a pixel's neighbours
     alternate; the corners beyond are left out. Float64. Raises InputError for another shape, for values that aren't
     finite, and for a plane that is too small to have a frequency in each ring.
