@@ -133,8 +133,8 @@ def test_the_released_sizes_are_complete_within_a_percent(name: str) -> None:
 
 def test_more_steps_are_more_complete() -> None:
     network, lr = OnBicubic(small("safmn"), 2), photo(24, 24)
-    gaps = [abs(attribute(network, lr, (16, 16, 8, 8), 2, steps=n).completeness - 1) for n in (2, 8, 32)]
-    assert gaps[0] > gaps[1] > gaps[2] and gaps[2] < 1e-3
+    gaps = [abs(attribute(network, lr, (16, 16, 8, 8), 2, steps=n).completeness - 1) for n in (1, 8, 64)]
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] and gaps[2] < 3e-3, gaps
 
 
 def test_completeness_shows_a_jump() -> None:
