@@ -34,6 +34,7 @@ SIGMA = 1.2  # LR pixels; this, the kernel's size and the number of steps are th
 KERNEL = 9
 STEPS = 50
 MEMORY = 1 << 30
+GROWTH = 1.5
 FINE = 4000  # points by which the way along the path is measured
 
 
@@ -90,8 +91,11 @@ class Attribution:
 
     def within(self, radius: float) -> float:
         """The share, from 0 to 1, of ``strength`` that lies no further than ``radius`` LR pixels from the patch."""
-        strength = _shares(self.strength)
-        return strength[self.distances <= radius].sum().item()
+        return _shares(self.strength)[self.distances <= radius].sum().item()
+
+    def beyond(self, radius: float) -> float:
+        """The rest: the share of ``strength`` that lies further than ``radius`` LR pixels from the patch."""
+        return _shares(self.strength)[self.distances > radius].sum().item()
 
     def reach(self, share: float = 0.9) -> float:
         """Within how many LR pixels of the patch at least this ``share`` of ``strength`` lies.
@@ -217,8 +221,8 @@ def attribute(
     ``sigma`` LR pixels to 0 ("blur", the paper's), or mixes the blurred image and the image linearly ("straight"). It
     is walked as a polygon of ``steps`` edges, the gradient taken in the middle of each and multiplied with the edge,
     which is exact up to second order. As the integral doesn't depend on how fast the path is walked, the edges are
-    about equally long. (The release spaces them evenly in alpha, takes the gradient at each one's end, and a first
-    difference for the derivative.)
+    short at the blurred end, where a detector's answer bends most, and grow along the way. (The release spaces them
+    evenly in alpha, takes the gradient at each one's end, and a first difference for the derivative.)
 
     Gradients pass through what a network computes and not through what it decides: the weight that SeemoRe's router
     gives to an expert is differentiated, which expert it takes is not; MoEISR's mapper only decides, and so contributes
@@ -337,17 +341,19 @@ def windows(
 def _points(path: str, sigma: float, size: int, steps: int) -> Tensor:
     """The kernels (steps + 1, size, size) that make the path's points of the image, from start to end.
 
-    They are about evenly spaced by how far the kernel moves: as its centre takes up nearly all the weight long before
-    the blur is gone, even steps in alpha would hardly move in the end.
+    The part of the way that is left behind, by how far the kernel moves, grows as the power ``GROWTH`` of the step's
+    number. (By even steps in alpha one would hardly move in the end, as the kernel's centre takes up nearly all the
+    weight long before the blur is gone.)
     """
+    way = torch.linspace(0, 1, steps + 1, dtype=torch.float64) ** GROWTH
     alpha = torch.linspace(0, 1, FINE + 1, dtype=torch.float64)
+    kernels = _gaussians(sigma * (1 - alpha), size)
     if path == "straight":
-        ends = _gaussians(torch.tensor([sigma, 0.0], dtype=torch.float64), size)
-        return torch.lerp(ends[0], ends[1], torch.linspace(0, 1, steps + 1, dtype=torch.float64)[:, None, None])
-    moved = _gaussians(sigma * (1 - alpha), size).diff(dim=0).flatten(1).norm(dim=1).cumsum(0)
-    wanted = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:-1] * moved[-1]
-    chosen = alpha[1 + torch.searchsorted(moved, wanted)]
-    return _gaussians(sigma * (1 - F.pad(F.pad(chosen, (1, 0)), (0, 1), value=1.0)), size)
+        return torch.lerp(kernels[0], kernels[-1], way[:, None, None])
+    moved = F.pad(kernels.diff(dim=0).flatten(1).norm(dim=1).cumsum(0), (1, 0))
+    chosen = alpha[torch.searchsorted(moved, way * moved[-1]).clamp_max(FINE)]
+    chosen[0], chosen[-1] = 0, 1
+    return _gaussians(sigma * (1 - chosen), size)
 
 
 def _gaussians(sigmas: Tensor, size: int) -> Tensor:
