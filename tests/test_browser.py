@@ -609,7 +609,7 @@ def test_a_click_on_a_number_opens_its_record_at_its_place(page: Any, address: s
             page.goto(address + name)
             page.locator(f'a.srlib-record[href="{link}"]').first.click()
             page.wait_for_url(f"**/{target}*")
-            assert "Record" in page.locator("h1").first.text_content()
+            assert "Record" in page.locator("article h1").first.text_content()
             assert not anchor or page.evaluate("document.querySelector(':target') !== null")
     assert len(followed) >= 4
 
