@@ -114,7 +114,7 @@ def address(built: Path) -> Iterator[str]:
 
 @dataclass
 class File(HTMLParser):
-    """What a page's HTML holds: its ids, links, images and sources, its text, and the levels of its article's heads."""
+    """What a page's HTML holds: its ids, links, images and sources, and its article's text and levels of heads."""
 
     ids: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
@@ -152,7 +152,7 @@ class File(HTMLParser):
         self.inside -= tag == "article"
 
     def handle_data(self, data: str) -> None:
-        if not self.skipped:
+        if self.inside and not self.skipped:
             self.words.append(data)
 
     @property
@@ -552,10 +552,10 @@ def test_search_finds_pages(page: Any, address: str, words: str, expected: str) 
 # --- Records ---
 
 SAID = {
-    "run": ("network", "training", "data", "protocol", "seed", "commit", "log", "srlib train|main"),
+    "run": ("network", "training", "data", "protocol", "seed", "commit", "log", "make it again"),
     "table": ("printed", "ours", "verdict", "commit", "srlib table"),
     "chapter": ("notebook", "budget|parameters", "commit", "data", "run.py"),
-    "scores": ("commit",),
+    "scores": ("protocol|conditions", "record"),
 }
 """What the record of each kind has to say, in words of which each stands for others after a bar."""
 
