@@ -26,6 +26,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from filelock import FileLock
 
+from srlib.viz import VERDICTS
+
 yaml = pytest.importorskip("yaml")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need: pip install -e .[test]")
 pytest.importorskip("axe_playwright_python", reason="the browser tests need: pip install -e .[test]")
@@ -233,6 +235,17 @@ def test_every_image_has_a_text_alternative(built: Path) -> None:
         if not image.get("alt") and not ("alt" in image and "logo__image" in (image.get("class") or ""))
     ]
     assert without == []
+
+
+def test_a_verdict_reads_without_its_colour(built: Path) -> None:
+    """Each badge of the book has its verdict's symbol and word; a brief one keeps the word for screen readers."""
+    seen = set()
+    for name in pages():
+        badges = re.findall(r'<span class="verdict verdict-([\w-]+)">(.*?)</span>', (built / name).read_text())
+        for verdict, inner in badges:
+            assert re.sub(r"<[^>]*>", "", inner) == " ".join(VERDICTS[verdict]), name
+            seen.add(verdict)
+    assert seen == set(VERDICTS)
 
 
 def test_headings_go_down_a_level_at_a_time(built: Path) -> None:
