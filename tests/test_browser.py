@@ -26,6 +26,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from filelock import FileLock
 
+from srlib.viz import VERDICTS
+
 yaml = pytest.importorskip("yaml")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need: pip install -e .[test]")
 pytest.importorskip("axe_playwright_python", reason="the browser tests need: pip install -e .[test]")
@@ -114,7 +116,7 @@ def address(built: Path) -> Iterator[str]:
 
 @dataclass
 class File(HTMLParser):
-    """What a page's HTML holds: its ids, links, images and sources, its text, and the levels of its article's heads."""
+    """What a page's HTML holds: its ids, links, images and sources, and its article's text and levels of heads."""
 
     ids: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
@@ -152,7 +154,7 @@ class File(HTMLParser):
         self.inside -= tag == "article"
 
     def handle_data(self, data: str) -> None:
-        if not self.skipped:
+        if self.inside and not self.skipped:
             self.words.append(data)
 
     @property
@@ -233,6 +235,17 @@ def test_every_image_has_a_text_alternative(built: Path) -> None:
         if not image.get("alt") and not ("alt" in image and "logo__image" in (image.get("class") or ""))
     ]
     assert without == []
+
+
+def test_a_verdict_reads_without_its_colour(built: Path) -> None:
+    """Each badge of the book has its verdict's symbol and word; a brief one keeps the word for screen readers."""
+    seen = set()
+    for name in pages():
+        badges = re.findall(r'<span class="verdict verdict-([\w-]+)">(.*?)</span>', (built / name).read_text())
+        for verdict, inner in badges:
+            assert re.sub(r"<[^>]*>", "", inner) == " ".join(VERDICTS[verdict]), name
+            seen.add(verdict)
+    assert seen == set(VERDICTS)
 
 
 def test_headings_go_down_a_level_at_a_time(built: Path) -> None:
@@ -552,10 +565,10 @@ def test_search_finds_pages(page: Any, address: str, words: str, expected: str) 
 # --- Records ---
 
 SAID = {
-    "run": ("network", "training", "data", "protocol", "seed", "commit", "log", "srlib train|main"),
+    "run": ("network", "training", "data", "protocol", "seed", "commit", "log", "make it again"),
     "table": ("printed", "ours", "verdict", "commit", "srlib table"),
     "chapter": ("notebook", "budget|parameters", "commit", "data", "run.py"),
-    "scores": ("commit",),
+    "scores": ("protocol|conditions", "record"),
 }
 """What the record of each kind has to say, in words of which each stands for others after a bar."""
 
@@ -609,7 +622,7 @@ def test_a_click_on_a_number_opens_its_record_at_its_place(page: Any, address: s
             page.goto(address + name)
             page.locator(f'a.srlib-record[href="{link}"]').first.click()
             page.wait_for_url(f"**/{target}*")
-            assert "Record" in page.locator("h1").first.text_content()
+            assert "Record" in page.locator("article h1").first.text_content()
             assert not anchor or page.evaluate("document.querySelector(':target') !== null")
     assert len(followed) >= 4
 

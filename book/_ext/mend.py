@@ -36,7 +36,7 @@ def page(html: str) -> str:
     """A finished page, mended."""
     html = re.sub(
         r'(<a class="(?:current )?reference internal"[^>]*>([^<]*)</a><details[^>]*>)<summary>',
-        lambda m: f'{m[1]}<summary aria-label="Pages of {escape(m[2], quote=True)}">',
+        lambda m: f'{m[1]}<summary aria-label="Pages of {m[2].replace(chr(34), "&quot;")}">',
         html,
     )
     side = '<div id="pst-primary-sidebar"'
