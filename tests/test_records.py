@@ -299,5 +299,28 @@ def test_no_page_or_file_holds_a_path_of_this_machine(found: Any, project: Path)
         assert str(project) not in shown and str(ROOT) not in shown and "/home/" not in shown
 
 
+def test_long_commands_break_before_an_option_and_stay_one_command() -> None:
+    import shlex
+
+    words = [
+        "srlib",
+        "train",
+        "m",
+        "--row",
+        "LN -> None, lr=1x10^-3 *",
+        "--ablation",
+        "--budget",
+        "smoke",
+        "--data",
+        "a b",
+    ]
+    for width in (20, 40, 200):
+        lines = records.wrapped(words, width).split("\n")
+        assert shlex.split("\n".join(lines).replace("\\\n", " ")) == words
+        assert all(line.endswith(" \\") for line in lines[:-1]) and all(line.startswith("    --") for line in lines[1:])
+    assert records.wrapped(words, 200) == shlex.join(words)
+    assert records.wrapped(words, 40).splitlines()[-2:] == ["    --ablation --budget smoke \\", "    --data 'a b'"]
+
+
 def test_titles_lose_their_marks() -> None:
     assert records.plain("**Tables** {doc}`1, 2 <3-tables>`, `x` [a](b.md) {cite:p}`k`") == "Tables 1, 2, x a k"

@@ -298,7 +298,7 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
         said = "Loads the run where it is there, trains it where it is not."
         if config.get("start"):
             said += f" It goes on from {link(config['start'], records)}, whose record it names."
-        yield section("Make it again", console(shlex.join(again.command)), f"<p>{said}</p>")
+        yield section("Make it again", console(wrapped(again.command)), f"<p>{said}</p>")
         meaning = f"<p>Budget {escape(again.budget)}: {escape(budget.meaning)}.</p>"
     else:
         said = (
@@ -646,8 +646,24 @@ def command(record: Record) -> str:
     options = [word for name in data.get("given", []) for word in ("-p", name, str(data["parameters"][name]))]
     if data.get("timeout", 900) != 900:
         options += ["--timeout", f"{data['timeout']:g}"]
-    start = shlex.join(["python", "notebooks/run.py", data["notebook"], "out.ipynb"])
-    return f"{start} \\\n    {shlex.join(options)}" if options else start
+    return wrapped(["python", "notebooks/run.py", data["notebook"], "out.ipynb", *options])
+
+
+def wrapped(words: Iterable[str], width: int = 80) -> str:
+    """A command for the shell, broken before an option where a line would be longer than ``width``."""
+    lines, option = [""], ""
+    for word in [*words, ""]:
+        if option and (word.startswith("-") or not word):
+            whole = f"{lines[-1]} {option}"
+            lines = [*lines[:-1], whole] if len(whole) <= width else [*lines, f"    {option}"]
+            option = ""
+        if word.startswith("-"):
+            option = word
+        elif option:
+            option += f" {shlex.quote(word)}"
+        elif word:
+            lines[-1] += f" {shlex.quote(word)}"
+    return " \\\n".join(line if k else line.strip() for k, line in enumerate(lines))
 
 
 def took(data: Mapping[str, Any]) -> str:
