@@ -38,6 +38,7 @@ ROWS = {
     "safmn/2-training": [MAIN],
     "safmn/4-ablations": [PLAIN, ("safmn", 3, "CCM -> Channel MLP")],
     "safmn/5-inside": [MAIN, PLAIN, *(("safmn", 3, label) for label in FIGURE7)],
+    "safmn/7-attribution": [MAIN, TINY, SSIU, MOEISR],
     "seemore/2-training": [TINY],
     "seemore/3-tables": [TINY],
     "seemore/4-ablations": KERNELS,
@@ -47,6 +48,7 @@ ROWS = {
     "ssiu/4-ablations": SELECTED,
     "ssiu/5-inside": [SSIU],
     "ssiu/7-audit": [MAIN, TINY, SSIU, *AT_OTHER_SCALES],
+    "ssiu/8-attribution": [MAIN, TINY, SSIU, MOEISR],
     "moeisr/2-training": [MOEISR],
     "moeisr/3-tables": [MOEISR],
     "moeisr/4-experts": [MOEISR],
@@ -80,6 +82,7 @@ PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 CORES = workflow.cores or 2  # on a cluster: what a job asks for
 RECORDS = ".cache/records"
+TABLES = f"{RECORDS}/tables/index.json"
 TRAINED = {(model, slug(label)): (table, label) for rows in ROWS.values() for model, table, label in rows}
 
 
@@ -102,6 +105,12 @@ def records(wildcards):
         f"{RECORDS}/{BUDGET}/{model}/{slug(label)}{'.eval' if label == 'main' else ''}.json"
         for model, table, label in ROWS.get(wildcards.notebook, [])
     ]
+
+
+def made_runs():
+    """The records of all trained networks that the notebooks load: the book has a page for each."""
+    loaded = {(model, label) for name in NOTEBOOKS for model, table, label in ROWS.get(name, [])}
+    return [f"{RECORDS}/{BUDGET}/{model}/{slug(label)}.json" for model, label in sorted(loaded)]
 
 
 def which(wildcards):
@@ -141,6 +150,8 @@ rule book:
         "book/_toc.yml",
         PROSE,
         SOURCES,
+        TABLES,
+        made_runs(),
     output:
         "book/_build/html/index.html",
     log:
@@ -150,6 +161,17 @@ rule book:
         "rm -rf book/_build && echo building the book && "
         "{JUPYTER_BOOK} build --path-output book --config _config.yml -W -n --keep-going book >{log} 2>&1 || "
         "{{ grep -E 'WARNING|ERROR|Error:' {log} >&2; echo 'the book could not be built: {log} holds the rest' >&2; exit 1; }}"
+
+
+rule tables:
+    input:
+        SOURCES,
+        SCORES,
+    output:
+        TABLES,
+    shell:
+        "echo writing the records of all printed tables && "
+        "OMP_NUM_THREADS={threads} {PYTHON} -m srlib tables {RECORDS}/tables --records book/results >/dev/null"
 
 
 rule notebook:

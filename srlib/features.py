@@ -1,22 +1,31 @@
 """Feature maps, recorded from outside by forward hooks: a network's code knows nothing of being watched."""
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from srlib.errors import InputError
 
-def record(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+Watched = Mapping[str, nn.Module | str] | Iterable[str]
+"""What to record: for each label a module or its dotted name in the network, or the names alone, which then label it.
+"""
+
+
+def record(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, Tensor]:
     """What each of the ``watched`` modules puts out while ``network`` sees ``image`` (1, 3, H, W), by its label.
 
-    Maps are (C, h, w) on the CPU, in the order of ``watched``; of a module that runs several times the last output
-    counts. A module that does not run is left out.
+    A module may be given by its dotted name, such as "feats.3.safm", as ``network.named_modules()`` has it; a list of
+    names is labelled by them. Maps are (C, h, w) on the CPU, in the order of ``watched``; of a module that runs several
+    times the last output counts. A module that does not run is left out. Raises InputError for a name that the network
+    lacks.
     """
     return _watch(network, image, watched, lambda inputs, output: output[0].detach().cpu())
 
 
-def record_inputs(network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, ...]]:
+def record_inputs(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, tuple[Tensor, ...]]:
     """What each of the ``watched`` modules is given while ``network`` sees ``image`` (1, 3, H, W), by its label.
 
     The tensors among its positional arguments, as the module sees them with their batch of one: (1, C, h, w), on the
@@ -37,11 +46,26 @@ def sharpness(maps: Tensor) -> Tensor:
     return steps / maps.std((1, 2)).clamp_min(1e-12)
 
 
-def _watch(
-    network: nn.Module, image: Tensor, watched: Mapping[str, nn.Module], keep: Callable[[Any, Any], Any]
-) -> dict[str, Any]:
+def _named(network: nn.Module, watched: Watched) -> dict[str, nn.Module]:
+    """The watched modules by label, looked up where they are given by name."""
+    if isinstance(watched, str):
+        watched = [watched]
+    pairs = watched.items() if isinstance(watched, Mapping) else ((name, name) for name in watched)
+    known, found = dict(network.named_modules(remove_duplicate=False)), {}
+    for label, module in pairs:
+        if isinstance(module, str):
+            if module not in known:
+                near = difflib.get_close_matches(module, known, n=3, cutoff=0.5)
+                mend = f"did you mean {' or '.join(near)}?" if near else "network.named_modules() lists them"
+                raise InputError(f"{type(network).__name__} has no module {module!r}: {mend}")
+            module = known[module]
+        found[label] = module
+    return found
+
+
+def _watch(network: nn.Module, image: Tensor, watched: Watched, keep: Callable[[Any, Any], Any]) -> dict[str, Any]:
     """By label, what ``keep`` makes of each watched module's inputs and output."""
-    kept: dict[str, Any] = {}
+    watched, kept = _named(network, watched), {}
 
     def keeper(label: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda module, inputs, output: kept.update({label: keep(inputs, output)})

@@ -49,6 +49,12 @@ MARKERS: Mapping[str, str] = MappingProxyType(
 EXPERTS = ("#f4cf3a", "#45b36b", "#2f6fd0", "#a01c2c")
 """Yellow, green, blue and red: the experts from shallow to deep (MoEISR, Figures 1 and 5), ever darker."""
 
+RED = (214, 0, 38)
+"""The frame about the patch that an attribution map explains, as in the papers' figures."""
+
+DECADES = 3
+"""How far down from its largest share an attribution map is coloured, in powers of ten."""
+
 VERDICTS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "exact": ("=", "exact"),
@@ -75,6 +81,9 @@ METRICS: Mapping[str, str] = MappingProxyType(
     }
 )
 """How the columns of the papers' tables are headed."""
+
+NUMBER = re.compile(r"[-+\u2212\u00b1~]?[\d.\u2013]")
+"""How the text of a number starts."""
 
 PAGE: Mapping[str, str] = MappingProxyType({"light": "#ffffff", "dark": "#121212"})
 """The background that a drawing is made for."""
@@ -182,7 +191,10 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption, .srlib-ledger .srlib-c
 .srlib-stack .verdict-differs { background: #d5541a; } .srlib-stack .verdict-not-run { background: #8b949e; }
 """.strip()
 """What the HTML needs to look right where no style sheet knows it, such as in JupyterLab. The book's own style sheet
-repeats it."""
+repeats it.
+
+:meta hide-value:
+"""
 
 
 class PrintedCell(Protocol):
@@ -198,6 +210,7 @@ class PrintedCell(Protocol):
     unit: str
     verdict: str
     note: str
+    record: str
 
 
 class LedgerEntry(Protocol):
@@ -214,6 +227,7 @@ class LedgerEntry(Protocol):
     explanation: str
     evidence: str
     dataset: str
+    record: str
 
 
 @dataclass(frozen=True)
@@ -302,6 +316,7 @@ def images(
     alt: str,
     crop: tuple[int, int, int, int] | None = None,
     scores: Mapping[str, str] | None = None,
+    records: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Shown:
     """Images side by side, the high-resolution one first.
@@ -309,12 +324,14 @@ def images(
     ``panels`` gives for each label a tensor or array, CHW, HWC with three channels, HW, or a batch of one, as uint8
     or float in [0, 1]. ``crop`` is (top, left, height, width) in pixels of the first panel: that panel is then shown
     whole with the crop's box drawn in, and every panel's crop below it, enlarged by nearest neighbour. A smaller
-    panel, such as the LR image, is cropped at the same place. ``scores`` gives a line of text below a label. Raises
-    ``InputError`` for no panel, a crop that leaves the image, or a panel that isn't an image.
+    panel, such as the LR image, is cropped at the same place. ``scores`` gives a line of text below a label,
+    ``records`` the record that it leads to (see :func:`record_link`). Raises ``InputError`` for no panel, a crop that
+    leaves the image, a panel that isn't an image, or a record of a label without scores.
     """
     if not panels:
         raise InputError("there is no image to show; give at least one panel")
     pixels = {label: _pixels(panel, label) for label, panel in panels.items()}
+    known = _known(records, list(scores or ()))
     first, whole = next(iter(pixels.items()))
     height, width = whole.shape[:2]
     parts = []
@@ -331,7 +348,7 @@ def images(
         pixels = {label: _enlarge(_cut(panel, (height, width), crop, label)) for label, panel in pixels.items()}
     for label, panel in pixels.items():
         note = (scores or {}).get(label, "")
-        shown = f"<span>{escape(note)}</span>" if note else ""
+        shown = f"<span>{record_link(escape(note), known.get(label, ''))}</span>" if note else ""
         text = f"{label}, {note}: {alt}" if note else f"{label}: {alt}"
         parts.append(
             f'<div class="srlib-panel">{_img(panel, text)}<span class="srlib-label">{escape(label)}{shown}</span></div>'
@@ -576,6 +593,75 @@ def compare(
     return Shown(f'<figure class="srlib-viz srlib-compare" {data}>{grid}{below}</figure>', alt)
 
 
+def attribution(
+    maps: Mapping[str, Any],
+    lr: Any,
+    box: tuple[float, float, float, float],
+    *,
+    alt: str,
+    hr: Any = None,
+    scores: Mapping[str, str] | None = None,
+    caption: str = "",
+) -> Shown:
+    """Attribution maps of several networks for one patch, all alike: each over the LR image in faint grey (SAFMN,
+    Figure 2; SSIU, Figure 9).
+
+    ``maps`` gives for each label what LR pixels contribute, (h, w) from 0 up, such as ``Attribution.strength``; ``lr``
+    is the image (3, h, w) that they belong to, ``box`` the patch in its pixels (top, left, height, width), framed in
+    red in every panel. The first panel is ``hr``, a whole number of times as large, or else ``lr``. A map is shown as
+    shares of its own sum. The colour scale is one for all: logarithmic, over three decades down from the largest share
+    of any map, written below as a bar; pixels with less stay grey. ``scores`` gives a line of text below a label.
+    Raises ``InputError`` for no map, a map of another size than the image or without any positive value, and a box that
+    leaves the image.
+    """
+    import matplotlib as mpl
+
+    if not maps:
+        raise InputError("there is no attribution map to show; give at least one")
+    image = _pixels(lr, "LR")
+    height, width = image.shape[:2]
+    top, left, tall, wide = box
+    if not (0 <= top < top + tall <= height and 0 <= left < left + wide <= width):
+        raise InputError(f"box {box} leaves the image of {height} x {width}; give the patch in LR pixels")
+    shares = {}
+    for label, strength in maps.items():
+        array = _array(strength).astype(np.float64)
+        if array.shape != (height, width):
+            raise InputError(f"map {label!r} has shape {array.shape}; give one number a pixel, {height} x {width}")
+        if not np.isfinite(array).all() or array.min() < 0 or array.sum() == 0:
+            raise InputError(f"map {label!r} holds values below 0 or not finite, or nothing at all; give absolute ones")
+        shares[label] = array / array.sum()
+    largest = max(share.max() for share in shares.values())
+    least = largest / 10**DECADES
+    faint = 0.55 + 0.45 * image.mean(2, keepdims=True) / 255
+
+    def painted(share: np.ndarray) -> np.ndarray:
+        level = np.log10(np.maximum(share, least) / least) / DECADES
+        colours = mpl.colormaps["YlGnBu"](0.15 + 0.85 * level)[..., :3]
+        cover = np.where(share > least, 0.6 + 0.4 * level, 0)[..., None]
+        mixed = cover * colours + (1 - cover) * (faint if share.shape == (height, width) else 1)
+        return (mixed * 255).round().astype(np.uint8)
+
+    first, label = (image, "LR") if hr is None else (_pixels(hr, "HR"), "HR")
+    if first.shape[0] % height or first.shape[0] // height * width != first.shape[1]:
+        raise InputError(f"HR is {first.shape[0]} x {first.shape[1]}; give a whole number of times {height} x {width}")
+    panels = {label: first} | {label: painted(share) for label, share in shares.items()}
+    framed = {}
+    for label, panel in panels.items():
+        large = _enlarge(panel, max(240, *first.shape[:2]))
+        framed[label] = _red_frame(large, tuple(side * large.shape[0] / height for side in box))
+    shown = images(framed, alt=alt, scores=scores, caption=caption)
+    low, high = (f"{_short(100 * share, 2)} %" for share in (least, largest))
+    said = f"Colour bar on a logarithmic scale, from light, {low}, to dark, {high} of a map in one pixel"
+    bar = _img(painted(np.geomspace(least * 1.001, largest, 128)[None]), said).replace(
+        "<img ", '<img style="width:10rem;height:.8rem;image-rendering:auto" '
+    )
+    line = "display:flex;flex-wrap:wrap;gap:.2rem .6rem;align-items:center;margin-bottom:.5rem"
+    key = f'<div class="srlib-label" style="{line}">{low} {bar} {high} of the map in one pixel (grey: less)</div>'
+    head, rest = shown.html.split(">", 1)
+    return Shown(f"{head}>{key}{rest}", shown.alt)
+
+
 def curves(
     logs: Mapping[str, Any],
     x: str,
@@ -805,17 +891,20 @@ def protocol_matrix(
     digits: int = 2,
     unit: str = "dB",
     heading: str = "protocol",
+    records: Mapping[str, str] | None = None,
 ) -> Shown:
     """The same images scored in several ways: rows by columns, each cell with its value and its distance from
     ``reference``.
 
-    ``values`` gives for each row (a protocol) its columns (a set, a scale, a metric); ``reference`` is the row that
-    the others are compared with. Distance is a signed number in the cell; a tint repeats it. Raises ``InputError``
-    for an unknown reference.
+    ``values`` gives for each row (a protocol) its columns (a set, a scale, a metric); ``reference`` is the row that the
+    others are compared with. Distance is a signed number in the cell; a tint repeats it. ``records`` names the record
+    that the values of a column or row lead to, as for :func:`plain_table`. Raises ``InputError`` for an unknown
+    reference, and for a record of neither a column nor a row.
     """
     if reference not in values:
         raise InputError(f"reference row {reference!r} isn't among the rows; choose one of: {', '.join(values)}")
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    known = _known(records, [*columns, *values])
     base = values[reference]
     far = {
         c: max((abs(row[c] - base[c]) for row in values.values() if c in row and c in base), default=0) for c in columns
@@ -829,7 +918,8 @@ def protocol_matrix(
                 cells.append("<td>\u2013</td>")
                 continue
             distance = row[column] - base.get(column, math.nan)
-            text = f'<span class="srlib-printed">{row[column]:.{digits}f}</span>'
+            value = record_link(f"{row[column]:.{digits}f}", known.get(column, known.get(label, "")))
+            text = f'<span class="srlib-printed">{value}</span>'
             if label == reference or not math.isfinite(distance):
                 cells.append(f"<td>{text}</td>")
                 continue
@@ -851,11 +941,11 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
     """A printed table, printed against ours, rows by metrics as in the paper, each cell with a verdict in symbol and
     word.
 
-    ``cells`` are those of a ``srlib.papers.Table``, in the paper's order. Each cell shows the printed number, below
-    it ours with the verdict; a row of which nothing was run shows that once, beside its name. Notes are numbered
-    below the table. Scales, and printed groups of rows, have headings of their own; ``across`` gives each scale a
-    column instead of each data set, of which there is one then. Raises ``InputError`` for no cells, an unknown verdict,
-    and several data sets across scales.
+    ``cells`` are those of a ``srlib.papers.Table``, in the paper's order. Each cell shows the printed number, below it
+    ours with the verdict; a row of which nothing was run shows that once, beside its name. Notes are numbered below the
+    table. Ours, and the mark of what was not run, lead to the cell's record. Scales, and printed groups of rows, have
+    headings of their own; ``across`` gives each scale a column instead of each data set, of which there is one then.
+    Raises ``InputError`` for no cells, an unknown verdict, and several data sets across scales.
     """
     cells = list(cells)
     if not cells:
@@ -895,7 +985,8 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
         name = escape(_typeset(row)) + (f' <span class="srlib-variant">{escape(extra)}</span>' if extra else "")
         if quiet:
             common = list(dict.fromkeys(cell.note for cell in shown if cell.note))
-            name += f' <span class="srlib-mark">{badge("not-run", brief=packed)}{_notes(common, notes)}</span>'
+            mark = record_link(badge("not-run", brief=packed), shown[0].record)
+            name += f' <span class="srlib-mark">{mark}{_notes(common, notes)}</span>'
         filled = [_printed_cell(line.get(column, []), quiet, notes, brief) for column in columns]
         body.append(f'<tr><th scope="row">{name}</th>{"".join(filled)}</tr>')
     inner = _heads(columns, units, heading) + f"<tbody>{''.join(body)}</tbody>"
@@ -916,13 +1007,17 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
 
 
 def verdict_summary(
-    counts: Mapping[str, Mapping[str, int]], *, caption: str = "Verdicts over all printed cells."
+    counts: Mapping[str, Mapping[str, int]],
+    *,
+    caption: str = "Verdicts over all printed cells.",
+    records: Mapping[str, str] | None = None,
 ) -> Shown:
     """The scoreboard: for each label (a table), how many printed cells have each verdict, as numbers and as a stacked
     bar.
 
-    ``counts`` gives a label's counts by verdict, missing ones meaning none. The last line adds them up where there
-    are several.
+    ``counts`` gives a label's counts by verdict, missing ones meaning none. The last line, "all", adds them up where
+    there are several. ``records`` names the record that a line's numbers lead to. Raises ``InputError`` for an unknown
+    verdict, and for a record of no line.
     """
     for row in counts.values():
         for verdict in row:
@@ -930,18 +1025,23 @@ def verdict_summary(
                 raise InputError(f"unknown verdict {verdict!r}; choose one of: {', '.join(VERDICTS)}")
     total = {verdict: sum(row.get(verdict, 0) for row in counts.values()) for verdict in VERDICTS}
     rows = {**counts, "all": total} if len(counts) > 1 else dict(counts)
+    known = _known(records, list(rows))
     head = "".join(f'<th scope="col">{badge(verdict)}</th>' for verdict in VERDICTS)
     body = []
     for label, row in rows.items():
-        cells = sum(row.values())
+        record = known.get(label, "")
+        cells = record_link(str(sum(row.values())), record)
         parts = "".join(
             f'<i class="verdict-{verdict}" style="flex:{row[verdict]}"></i>'
             for verdict in VERDICTS
             if row.get(verdict, 0)
         )
-        numbers = "".join(f"<td>{row.get(verdict, 0)}</td>" for verdict in VERDICTS)
+        numbers = "".join(
+            f"<td>{record_link(str(row.get(verdict, 0)), record, quiet=True)}</td>" for verdict in VERDICTS
+        )
         bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
-        body.append(f'<tr><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
+        last = ' class="srlib-total"' if row is total else ""
+        body.append(f'<tr{last}><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
     inner = (
         f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th>'
         '<th scope="col" class="srlib-word">share</th></tr></thead>'
@@ -954,12 +1054,13 @@ def verdict_summary(
 def ledger(entries: Iterable[LedgerEntry], *, caption: str = "", prefix: str = "ledger") -> Shown:
     """The ledger as a list: what is printed, what comes out, why, and the evidence.
 
-    ``entries`` are those of ``srlib.papers.ledger``. Entries of one kind with the same explanation and evidence share
-    a block, which stands where the first of them does. A block of cells names their table, scale and metric, all rows,
-    the printed number and ours with its verdict; another one names its subject, its kind, and what the paper says and
-    what is done here. Each block has an id that pages can link to: ``prefix`` and the first entry's place as a slug,
-    such as "ledger-table-3-x4-flops-baseline" or "ledger-release-global-residual". Give each ledger of a page a prefix
-    of its own. Raises ``InputError`` for a cell with an unknown verdict.
+    ``entries`` are those of ``srlib.papers.ledger``. Entries of one kind with the same explanation and evidence share a
+    block, which stands where the first of them does. A block of cells names their table, scale and metric, all rows,
+    the printed number and ours with its verdict, and its numbers and rows lead to their cells' records; another one
+    names its subject, its kind, and what the paper says and what is done here. Each block has an id that pages can link
+    to: ``prefix`` and the first entry's place as a slug, such as "ledger-table-3-x4-flops-baseline" or
+    "ledger-release-global-residual". Give each ledger of a page a prefix of its own. Raises ``InputError`` for a cell
+    with an unknown verdict.
     """
     blocks: dict[tuple[str, str, str], list[LedgerEntry]] = {}
     for entry in entries:
@@ -986,27 +1087,57 @@ def ledger(entries: Iterable[LedgerEntry], *, caption: str = "", prefix: str = "
     return Shown(f'<div class="srlib-viz srlib-ledger">{above}{body}</div>', said)
 
 
-def plain_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, caption: str, digits: int = 3) -> Shown:
+def plain_table(
+    rows: Iterable[Sequence[object]],
+    columns: Sequence[str],
+    *,
+    caption: str,
+    digits: int = 3,
+    records: Mapping[str, str] | None = None,
+) -> Shown:
     """Any other table in the book's look: each row's first entry names it, floats are shown with ``digits``
     significant digits.
 
     Columns of numbers are set flush right, texts flush left and broken into lines. An entry that is one of ``VERDICTS``
-    is shown as its badge. Raises ``InputError`` for a row of another length than ``columns``.
+    is shown as its badge. ``records`` names the record (see :func:`record_link`) that every number of a column or row
+    leads to, and its own name there, by the column's heading or the row's first entry; where both have one, the
+    column's is taken. Raises ``InputError`` for a row of another length than ``columns``, and for a record of neither a
+    column nor a row.
     """
     rows = [tuple(row) for row in rows]
     for row in rows:
         if len(row) != len(columns):
             raise InputError(f"row {row!r} has {len(row)} entries; give {len(columns)}, one for each column")
+    known = _known(records, [*columns, *(str(row[0]) for row in rows)])
     kinds = [_kind([row[k] for row in rows]) for k in range(len(columns))]
     body = []
     for row in rows:
+        names = [known.get(column, known.get(str(row[0]), "")) for column in columns]
         cells = "".join(
-            f"<td{kind}>{_entry(value, digits)}</td>" for value, kind in zip(row[1:], kinds[1:], strict=True)
+            f"<td{kind}>{record_link(_entry(value, digits), name if _leads(value, name) else '')}</td>"
+            for value, kind, name in zip(row[1:], kinds[1:], names[1:], strict=True)
         )
-        body.append(f'<tr><th scope="row">{_entry(row[0], digits)}</th>{cells}</tr>')
+        first = record_link(_entry(row[0], digits), names[0] if str(row[0]) == names[0] else "")
+        body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for column, kind in zip(columns, kinds, strict=True))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return _table(inner, caption, alt=f"{caption} {len(rows)} rows, {len(columns)} columns.")
+
+
+def record_link(html: str, record: str, *, quiet: bool = False) -> str:
+    """HTML that leads to a record: the name of a run's folder, "safmn-table-3#baseline-x4-flops" for a printed cell,
+    "chapter-safmn-3-tables" for a page of the book. "" leaves the HTML as it is.
+
+    The book's build makes a link of it; elsewhere, as in JupyterLab, it is plain text.
+    ``quiet`` is for links that would crowd a table: one can click them, but the keyboard passes over them. Raises
+    ``InputError`` for what can't be a record's name.
+    """
+    if not record:
+        return html
+    if not re.fullmatch(r"[\w.+-]+(#[\w.+-]+)?", record):
+        raise InputError(f"{record!r} names no record; give a run's folder name, or a name such as safmn-table-3")
+    kind = "srlib-record srlib-quiet" if quiet else "srlib-record"
+    return f'<span class="{kind}" data-record="{record}">{html}</span>'
 
 
 def badge(verdict: str, *, brief: bool = False) -> str:
@@ -1029,17 +1160,20 @@ def _place(entry: LedgerEntry) -> tuple[str, ...]:
 
 def _cell_heads(block: Sequence[LedgerEntry]) -> str:
     """A head line for each place and pair of numbers in a block of cells, and the rows that share it."""
-    lines: dict[tuple[Any, ...], list[str]] = {}
+    lines: dict[tuple[Any, ...], dict[str, str]] = {}
     for e in block:
         metric = METRICS.get(e.metric, e.metric)
         place = ", ".join((*_place(e)[: -1 if e.metric else None], *([metric] if metric else []))).replace(
             " x", " \u00d7"
         )
-        lines.setdefault((place, e.printed, e.ours, e.verdict), []).append(e.row)
+        lines.setdefault((place, e.printed, e.ours, e.verdict), {}).setdefault(e.row, e.record)
     heads = []
     for (place, printed, ours, verdict), rows in lines.items():
-        numbers = f"printed {escape(printed)} \u2192 ours {escape(ours)}" if ours else f"printed {escape(printed)}"
-        listed = "".join(f"<li>{escape(_typeset(row))}</li>" for row in dict.fromkeys(rows))
+        first = next(iter(rows.values()))
+        numbers = f"printed {escape(printed)}" + (
+            f" \u2192 ours {record_link(escape(ours), first, quiet=True)}" if ours else ""
+        )
+        listed = "".join(f"<li>{record_link(escape(_typeset(row)), record)}</li>" for row, record in rows.items())
         heads.append(
             f'<p class="srlib-head"><strong>{escape(place)}</strong> <span class="srlib-numbers">{numbers}</span> '
             f"{badge(verdict)}</p><ul>{listed}</ul>"
@@ -1071,12 +1205,28 @@ def _entry(value: object, digits: int) -> str:
     return escape(str(value))
 
 
+def _leads(value: object, record: str) -> bool:
+    """Whether an entry leads to its record: a number, text that starts with one, a verdict, or the record's name."""
+    return (
+        str(value) == record
+        or isinstance(value, int | float)
+        or str(value) in VERDICTS
+        or bool(NUMBER.match(str(value)))
+    )
+
+
+def _known(records: Mapping[str, str] | None, labels: Sequence[str]) -> Mapping[str, str]:
+    """``records``, each of them of one of the labels; InputError where one is not."""
+    for label in records or ():
+        if label not in labels:
+            raise InputError(f"a record for {label!r}, which is none of: {', '.join(dict.fromkeys(labels))}")
+    return records or {}
+
+
 def _kind(values: Sequence[object]) -> str:
     """The class of a column, as an attribute: none for numbers, one for words, another for sentences."""
     texts = [str(value) for value in values]
-    if all(
-        isinstance(value, int | float) or re.match(r"[-+\u2212\u00b1~]?[\d.\u2013]", str(value)) for value in values
-    ):
+    if all(isinstance(value, int | float) or NUMBER.match(str(value)) for value in values):
         if max(map(len, texts), default=0) <= 24:
             return ""
     return ' class="srlib-long"' if max(map(len, texts), default=0) > 32 else ' class="srlib-word"'
@@ -1107,11 +1257,15 @@ def _printed_cell(parts: Sequence[PrintedCell], quiet: bool, notes: dict[str, in
         return "<td>\u2013</td>"
     texts = []
     for cell in parts:
-        texts.append(f'<span class="srlib-printed">{escape(str(cell.printed))}</span>')
-        if not quiet:
-            ours = "" if cell.ours is None else f"{escape(_ours(cell))} "
-            mark = f'<span class="srlib-mark">{badge(cell.verdict, brief=brief)}{_notes([cell.note], notes)}</span>'
-            texts.append(f'<span class="srlib-ours">{ours}{mark}</span>')
+        printed, mark = escape(str(cell.printed)), badge(cell.verdict, brief=brief)
+        if quiet:
+            texts.append(f'<span class="srlib-printed">{record_link(printed, cell.record, quiet=True)}</span>')
+            continue
+        ours = "" if cell.ours is None else f"{record_link(escape(_ours(cell)), cell.record)} "
+        mark = mark if ours else record_link(mark, cell.record)
+        texts.append(f'<span class="srlib-printed">{printed}</span>')
+        mark = f'<span class="srlib-mark">{mark}{_notes([cell.note], notes)}</span>'
+        texts.append(f'<span class="srlib-ours">{ours}{mark}</span>')
     kinds = " ".join(dict.fromkeys(f"cell-{cell.verdict}" for cell in parts))
     return f'<td class="{kinds}">{"".join(texts)}</td>'
 
@@ -1356,6 +1510,18 @@ def _box(pixels: np.ndarray, crop: tuple[int, int, int, int]) -> np.ndarray:
         x0, x1 = max(left - inset, 0), min(left + wide + inset, width)
         drawn[y0:y1, x0:x1] = value
     drawn[top : top + tall, left : left + wide] = pixels[top : top + tall, left : left + wide]
+    return drawn
+
+
+def _red_frame(pixels: np.ndarray, box: tuple[float, ...]) -> np.ndarray:
+    """The image with a red frame about a box, and a white one about that."""
+    top, left, bottom, right = (round(side) for side in (*box[:2], box[0] + box[2], box[1] + box[3]))
+    line = max(1, round(max(pixels.shape[:2]) / 130))
+    drawn = pixels.copy()
+    for inset, colour in ((line + max(1, line // 2), (255, 255, 255)), (line, RED)):
+        rows, columns = (slice(max(start - inset, 0), end + inset) for start, end in ((top, bottom), (left, right)))
+        drawn[rows, columns] = colour
+    drawn[top:bottom, left:right] = pixels[top:bottom, left:right]
     return drawn
 
 

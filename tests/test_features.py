@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from srlib.errors import InputError
 from srlib.features import record, record_inputs, sharpness
 from srlib.models.safmn import SAFMN, SAFMNConfig
 from srlib.models.seemore import SeemoRe, SeemoReConfig
@@ -19,6 +20,30 @@ def test_maps_are_the_modules_outputs(network):
     assert list(maps) == ["first", "coarse"]
     assert maps["coarse"].shape == (2, 5, 6)
     torch.testing.assert_close(maps["first"], network.to_feat(image)[0].detach())
+
+
+def test_modules_are_found_by_their_names(network):
+    image = torch.rand(1, 3, 20, 24)
+    names = [name for name, _ in network.named_modules()]
+    by_name = record(network, image, ["to_feat", "feats.1.safm.mfr.2"])
+    by_module = record(network, image, {"a": network.to_feat, "b": network.feats[1].safm.mfr[2], "c": "feats.1.safm"})
+    assert list(by_name) == ["to_feat", "feats.1.safm.mfr.2"] and list(by_module) == ["a", "b", "c"]
+    for one, other in zip(by_name.values(), by_module.values(), strict=False):
+        assert torch.equal(one, other)
+    assert by_module["c"].shape == (8, 20, 24)
+    assert set(record(network, image, names)) == set(names) - {"feats.0.safm.mfr", "feats.1.safm.mfr"}
+    assert torch.equal(record_inputs(network, image, "to_img")["to_img"][0][0], record_inputs(network, image, {
+        "last": network.to_img
+    })["last"][0][0])  # fmt: skip
+
+
+def test_an_unknown_name_is_refused_with_the_nearest(network):
+    image = torch.rand(1, 3, 8, 8)
+    with pytest.raises(InputError, match=r"SAFMN has no module 'feat.0.safm': did you mean feats\.0\.safm"):
+        record(network, image, ["to_feat", "feat.0.safm"])
+    with pytest.raises(InputError, match="named_modules"):
+        record_inputs(network, image, {"x": "zzzzzz"})
+    assert not network.to_feat._forward_hooks
 
 
 def test_no_hook_stays(network):

@@ -31,6 +31,7 @@ class Cell:
     scale: int = 4
     dataset: str = ""
     unit: str = "G"
+    record: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Entry:
     scale: int | None = 4
     metric: str = "flops"
     dataset: str = ""
+    record: str = ""
 
 
 class Tags(HTMLParser):
@@ -87,6 +89,10 @@ def pixels(source: str | None) -> np.ndarray:
 def luminance(colour: str) -> float:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb(colour)]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def luminance_of(pixel: np.ndarray) -> float:
+    return luminance("#" + "".join(f"{value:02x}" for value in pixel))
 
 
 def contrast(one: str, other: str) -> float:
@@ -209,6 +215,66 @@ def test_experts_grow_darker_with_their_depth() -> None:
     assert all(contrast(a, b) > 1.5 and x > y for a, b, x, y in zip(
         viz.EXPERTS, viz.EXPERTS[1:], lightness, lightness[1:], strict=False
     ))  # fmt: skip
+
+
+def test_attribution_maps_share_one_scale_and_frame_the_patch() -> None:
+    lr = torch.rand(3, 60, 80)
+    one, other = torch.zeros(60, 80), torch.full((60, 80), 0.01)
+    one[30, 40], one[0, 0] = 9, 1
+    other[30, 40] = 0.1
+    box = (20, 30, 5, 5)
+    page = viz.attribution(
+        {"bicubic": 5 * one, "<ours>": other},
+        lr,
+        box,
+        alt="two maps",
+        hr=torch.rand(3, 240, 320),
+        scores={"<ours>": "DI 9"},
+    )
+    bar, hr, first, second = shown(page).named("img")
+    assert str(bar["alt"]).endswith("from light, 0.09 %, to dark, 90 % of a map in one pixel")
+    assert [str(image["alt"]) for image in (hr, second)] == ["HR: two maps", "<ours>, DI 9: two maps"]
+    panels = [pixels(image["src"]) for image in (hr, first, second)]
+    assert {panel.shape for panel in panels} == {(240, 320, 3)}, "all at one size, LR pixels enlarged"
+    for panel in panels:
+        red = (panel == viz.RED).all(-1)
+        frame = np.argwhere(red)
+        assert frame.min(0).tolist() == [78, 118] and frame.max(0).tolist() == [101, 141]
+        assert not red[80:100, 120:140].any(), "the patch itself is not covered"
+    _, first, second = panels
+    dark, light = pixels(bar["src"])[0, -1], first[2, 2]
+    assert (first[122, 162] == dark).all() and luminance_of(dark) < luminance_of(light)
+    grey = first[2:240:4, 2:320:4]
+    untouched = (grey[..., 0] == grey[..., 1]) & (grey[..., 1] == grey[..., 2])
+    assert untouched[50:].all(), "where nothing is attributed LR stays, in grey"
+    assert (grey[50:].min() >= 140) and not untouched[0, 0] and not untouched[30, 40]
+    assert (second[122, 162] != dark).any(), "a larger share is darker in any map"
+    scaled = viz.attribution({"bicubic": one, "<ours>": 7 * other}, lr, box, alt="two maps", hr=torch.rand(3, 240, 320))
+    assert [image["src"] for image in shown(scaled).named("img")][2:] == [image["src"] for image in shown(page).named(
+        "img"
+    )][2:]  # fmt: skip
+    assert "0.09 %" in text(page.html) and "90 % of the map in one pixel (grey: less)" in text(page.html)
+    assert repr(page) == "two maps"
+
+
+@pytest.mark.parametrize(
+    ("maps", "box", "hr", "message"),
+    [
+        ({}, (0, 0, 1, 1), None, "at least one"),
+        ({"a": torch.ones(3, 8, 8)}, (0, 0, 1, 1), None, "one number a pixel"),
+        ({"a": torch.ones(8, 9)}, (0, 0, 1, 1), None, "8 x 8"),
+        ({"a": torch.zeros(8, 8)}, (0, 0, 1, 1), None, "nothing at all"),
+        ({"a": -torch.ones(8, 8)}, (0, 0, 1, 1), None, "below 0"),
+        ({"a": torch.full((8, 8), float("nan"))}, (0, 0, 1, 1), None, "not finite"),
+        ({"a": torch.ones(8, 8)}, (0, 0, 9, 1), None, "leaves the image"),
+        ({"a": torch.ones(8, 8)}, (0, 0, 1, 1), torch.zeros(3, 20, 20), "whole number of times"),
+    ],
+)
+def test_attribution_maps_that_cannot_be_shown_are_refused(
+    maps: dict[str, torch.Tensor], box: tuple, hr: torch.Tensor | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        viz.attribution(maps, torch.zeros(3, 8, 8), box, alt="a", hr=hr)
 
 
 def test_a_band_of_a_curve_is_named() -> None:
@@ -539,7 +605,7 @@ def test_an_unknown_verdict_is_refused(verdict: str) -> None:
 def test_the_scoreboard_adds_up() -> None:
     board = viz.verdict_summary({"Table 1": {"exact": 9, "not-run": 5}, "Table 3": {"exact": 1, "differs": 2}})
     shown(board)
-    [last] = re.findall(r"<tr><th scope=\"row\">all</th>.*?</tr>", board.html)
+    [last] = re.findall(r"<tr class=\"srlib-total\"><th scope=\"row\">all</th>.*?</tr>", board.html)
     assert re.findall(r"<td>(\d+)</td>", last) == ["10", "0", "2", "5", "17"]
     assert repr(board).endswith("10 exact, 0 within, 2 differs, 5 not run.")
 
@@ -597,6 +663,92 @@ def test_a_plain_table_escapes_and_marks() -> None:
     assert "a&lt;b" in table.html and "0.123" in text(table.html) and "= exact" in text(table.html)
     with pytest.raises(InputError, match="give 2"):
         viz.plain_table([("a",)], ["name", "time"], caption="c")
+
+
+class Links(HTMLParser):
+    """The text of each span that names a record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: dict[str, list[str]] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "span":
+            self.open.append(dict(attrs).get("data-record") or "")
+            if self.open[-1]:
+                self.found.setdefault(self.open[-1], []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "span":
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for record in filter(None, self.open):
+            self.found[record][-1] += data
+
+
+def linked(html: str) -> dict[str, list[str]]:
+    """What leads to each record, as text."""
+    links = Links()
+    links.feed(html)
+    return links.found
+
+
+def test_numbers_of_a_plain_table_lead_to_their_records() -> None:
+    rows = [("bicubic", 28.4, "no"), ("SAFMN", 30.1, "yes"), ("mean", "29.25 / 0.8", "exact")]
+    table = viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"PSNR": "a-1", "mean": "b#c"})
+    shown(table)
+    assert linked(table.html) == {"a-1": ["28.4", "30.1", "29.25 / 0.8"], "b#c": ["= exact"]}
+    assert "data-record" not in viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c").html
+    with pytest.raises(InputError, match="'SSIM', which is none of: model, PSNR, runs, bicubic, SAFMN, mean"):
+        viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"SSIM": "a"})
+    for name in ("a b", "../a", '"', "a#", "a#b#c"):
+        with pytest.raises(InputError, match="names no record"):
+            viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"PSNR": name})
+
+
+def test_cells_of_a_printed_table_lead_to_their_records() -> None:
+    """Ours, or the mark of what was not run; of a row that was not run, its mark, and each number for the mouse."""
+    cells = [
+        Cell("Baseline", "flops", "13.56", Decimal("13.5549"), "within", record="t#a"),
+        Cell("Baseline", "psnr", "30.43", None, "not-run", record="t#b"),
+        Cell("Peer", "flops", "7.5", None, "not-run", record="t#c"),
+        Cell("Peer", "psnr", "29", None, "not-run", record="t#d"),
+    ]
+    table = viz.table_html(cells, "Table 3")
+    shown(table)
+    assert linked(table.html) == {
+        "t#a": ["13.5549"],
+        "t#b": ["\u00b7 not run"],
+        "t#c": ["\u00b7 not run", "7.5"],
+        "t#d": ["29"],
+    }
+    assert re.findall(r'srlib-quiet" data-record="([^"]*)"', table.html) == ["t#c", "t#d"]
+
+
+def test_scores_counts_and_distances_lead_to_their_records() -> None:
+    board = viz.verdict_summary({"a": {"exact": 9}, "b": {"differs": 2}}, records={"a": "t-1", "all": "tables"})
+    assert linked(board.html) == {"t-1": ["9", "0", "0", "0", "9"], "tables": ["9", "0", "2", "0", "11"]}
+    values = {"matlab": {"Set5": 28.42}, "ssiu": {"Set5": 28.40}}
+    matrix = viz.protocol_matrix(values, reference="matlab", caption="c", records={"ssiu": "s"})
+    assert linked(matrix.html) == {"s": ["28.40"]}
+    image = np.zeros((4, 4, 3), np.uint8)
+    panels = viz.images({"HR": image, "SAFMN": image}, alt="a", scores={"SAFMN": "30 dB"}, records={"SAFMN": "run-1"})
+    shown(panels)
+    assert linked(panels.html) == {"run-1": ["30 dB"]}
+    with pytest.raises(InputError, match="none of: SAFMN"):
+        viz.images({"HR": image}, alt="a", scores={"SAFMN": "30 dB"}, records={"HR": "run-1"})
+    with pytest.raises(InputError, match="none of: a, b, all"):
+        viz.verdict_summary({"a": {}, "b": {}}, records={"c": "t"})
+
+
+def test_cells_of_the_ledger_lead_to_their_records() -> None:
+    entries = [
+        Entry("cell", row, "13.56 G", "13.5549 G", "why", "", "within", record=f"t#{row}") for row in ("one", "two")
+    ]
+    html = viz.ledger(entries).html
+    assert linked(html) == {"t#one": ["13.5549 G", "one"], "t#two": ["two"]}
 
 
 def test_a_plain_table_sets_numbers_right_and_sentences_left() -> None:

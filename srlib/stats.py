@@ -1,0 +1,85 @@
+"""How sure a mean or a correlation over a few images is: bootstrap intervals and rank correlation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from srlib.errors import InputError
+
+
+class Interval(NamedTuple):
+    """A number and the bounds between which resampling puts it."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 2, signed: bool = False) -> str:
+        """As "0.31 (0.12 to 0.48)", with a sign for differences."""
+        sign = "+" if signed else ""
+        value, low, high = (f"{number:{sign}.{digits}f}".replace("-", "\u2212") for number in self)
+        return f"{value} ({low} to {high})"
+
+    @property
+    def sure(self) -> bool:
+        """Whether 0 lies outside the bounds, so that the number's sign can be told."""
+        return self.low > 0 or self.high < 0
+
+
+def interval(
+    samples: Any,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    *,
+    level: float = 0.95,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """A statistic of samples with its percentile bootstrap interval (Efron, 1979).
+
+    ``samples`` is array-like with one sample along its first axis, such as a difference or a row of numbers for each
+    image; ``statistic`` makes one number of such an array, by default the mean. Samples are drawn with replacement
+    ``draws`` times, the same ones for the same ``seed`` and count. It takes samples for independent: those of one image
+    are alike, and their interval is then too narrow.
+
+    Raises InputError for fewer than two samples, a level outside (0, 1), values that aren't finite, and for a statistic
+    that isn't finite.
+    """
+    array = np.asarray(samples, dtype=np.float64)
+    if array.ndim == 0 or len(array) < 2:
+        raise InputError("an interval needs two samples or more; give one for each image")
+    if not 0 < level < 1 or draws < 1:
+        raise InputError(f"level {level} with {draws} draws makes no interval; give a level such as 0.95, and draws")
+    if not np.isfinite(array).all():
+        raise InputError("there are samples that aren't finite; look at what made them")
+    generator = np.random.default_rng(seed)
+    drawn = [statistic(array[generator.integers(len(array), size=len(array))]) for _ in range(draws)]
+    value = float(statistic(array))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    if not np.isfinite([value, low, high]).all():
+        raise InputError("the statistic isn't finite for these samples or some draws of them; give more samples")
+    return Interval(value, float(low), float(high))
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation of two sequences: 1 where one rises with the other, -1 where it falls, about 0 where
+    they have nothing to do with each other. Equal values share the mean of their ranks.
+
+    Raises InputError for sequences of different or too small length, values that aren't finite, and a constant one.
+    """
+    one, other = (np.asarray(values, dtype=np.float64) for values in (x, y))
+    if one.shape != other.shape or one.ndim != 1 or len(one) < 2:
+        raise InputError(f"no correlation of shapes {one.shape} and {other.shape}; give two sequences of one length")
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        raise InputError("there are values that aren't finite; leave them out")
+    ranks = [_ranks(values) for values in (one, other)]
+    if any(rank.std() == 0 for rank in ranks):
+        raise InputError("one of the two is the same everywhere, and correlates with nothing; give values that differ")
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """The rank of each value, from 0; equal ones share their mean rank."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ends = count.cumsum()
+    return ((2 * ends - count - 1) / 2)[place]

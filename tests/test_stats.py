@@ -1,0 +1,62 @@
+"""Intervals cover what they should, and correlations are those of textbooks."""
+
+import numpy as np
+import pytest
+
+from srlib.errors import InputError
+from srlib.stats import Interval, interval, rank_correlation
+
+
+def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for k in range(200):
+        found = interval(generator.normal(3.0, 2.0, 30), draws=300, seed=k)
+        covered += found.low <= 3.0 <= found.high
+    assert 175 <= covered <= 198
+
+
+def test_an_interval_is_the_same_each_time_and_about_the_statistic() -> None:
+    samples = [1.0, 2.0, 4.0, 8.0]
+    one = interval(samples)
+    assert one == interval(samples) and one.low < one.value == 3.75 < one.high and one.sure
+    many = np.random.default_rng(0).normal(size=50)
+    assert interval(many) == interval(many) != interval(many, seed=1)
+    assert not interval([-1.0, 1.0, -2.0, 2.5]).sure
+    rows = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 4.0]])
+    assert interval(rows, lambda drawn: (drawn[:, 1] - drawn[:, 0]).max()).value == 2
+    assert interval([2.0, 2.0, 2.0]) == Interval(2, 2, 2)
+    wide, narrow = (interval(np.arange(20.0), level=level) for level in (0.99, 0.5))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_an_interval_reads_as_a_number_and_its_bounds() -> None:
+    assert Interval(0.314, -0.1, 0.5).text() == "0.31 (\u22120.10 to 0.50)"
+    assert Interval(0.314, -0.1, 0.5).text(1, signed=True) == "+0.3 (\u22120.1 to +0.5)"
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        ([1, 2, 3, 4], [10, 20, 25, 100], 1.0),
+        ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
+        ([106, 86, 100, 101, 99, 103, 97, 113, 112, 110], [7, 0, 27, 50, 28, 29, 20, 12, 6, 17], -29 / 165),
+        ([1, 1, 2, 3], [1, 1, 2, 3], 1.0),
+        ([1, 1, 2, 2], [1, 2, 1, 2], 0.0),
+    ],
+)
+def test_rank_correlations_of_known_pairs(x: list[float], y: list[float], expected: float) -> None:
+    assert rank_correlation(x, y) == pytest.approx(expected)
+
+
+def test_what_has_no_answer_is_refused() -> None:
+    for samples in ([1.0], [], [1.0, np.nan], 3.0):
+        with pytest.raises(InputError):
+            interval(samples)
+    with pytest.raises(InputError, match="level"):
+        interval([1.0, 2.0], level=1)
+    with pytest.raises(InputError, match="statistic isn't finite"):
+        interval([1.0, 2.0], lambda drawn: float("nan"))
+    for x, y in (([1, 2], [1, 2, 3]), ([1], [1]), ([1, 1], [1, 2]), ([1, np.inf], [1, 2])):
+        with pytest.raises(InputError):
+            rank_correlation(x, y)
