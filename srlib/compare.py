@@ -89,6 +89,11 @@ def endings(found: Mapping[str, Contender]) -> str:
     return "; ".join(f"{title}: {one.ending}" for title, one in found.items() if one.run is not None)
 
 
+def records(found: Mapping[str, Contender]) -> dict[str, str]:
+    """The record of each network by title, as ``srlib.viz`` wants it: the name of its run's folder."""
+    return {title: one.run.folder.name for title, one in found.items() if one.run is not None}
+
+
 def pair(store: Store, name: str, scale: float) -> tuple[Tensor, Tensor]:
     """LR and HR of the image ``name`` at any scale from 1 up: uint8 (3, h, w) and (3, scale h, scale w).
 
@@ -170,10 +175,10 @@ def radial_spectrum(plane: Tensor, rings: int = 48) -> tuple[Tensor, Tensor]:
     (rings,) each.
 
     The plane's mean is taken off and a Hann window laid over it, so that its edges don't count as structure. Powers are
-    the DFT's squared magnitude over the window's energy: white noise of variance v has v in every ring. Rings are of equal width and their
-    middles are the frequencies, in cycles a pixel, from just above 0 to just below 0.5, where a pixel's neighbours
-    alternate; the corners beyond are left out. Float64. Raises InputError for another shape, for values that aren't
-    finite, and for a plane that is too small to have a frequency in each ring.
+    the DFT's squared magnitude over the window's energy: white noise of variance v has v in every ring but the first.
+    Rings are of equal width and their middles are the frequencies, in cycles a pixel, from just above 0 to just below
+    0.5, where a pixel's neighbours alternate; the corners beyond are left out. Float64. Raises InputError for another
+    shape, for values that aren't finite, and for a plane that is too small to have a frequency in each ring.
     """
     if plane.dim() != 2 or rings < 1:
         raise InputError(f"a spectrum is of one plane in 1 ring or more, not {tuple(plane.shape)} in {rings}")

@@ -443,14 +443,16 @@ def error_maps(
     limit: float | None = None,
     unit: str = "grey levels",
     scores: Mapping[str, str] | None = None,
+    records: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Shown:
     """Maps of absolute errors, all on one colour scale from dark (0) to light (``limit``), with the scale as a bar.
 
     ``errors`` gives for each label a map (h, w) of what is 0 where nothing is wrong. ``limit`` None is the 99.5th
     percentile over all maps together, rounded up to two digits; larger errors have its colour, which the bar says.
-    ``scores`` gives a line of text below a label. Raises ``InputError`` for no map, a map that isn't a plane, values
-    below 0 or not finite, and a limit that isn't positive.
+    ``scores`` gives a line of text below a label, ``records`` the record that it leads to (see :func:`record_link`).
+    Raises ``InputError`` for no map, a map that isn't a plane, values below 0 or not finite, a limit that isn't
+    positive, and as ``images`` does.
     """
     import matplotlib as mpl
 
@@ -478,7 +480,9 @@ def error_maps(
         "<img ", '<img style="width:10rem;height:.8rem;image-rendering:auto" '
     )
     line = "display:flex;gap:.6rem;align-items:center;margin-bottom:.5rem"
-    shown = images(painted, alt=f"{alt} Dark is no error, light is {end}.", scores=scores, caption=caption)
+    shown = images(
+        painted, alt=f"{alt} Dark is no error, light is {end}.", scores=scores, records=records, caption=caption
+    )
     head, rest = shown.html.split(">", 1)
     key = f'<div class="srlib-label" style="{line}">0 {bar} {escape(end)}</div>'
     return Shown(f"{head}>{key}{rest}", _said(alt))
@@ -549,23 +553,25 @@ def compare(
     *,
     alt: str,
     scores: Mapping[str, str] | None = None,
+    records: Mapping[str, str] | None = None,
     left: str = "",
     right: str = "",
     caption: str = "",
 ) -> Shown:
     """Images of one size to be compared by eye: a divider between any two, and all of them zoomed together.
 
-    ``panels`` gives two images or more by label, as for ``images``; ``scores`` a line of text below a label. On a page
-    of the book ``slider.js`` makes of it a divider that moves by mouse, touch and keyboard, with ``left`` and ``right``
-    on its sides at first (default: the second panel and the last), above synchronised panels; where no script runs it
-    is a row of images, which is what JupyterLab shows. Each image is stored once, without loss. Raises ``InputError``
-    for fewer than two panels, panels of different sizes, and a side that is none of the labels.
+    ``panels`` gives two images or more by label, as for ``images``; ``scores`` a line of text below a label, and
+    ``records`` the record that it leads to (see :func:`record_link`). On a page of the book ``slider.js`` makes of it
+    a divider that moves by mouse, touch and keyboard, with ``left`` and ``right`` on its sides at first (default: the
+    second panel and the last), above synchronised panels; where no script runs it is a row of images, which is what
+    JupyterLab shows. Each image is stored once, without loss. Raises ``InputError`` for fewer than two panels, panels
+    of different sizes, a side that is none of the labels, and a record of a label without scores.
     """
     if len(panels) < 2:
         raise InputError(f"{len(panels)} images can't be compared; give at least two")
     _said(alt)
     pixels = {label: _pixels(panel, label) for label, panel in panels.items()}
-    labels = list(pixels)
+    labels, known = list(pixels), _known(records, list(scores or ()))
     sides = {"left": left or labels[1 if len(labels) > 2 else 0], "right": right or labels[-1]}
     for side, label in sides.items():
         if label not in pixels:
@@ -579,7 +585,7 @@ def compare(
                 "images of one size"
             )
         note = (scores or {}).get(label, "")
-        shown = f"<span>{escape(note)}</span>" if note else ""
+        shown = f"<span>{record_link(escape(note), known.get(label, ''))}</span>" if note else ""
         image = _img(panel, f"{label}, {note}: {alt}" if note else f"{label}: {alt}")
         parts.append(
             f'<div class="srlib-panel srlib-pane" data-label="{escape(label, quote=True)}" '

@@ -31,7 +31,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[runs.RunConfi
 
     def run(config: runs.RunConfig, *_: object, **__: object) -> runs.Run:
         found.append(config)
-        return type("Fresh", (), {"network": lambda self, device: runs.initial(config, tmp_path), "ending": "fresh"})()
+        fresh = {"network": lambda self, device: runs.initial(config, tmp_path), "ending": "fresh"}
+        return type("Fresh", (), fresh | {"folder": tmp_path / config.model})()
 
     monkeypatch.setattr(runs, "train_or_load", run)
     return found
@@ -53,6 +54,7 @@ def test_contenders_are_trained_alike_and_fit_the_scale(
     lr = torch.zeros(3, 16, 24, dtype=torch.uint8)
     assert {x.shape for x in compare.enlarged(found, lr).values()} == {(3, 16 * scale, 24 * scale)}
     assert found["bicubic"].ending == "no training"
+    assert compare.records(found) == compare.MODELS
     assert compare.endings(found) == "SAFMN: fresh; SeemoRe-T: fresh; SSIU: fresh; MoEISR: fresh"
 
 

@@ -401,7 +401,10 @@ def test_the_book_repeats_the_badges_that_figures_bring_along() -> None:
 def test_error_maps_share_one_scale_that_is_written_out() -> None:
     small, large = np.zeros((4, 6)), torch.zeros(4, 6)
     small[1, 2], large[1, 2] = 20, 40
-    page = viz.error_maps({"a": small, "b": large}, alt="Errors.", limit=40, scores={"a": "mean 0.8"}, caption="Below.")
+    page = viz.error_maps(
+        {"a": small, "b": large}, alt="Errors.", limit=40, scores={"a": "mean 0.8"}, records={"a": "run-1"}
+    )
+    assert 'data-record="run-1">mean 0.8<' in page.html
     bar, first, second = shown(page).named("img")
     assert bar["alt"] == "Colour bar from dark, 0, to light, 40 grey levels"
     assert "0 " in text(page.html) and "40 grey levels" in text(page.html)
@@ -478,6 +481,8 @@ def test_a_comparison_holds_each_image_once_and_without_loss() -> None:
     assert [pane["data-label"] for pane in panes] == list(panels)
     assert [pane["data-note"] for pane in panes] == ["", "30 dB", ""]
     assert "bicubic 30 dB" in text(page.html) and "Caption." in text(page.html)
+    linked = viz.compare(panels, alt="noise", scores={"bicubic": "30 dB"}, records={"bicubic": "safmn-x4-800-12ab"})
+    assert '<span class="srlib-record" data-record="safmn-x4-800-12ab">30 dB</span>' in linked.html
     other = shown(viz.compare(panels, alt="noise", left="S <1>", right="HR")).named("figure")[0]
     assert (other["data-left"], other["data-right"]) == ("S <1>", "HR")
 
@@ -494,6 +499,7 @@ def test_a_comparison_of_two_has_them_on_its_sides() -> None:
         ({"a": np.zeros((8, 8)), "b": np.zeros((8, 9))}, {}, "one size"),
         ({"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}, {"left": "c"}, "left side; choose one of: a, b"),
         ({"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}, {"alt": ""}, "text alternative"),
+        ({"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}, {"records": {"a": "run-1"}}, "a record for 'a'"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(panels: dict, options: dict, said: str) -> None:
