@@ -2,7 +2,7 @@
 
 A detector D says how much of a feature there is in a patch of the output: by default the sum of its gradients'
 magnitudes. The path gamma leads from a blurred LR image gamma(0) = I', which holds none of the detail, to the image
-gamma(1) = I itself. What an LR pixel contributes is its part of the path integral
+gamma(1) = I itself. What an LR pixel contributes is its part of the path integral::
 
     LAM_i = integral over alpha from 0 to 1 of  dD(F(gamma)) / dgamma_i  dgamma_i / dalpha  dalpha,
 

@@ -263,6 +263,15 @@ def test_a_gpu_makes_the_same_maps(name: str) -> None:
     assert rough.diffusion_index == pytest.approx(cpu.diffusion_index, rel=0.2)
 
 
+def test_half_precision_gives_about_the_same_map() -> None:
+    network, lr, patch = small("safmn"), photo(19, 26), (14, 20, 8, 6)
+    exact = attribute(OnBicubic(network, 2), lr, patch, 2, steps=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = attribute(OnBicubic(network, 2), lr, patch, 2, steps=8)
+    assert rough.diffusion_index == pytest.approx(exact.diffusion_index, rel=0.05)
+    assert not torch.equal(rough.values, exact.values)
+
+
 # --- what is left as it was, and what is refused ----------------------------------------------------------------------
 
 
