@@ -211,6 +211,8 @@ def test_a_network_for_one_scale_needs_no_wrapper() -> None:
     assert isinstance(upscaler(small("lte"), 3.5, (0, 0, 4, 4)), AtPatch)
     with pytest.raises(InputError, match="not positive"):
         AtPatch(small("lte"), 0, (0, 0, 4, 4))
+    with pytest.raises(InputError, match="leaves the output of 32 x 32"):
+        attribute(AtPatch(small("lte"), 2, (40, 0, 4, 4)), photo(16, 16), (40, 0, 4, 4), 2)
 
 
 class Counted(nn.Module):
