@@ -298,13 +298,13 @@ def gini(values: Tensor) -> float:
 
 
 def windows(
-    hr: Tensor, scale: int, *, count: int = 3, patch: int = 16, side: int = 64, apart: int = 64
+    hr: Tensor, scale: int, *, count: int = 3, patch: int = 16, side: int = 64, apart: int = 64, margin: int = 32
 ) -> tuple[Window, ...]:
     """The ``count`` square patches of an HR image (3, H, W) with the largest gradient energy, strongest first.
 
     Gradient energy is the sum over a patch of the squared differences of neighbouring pixels, mean over channels. A
     patch has ``patch`` HR pixels a side and starts at an LR pixel's corner; patches lie ``apart`` HR pixels from each
-    other, down or across, from corner to corner. Around each ``side`` x ``side`` LR pixels are cut out, with the patch
+    other, down or across, from corner to corner, and ``margin`` pixels or more from the image's border. Around each ``side`` x ``side`` LR pixels are cut out, with the patch
     in the middle or, at the border, as near to it as can be.
 
     Raises InputError for an image that is smaller than that or has no room for so many.
@@ -319,6 +319,8 @@ def windows(
     down, across = F.pad(grey.diff(dim=1), (0, 0, 0, 1)), F.pad(grey.diff(dim=2), (0, 1))
     energy = F.avg_pool2d(down**2 + across**2, patch, stride=scale)[0]
     rows, columns = (scale * torch.arange(length, device=hr.device) for length in energy.shape)
+    for places, length in ((rows[:, None], height), (columns[None], width)):
+        energy = energy.where((places >= margin) & (places <= scale * length - margin - patch), -1)
     found = []
     for _ in range(count):
         place = int(energy.argmax())

@@ -458,7 +458,7 @@ def test_windows_are_where_the_detail_is_and_lie_apart() -> None:
     hr = torch.zeros(3, 300, 450, dtype=torch.uint8)
     noise = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     hr[:, 100:116, 200:216], hr[:, 0:16, 0:16], hr[:, 284:300, 432:448] = noise, noise // 2, noise // 4
-    found = windows(hr, 4, count=3)
+    found = windows(hr, 4, count=3, margin=0)
     assert [(w.place[0], w.place[1]) for w in found] == [(100, 200), (0, 0), (284, 432)]
     middle, corner, end = found
     assert middle.corner == (0, 20) and middle.patch == (100, 120, 16, 16), "in the middle but for the top border"
@@ -471,6 +471,14 @@ def test_windows_are_where_the_detail_is_and_lie_apart() -> None:
         top_, left_, *_ = w.place
         assert torch.equal(cut[:, top : top + tall, left : left + wide], hr[:, top_ : top_ + 16, left_ : left_ + 16])
         assert torch.equal(w.inside(cut), cut[:, top : top + tall, left : left + wide])
+
+
+def test_windows_keep_off_the_border() -> None:
+    hr = torch.rand(3, 300, 450, generator=torch.Generator().manual_seed(0))
+    hr[:, :30] *= 5
+    found = windows(hr, 4, count=8)
+    assert all(32 <= w.place[0] <= 300 - 48 and 32 <= w.place[1] <= 448 - 48 for w in found)
+    assert any(w.place[0] < 32 for w in windows(hr, 4, count=8, margin=0))
 
 
 def test_windows_need_room() -> None:
