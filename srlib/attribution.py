@@ -304,8 +304,9 @@ def windows(
 
     Gradient energy is the sum over a patch of the squared differences of neighbouring pixels, mean over channels. A
     patch has ``patch`` HR pixels a side and starts at an LR pixel's corner; patches lie ``apart`` HR pixels from each
-    other, down or across, from corner to corner, and ``margin`` pixels or more from the image's border. Around each ``side`` x ``side`` LR pixels are cut out, with the patch
-    in the middle or, at the border, as near to it as can be.
+    other, down or across, from corner to corner, and ``margin`` pixels or more from the image's border. Around each
+    ``side`` x ``side`` LR pixels are cut out, with the patch in the middle or, near the border, as near to it as can
+    be.
 
     Raises InputError for an image that is smaller than that or has no room for so many.
     """
