@@ -2,7 +2,7 @@
 
 A detector D says how much of a feature there is in a patch of the output: by default the sum of its gradients'
 magnitudes. The path gamma leads from a blurred LR image gamma(0) = I', which holds none of the detail, to the image
-gamma(1) = I itself. What an LR pixel contributes is its part of the path integral
+gamma(1) = I itself. What an LR pixel contributes is its part of the path integral::
 
     LAM_i = integral over alpha from 0 to 1 of  dD(F(gamma)) / dgamma_i  dgamma_i / dalpha  dalpha,
 
@@ -33,7 +33,8 @@ Detector = Callable[[Tensor, Box], Tensor]
 SIGMA = 1.2  # LR pixels; this, the kernel's size and the number of steps are those of the authors' released code
 KERNEL = 9
 STEPS = 50
-MEMORY = 1 << 30
+ON_CPU = 1 << 28  # bytes kept for gradients at once: larger batches are no faster there
+ELSEWHERE = 1 << 31
 GROWTH = 1.5
 FINE = 4000  # points by which the way along the path is measured
 
@@ -155,7 +156,7 @@ class AtPatch(nn.Module):
     """
 
     def __init__(self, network: nn.Module, scale: float, patch: Box) -> None:
-        """Raises InputError for a scale that is not positive."""
+        """Raises InputError for a scale that is not positive; ``forward`` does for a patch that leaves the output."""
         super().__init__()
         if not math.isfinite(scale) or scale <= 0:
             raise InputError(f"scale {scale!r} is not positive; give a number above 0")
@@ -163,6 +164,7 @@ class AtPatch(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         batch, sizes = len(lr), [max(1, round(side * self.scale)) for side in lr.shape[-2:]]
+        _check_patch(self.patch, *sizes)
         ends = zip(self.patch[:2], self.patch[2:], sizes, strict=True)
         rows, columns = (torch.arange(start, min(start + side + 1, end)) for start, side, end in ends)
         places = [(2 * axis + 1) / side - 1 for axis, side in zip((rows, columns), sizes, strict=True)]
@@ -208,7 +210,7 @@ def attribute(
     sigma: float = SIGMA,
     kernel: int = KERNEL,
     steps: int = STEPS,
-    memory: int = MEMORY,
+    memory: int | None = None,
     batch: int | None = None,
 ) -> Attribution:
     """The local attribution map of a patch: what each pixel of ``lr`` contributes to what ``detector`` finds there.
@@ -229,7 +231,8 @@ def attribute(
     nothing itself. A decision that changes along the path is a jump; ``Attribution.completeness`` tells.
 
     As many steps are computed at once as keep no more than ``memory`` bytes for their gradients, but at least one; the
-    first step is computed alone, to measure that. ``batch`` sets their number instead. A network is put into evaluation
+    first step is computed alone, to measure that. None is a quarter of a GiB on a CPU and 2 GiB elsewhere. ``batch``
+    sets their number instead. A network is put into evaluation
     mode meanwhile and its parameters take no gradients; modes, flags and gradients are left as they were found.
 
     Raises InputError for an image, patch, scale or setting that can't be, for an upscaler that lets no gradient
@@ -251,7 +254,8 @@ def attribute(
                 gradient = _gradient(upscale, images, patch, scale, detector, done, steps)
             total += (gradient.double() * _filtered(image, edges[some])).sum(0)
             if batch is None and done == 0:
-                at_once = max(1, memory // max(1, sum(kept.values())))
+                room = memory or (ON_CPU if image.is_cpu else ELSEWHERE)
+                at_once = max(1, room // max(1, sum(kept.values())))
             done += len(images)
         with torch.no_grad():
             ends = torch.cat([_filtered(image, points[[0]]).to(image.dtype), image[None]])
@@ -294,14 +298,15 @@ def gini(values: Tensor) -> float:
 
 
 def windows(
-    hr: Tensor, scale: int, *, count: int = 3, patch: int = 16, side: int = 64, apart: int = 64
+    hr: Tensor, scale: int, *, count: int = 3, patch: int = 16, side: int = 64, apart: int = 64, margin: int = 32
 ) -> tuple[Window, ...]:
     """The ``count`` square patches of an HR image (3, H, W) with the largest gradient energy, strongest first.
 
     Gradient energy is the sum over a patch of the squared differences of neighbouring pixels, mean over channels. A
     patch has ``patch`` HR pixels a side and starts at an LR pixel's corner; patches lie ``apart`` HR pixels from each
-    other, down or across, from corner to corner. Around each ``side`` x ``side`` LR pixels are cut out, with the patch
-    in the middle or, at the border, as near to it as can be.
+    other, down or across, from corner to corner, and ``margin`` pixels or more from the image's border. Around each
+    ``side`` x ``side`` LR pixels are cut out, with the patch in the middle or, near the border, as near to it as can
+    be.
 
     Raises InputError for an image that is smaller than that or has no room for so many.
     """
@@ -315,6 +320,8 @@ def windows(
     down, across = F.pad(grey.diff(dim=1), (0, 0, 0, 1)), F.pad(grey.diff(dim=2), (0, 1))
     energy = F.avg_pool2d(down**2 + across**2, patch, stride=scale)[0]
     rows, columns = (scale * torch.arange(length, device=hr.device) for length in energy.shape)
+    for places, length in ((rows[:, None], height), (columns[None], width)):
+        energy = energy.where((places >= margin) & (places <= scale * length - margin - patch), -1)
     found = []
     for _ in range(count):
         place = int(energy.argmax())
@@ -437,12 +444,7 @@ def _enlarged(upscale: Callable[[Tensor], Tensor], images: Tensor, scale: float)
 
 
 def _looked(detector: Detector, sr: Tensor, patch: Box) -> Tensor:
-    top, left, tall, wide = patch
-    height, width = sr.shape[-2:]
-    if top < 0 or left < 0 or tall < 1 or wide < 1 or top + tall > height or left + wide > width:
-        raise InputError(
-            f"patch {patch} leaves the output of {height} x {width}; give (top, left, height, width) inside it"
-        )
+    _check_patch(patch, *sr.shape[-2:])
     found = detector(sr, patch)
     if not isinstance(found, Tensor) or found.shape != sr.shape[:1]:
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -505,16 +507,26 @@ def _checked_image(lr: Tensor) -> Tensor:
     return lr
 
 
-def _check_settings(path: str, sigma: float, kernel: int, steps: int, memory: int, batch: int | None) -> None:
+def _check_settings(path: str, sigma: float, kernel: int, steps: int, memory: int | None, batch: int | None) -> None:
     if path not in ("blur", "straight"):
         raise InputError(f"no path {path!r}: choose blur or straight")
     if not math.isfinite(sigma) or sigma <= 0:
         raise InputError(f"sigma is {sigma!r}; give a number of LR pixels above 0")
     if not isinstance(kernel, int) or kernel < 3 or kernel % 2 == 0:
         raise InputError(f"the kernel's size is {kernel!r}; give an odd number from 3 up")
-    for name, value in (("steps", steps), ("memory", memory), ("batch", 1 if batch is None else batch)):
+    for name, value in (("steps", steps), ("memory", memory), ("batch", batch)):
+        if value is None and name != "steps":
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; give a whole number from 1 up")
+
+
+def _check_patch(patch: Box, height: int, width: int) -> None:
+    top, left, tall, wide = patch
+    if top < 0 or left < 0 or tall < 1 or wide < 1 or top + tall > height or left + wide > width:
+        raise InputError(
+            f"patch {patch} leaves the output of {height} x {width}; give (top, left, height, width) inside it"
+        )
 
 
 def _shares(values: Tensor) -> Tensor:

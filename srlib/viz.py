@@ -599,75 +599,6 @@ def compare(
     return Shown(f'<figure class="srlib-viz srlib-compare" {data}>{grid}{below}</figure>', alt)
 
 
-def attribution(
-    maps: Mapping[str, Any],
-    lr: Any,
-    box: tuple[float, float, float, float],
-    *,
-    alt: str,
-    hr: Any = None,
-    scores: Mapping[str, str] | None = None,
-    caption: str = "",
-) -> Shown:
-    """Attribution maps of several networks for one patch, all alike: each over the LR image in faint grey (SAFMN,
-    Figure 2; SSIU, Figure 9).
-
-    ``maps`` gives for each label what LR pixels contribute, (h, w) from 0 up, such as ``Attribution.strength``; ``lr``
-    is the image (3, h, w) that they belong to, ``box`` the patch in its pixels (top, left, height, width), framed in
-    red in every panel. The first panel is ``hr``, a whole number of times as large, or else ``lr``. A map is shown as
-    shares of its own sum. The colour scale is one for all: logarithmic, over three decades down from the largest share
-    of any map, written below as a bar; pixels with less stay grey. ``scores`` gives a line of text below a label.
-    Raises ``InputError`` for no map, a map of another size than the image or without any positive value, and a box that
-    leaves the image.
-    """
-    import matplotlib as mpl
-
-    if not maps:
-        raise InputError("there is no attribution map to show; give at least one")
-    image = _pixels(lr, "LR")
-    height, width = image.shape[:2]
-    top, left, tall, wide = box
-    if not (0 <= top < top + tall <= height and 0 <= left < left + wide <= width):
-        raise InputError(f"box {box} leaves the image of {height} x {width}; give the patch in LR pixels")
-    shares = {}
-    for label, strength in maps.items():
-        array = _array(strength).astype(np.float64)
-        if array.shape != (height, width):
-            raise InputError(f"map {label!r} has shape {array.shape}; give one number a pixel, {height} x {width}")
-        if not np.isfinite(array).all() or array.min() < 0 or array.sum() == 0:
-            raise InputError(f"map {label!r} holds values below 0 or not finite, or nothing at all; give absolute ones")
-        shares[label] = array / array.sum()
-    largest = max(share.max() for share in shares.values())
-    least = largest / 10**DECADES
-    faint = 0.55 + 0.45 * image.mean(2, keepdims=True) / 255
-
-    def painted(share: np.ndarray) -> np.ndarray:
-        level = np.log10(np.maximum(share, least) / least) / DECADES
-        colours = mpl.colormaps["YlGnBu"](0.15 + 0.85 * level)[..., :3]
-        cover = np.where(share > least, 0.6 + 0.4 * level, 0)[..., None]
-        mixed = cover * colours + (1 - cover) * (faint if share.shape == (height, width) else 1)
-        return (mixed * 255).round().astype(np.uint8)
-
-    first, label = (image, "LR") if hr is None else (_pixels(hr, "HR"), "HR")
-    if first.shape[0] % height or first.shape[0] // height * width != first.shape[1]:
-        raise InputError(f"HR is {first.shape[0]} x {first.shape[1]}; give a whole number of times {height} x {width}")
-    panels = {label: first} | {label: painted(share) for label, share in shares.items()}
-    framed = {}
-    for label, panel in panels.items():
-        large = _enlarge(panel, max(240, *first.shape[:2]))
-        framed[label] = _red_frame(large, tuple(side * large.shape[0] / height for side in box))
-    shown = images(framed, alt=alt, scores=scores, caption=caption)
-    low, high = (f"{_short(100 * share, 2)} %" for share in (least, largest))
-    said = f"Colour bar on a logarithmic scale, from light, {low}, to dark, {high} of a map in one pixel"
-    bar = _img(painted(np.geomspace(least * 1.001, largest, 128)[None]), said).replace(
-        "<img ", '<img style="width:10rem;height:.8rem;image-rendering:auto" '
-    )
-    line = "display:flex;flex-wrap:wrap;gap:.2rem .6rem;align-items:center;margin-bottom:.5rem"
-    key = f'<div class="srlib-label" style="{line}">{low} {bar} {high} of the map in one pixel (grey: less)</div>'
-    head, rest = shown.html.split(">", 1)
-    return Shown(f"{head}>{key}{rest}", shown.alt)
-
-
 def curves(
     logs: Mapping[str, Any],
     x: str,
@@ -887,6 +818,75 @@ def shares(
         axes.figure.legend(loc="outside upper center", ncols=len(parts))
 
     return _chart(draw, alt, caption)
+
+
+def attribution(
+    maps: Mapping[str, Any],
+    lr: Any,
+    box: tuple[float, float, float, float],
+    *,
+    alt: str,
+    hr: Any = None,
+    scores: Mapping[str, str] | None = None,
+    caption: str = "",
+) -> Shown:
+    """Attribution maps of several networks for one patch, all alike: each over the LR image in faint grey (SAFMN,
+    Figure 2; SSIU, Figure 9).
+
+    ``maps`` gives for each label what LR pixels contribute, (h, w) from 0 up, such as ``Attribution.strength``; ``lr``
+    is the image (3, h, w) that they belong to, ``box`` the patch in its pixels (top, left, height, width), framed in
+    red in every panel. The first panel is ``hr``, a whole number of times as large, or else ``lr``. A map is shown as
+    shares of its own sum. The colour scale is one for all: logarithmic, over three decades down from the largest share
+    of any map, written below as a bar; pixels with less stay grey. ``scores`` gives a line of text below a label.
+    Raises ``InputError`` for no map, a map of another size than the image or without any positive value, and a box that
+    leaves the image.
+    """
+    import matplotlib as mpl
+
+    if not maps:
+        raise InputError("there is no attribution map to show; give at least one")
+    image = _pixels(lr, "LR")
+    height, width = image.shape[:2]
+    top, left, tall, wide = box
+    if not (0 <= top < top + tall <= height and 0 <= left < left + wide <= width):
+        raise InputError(f"box {box} leaves the image of {height} x {width}; give the patch in LR pixels")
+    shares = {}
+    for label, strength in maps.items():
+        array = _array(strength).astype(np.float64)
+        if array.shape != (height, width):
+            raise InputError(f"map {label!r} has shape {array.shape}; give one number a pixel, {height} x {width}")
+        if not np.isfinite(array).all() or array.min() < 0 or array.sum() == 0:
+            raise InputError(f"map {label!r} holds values below 0 or not finite, or nothing at all; give absolute ones")
+        shares[label] = array / array.sum()
+    largest = max(share.max() for share in shares.values())
+    least = largest / 10**DECADES
+    faint = 0.55 + 0.45 * image.mean(2, keepdims=True) / 255
+
+    def painted(share: np.ndarray) -> np.ndarray:
+        level = np.log10(np.maximum(share, least) / least) / DECADES
+        colours = mpl.colormaps["YlGnBu"](0.15 + 0.85 * level)[..., :3]
+        cover = np.where(share > least, 0.6 + 0.4 * level, 0)[..., None]
+        mixed = cover * colours + (1 - cover) * (faint if share.shape == (height, width) else 1)
+        return (mixed * 255).round().astype(np.uint8)
+
+    first, label = (image, "LR") if hr is None else (_pixels(hr, "HR"), "HR")
+    if first.shape[0] % height or first.shape[0] // height * width != first.shape[1]:
+        raise InputError(f"HR is {first.shape[0]} x {first.shape[1]}; give a whole number of times {height} x {width}")
+    panels = {label: first} | {label: painted(share) for label, share in shares.items()}
+    framed = {}
+    for label, panel in panels.items():
+        large = _enlarge(panel, max(240, *first.shape[:2]))
+        framed[label] = _red_frame(large, tuple(side * large.shape[0] / height for side in box))
+    shown = images(framed, alt=alt, scores=scores, caption=caption)
+    low, high = (f"{_short(100 * share, 2)} %" for share in (least, largest))
+    said = f"Colour bar on a logarithmic scale, from light, {low}, to dark, {high} of a map in one pixel"
+    bar = _img(painted(np.geomspace(least * 1.001, largest, 128)[None]), said).replace(
+        "<img ", '<img style="width:10rem;height:.8rem;image-rendering:auto" '
+    )
+    line = "display:flex;flex-wrap:wrap;gap:.2rem .6rem;align-items:center;margin-bottom:.5rem"
+    key = f'<div class="srlib-label" style="{line}">{low} {bar} {high} of the map in one pixel (grey: less)</div>'
+    head, rest = shown.html.split(">", 1)
+    return Shown(f"{head}>{key}{rest}", shown.alt)
 
 
 def protocol_matrix(

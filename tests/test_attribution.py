@@ -211,6 +211,8 @@ def test_a_network_for_one_scale_needs_no_wrapper() -> None:
     assert isinstance(upscaler(small("lte"), 3.5, (0, 0, 4, 4)), AtPatch)
     with pytest.raises(InputError, match="not positive"):
         AtPatch(small("lte"), 0, (0, 0, 4, 4))
+    with pytest.raises(InputError, match="leaves the output of 32 x 32"):
+        attribute(AtPatch(small("lte"), 2, (40, 0, 4, 4)), photo(16, 16), (40, 0, 4, 4), 2)
 
 
 class Counted(nn.Module):
@@ -261,6 +263,15 @@ def test_a_gpu_makes_the_same_maps(name: str) -> None:
     with torch.autocast("cuda", torch.bfloat16):
         rough = attribute(network, lr.cuda(), patch, 2, steps=8)
     assert rough.diffusion_index == pytest.approx(cpu.diffusion_index, rel=0.2)
+
+
+def test_half_precision_gives_about_the_same_map() -> None:
+    network, lr, patch = small("safmn"), photo(19, 26), (14, 20, 8, 6)
+    exact = attribute(OnBicubic(network, 2), lr, patch, 2, steps=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = attribute(OnBicubic(network, 2), lr, patch, 2, steps=8)
+    assert rough.diffusion_index == pytest.approx(exact.diffusion_index, rel=0.05)
+    assert not torch.equal(rough.values, exact.values)
 
 
 # --- what is left as it was, and what is refused ----------------------------------------------------------------------
@@ -447,7 +458,7 @@ def test_windows_are_where_the_detail_is_and_lie_apart() -> None:
     hr = torch.zeros(3, 300, 450, dtype=torch.uint8)
     noise = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     hr[:, 100:116, 200:216], hr[:, 0:16, 0:16], hr[:, 284:300, 432:448] = noise, noise // 2, noise // 4
-    found = windows(hr, 4, count=3)
+    found = windows(hr, 4, count=3, margin=0)
     assert [(w.place[0], w.place[1]) for w in found] == [(100, 200), (0, 0), (284, 432)]
     middle, corner, end = found
     assert middle.corner == (0, 20) and middle.patch == (100, 120, 16, 16), "in the middle but for the top border"
@@ -460,6 +471,14 @@ def test_windows_are_where_the_detail_is_and_lie_apart() -> None:
         top_, left_, *_ = w.place
         assert torch.equal(cut[:, top : top + tall, left : left + wide], hr[:, top_ : top_ + 16, left_ : left_ + 16])
         assert torch.equal(w.inside(cut), cut[:, top : top + tall, left : left + wide])
+
+
+def test_windows_keep_off_the_border() -> None:
+    hr = torch.rand(3, 300, 450, generator=torch.Generator().manual_seed(0))
+    hr[:, :30] *= 5
+    found = windows(hr, 4, count=8)
+    assert all(32 <= w.place[0] <= 300 - 48 and 32 <= w.place[1] <= 448 - 48 for w in found)
+    assert any(w.place[0] < 32 for w in windows(hr, 4, count=8, margin=0))
 
 
 def test_windows_need_room() -> None:
