@@ -258,9 +258,12 @@ def test_headings_go_down_a_level_at_a_time(built: Path) -> None:
 # --- What the browser says ---
 
 MEASURE = """() => {
-  const wide = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1);
   const over = document.scrollingElement.scrollWidth - innerWidth;
-  return over <= 0 ? [] : [`${over} px too wide`, ...wide.slice(0, 5).map(e => `${e.tagName}.${e.className}`)];
+  if (over <= 0) return [];
+  const boxed = e => e.parentElement && (getComputedStyle(e.parentElement).overflowX !== 'visible' || boxed(e.parentElement));
+  const wide = e => e.getBoundingClientRect().right > innerWidth + 1 && !boxed(e);
+  const found = [...document.querySelectorAll('main *')].filter(wide).slice(0, 5);
+  return [`${over} px too wide`, ...found.map(e => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`)];
 }"""
 UNSORTED = """() => [...document.querySelectorAll('.srlib-table table, .bd-article table.table')].filter(table => {
   const rows = [...table.tBodies].flatMap(body => [...body.rows]);
@@ -622,7 +625,7 @@ def test_a_click_on_a_number_opens_its_record_at_its_place(page: Any, address: s
             page.goto(address + name)
             page.locator(f'a.srlib-record[href="{link}"]').first.click()
             page.wait_for_url(f"**/{target}*")
-            assert "Record" in page.locator("article h1").first.text_content()
+            assert "Record" in page.title()
             assert not anchor or page.evaluate("document.querySelector(':target') !== null")
     assert len(followed) >= 4
 
