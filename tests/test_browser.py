@@ -258,9 +258,12 @@ def test_headings_go_down_a_level_at_a_time(built: Path) -> None:
 # --- What the browser says ---
 
 MEASURE = """() => {
-  const wide = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1);
   const over = document.scrollingElement.scrollWidth - innerWidth;
-  return over <= 0 ? [] : [`${over} px too wide`, ...wide.slice(0, 5).map(e => `${e.tagName}.${e.className}`)];
+  if (over <= 0) return [];
+  const boxed = ({parentElement: box}) => box && (getComputedStyle(box).overflowX !== 'visible' || boxed(box));
+  const wide = e => e.getBoundingClientRect().right > innerWidth + 1 && !boxed(e);
+  const said = e => `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`;
+  return [`${over} px too wide`, ...[...document.querySelectorAll('main *')].filter(wide).slice(0, 5).map(said)];
 }"""
 UNSORTED = """() => [...document.querySelectorAll('.srlib-table table, .bd-article table.table')].filter(table => {
   const rows = [...table.tBodies].flatMap(body => [...body.rows]);
@@ -339,7 +342,7 @@ def visit(opened: Any, url: str, script: str) -> Visit:
 
 @pytest.fixture(scope="session")
 def visits(chromium: str, address: str) -> dict[str, Visit]:
-    """Every page of the sample, opened once, by a browser for each of two threads."""
+    """Every page of the sample, opened once, by two browsers or as many as there are processors, up to four."""
     script = (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
     names = sorted(sample(), key=lambda name: (HTML / name).stat().st_size, reverse=True)
 
@@ -347,8 +350,10 @@ def visits(chromium: str, address: str) -> dict[str, Visit]:
         with browser(chromium) as opened:
             return {name: visit(opened, address + name, script) for name in mine}
 
-    with ThreadPoolExecutor(2) as pool:
-        return {name: seen for part in pool.map(work, (names[::2], names[1::2])) for name, seen in part.items()}
+    count = min(4, max(2, os.cpu_count() or 2))
+    with ThreadPoolExecutor(count) as pool:
+        parts = pool.map(work, [names[k::count] for k in range(count)])
+        return {name: seen for part in parts for name, seen in part.items()}
 
 
 def problems(visits: dict[str, Visit], what: Callable[[Visit], list[str]]) -> dict[str, list[str]]:
@@ -613,16 +618,16 @@ def test_a_click_on_a_number_opens_its_record_at_its_place(page: Any, address: s
     """From a page of each paper: the first link of each kind of record that stands there."""
     followed = set()
     for name, links in recorded().items():
-        for link in links:
+        for link in links if name.startswith("chapters/") else ():
             target, _, anchor = urljoin(name, link).partition("#")
             what = (name.split("/")[1], kind(Path(target).stem), bool(anchor))
-            if what in followed or not name.startswith("chapters/"):
+            if what in followed:
                 continue
             followed.add(what)
             page.goto(address + name)
             page.locator(f'a.srlib-record[href="{link}"]').first.click()
             page.wait_for_url(f"**/{target}*")
-            assert "Record" in page.locator("article h1").first.text_content()
+            assert "Record" in page.title()
             assert not anchor or page.evaluate("document.querySelector(':target') !== null")
     assert len(followed) >= 4
 
