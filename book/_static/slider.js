@@ -179,7 +179,7 @@
 
     for (const area of [stage, grid]) {
       const pointers = new Map(); // id -> place; two of them pinch
-      let box = null;
+      let box = null, start = null, along = false; // along: the divider follows, as the finger went sideways
 
       area.addEventListener("wheel", (event) => {
         const over = windowOf(event.target);
@@ -193,7 +193,7 @@
       area.addEventListener("pointerdown", (event) => {
         const over = windowOf(event.target);
         if (!over || (event.pointerType === "mouse" && event.button !== 0)) return;
-        if (pointers.size === 0) box = over;
+        if (pointers.size === 0) [box, start, along] = [over, event, event.pointerType === "mouse"];
         pointers.set(event.pointerId, place(event, box));
         area.setPointerCapture(event.pointerId);
         if (area === stage) handle.focus({ preventScroll: true });
@@ -214,14 +214,18 @@
           const apart = (one) => Math.hypot((one.across - other.across) * edges.width, (one.down - other.down) * edges.height);
           move((before.across - now.across) / 2, (before.down - now.down) / 2);
           zoom(apart(now) / Math.max(apart(before), 1), (now.across + other.across) / 2, (now.down + other.down) / 2);
-        } else if (area === stage) divide(100 * now.across);
-        else move(before.across - now.across, before.down - now.down);
+        } else if (area === stage) {
+          const across = Math.abs(event.clientX - start.clientX), down = Math.abs(event.clientY - start.clientY);
+          along = along || (across > 6 && across > down);
+          if (along) divide(100 * now.across);
+        } else move(before.across - now.across, before.down - now.down);
         pointers.set(event.pointerId, now);
       });
 
       for (const end of ["pointerup", "pointercancel"]) {
         area.addEventListener(end, (event) => {
-          if (end === "pointerup" && area === stage && pointers.size === 1 && pointers.has(event.pointerId)) {
+          const tapped = Math.hypot(event.clientX - start?.clientX, event.clientY - start?.clientY) < 6;
+          if (end === "pointerup" && area === stage && pointers.size === 1 && pointers.has(event.pointerId) && tapped) {
             divide(100 * place(event, stage).across);
           }
           pointers.delete(event.pointerId);
