@@ -513,6 +513,13 @@ def test_a_printed_table_sorts_by_its_lower_heads_within_groups_and_keeps_totals
     assert page.locator("[aria-sort]").count() == 1
 
 
+def test_a_column_of_drawings_and_a_head_over_two_columns_have_no_button(page: Any) -> None:
+    row = "<tr><td>{}</td><td><div class='bar'></div></td><td>1</td><td>2</td></tr>"
+    head = "<thead><tr><th>n</th><th>share</th><th colspan='2'>both</th></tr></thead>"
+    made(page, head, row.format(2) + row.format(1))
+    assert page.locator("thead button").all_text_contents() == ["n"]
+
+
 def test_a_number_that_is_given_wins_and_one_row_has_nothing_to_sort(page: Any) -> None:
     rows = ('data-sort="3">one', 'data-sort="-1">nine', 'data-sort="2">five')
     made(page, "<thead><tr><th>n</th></tr></thead>", "".join(f"<tr><td {row}</td></tr>" for row in rows))
