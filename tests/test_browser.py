@@ -373,7 +373,10 @@ def test_nothing_is_fetched_from_elsewhere(visits: dict[str, Visit], address: st
 
 def test_no_page_is_over_three_megabytes(visits: dict[str, Visit], address: str) -> None:
     """A page's own weight: its HTML and images as they are. And what a first visit transfers in all, compressed as a
-    server does it: with style, scripts, search index and MathJax, which all pages share and a browser then keeps."""
+    server does it: with style, scripts, font, search index and MathJax, which pages share and a browser then keeps."""
+
+    def shared_by_all(path: Path) -> bool:
+        return path.is_relative_to(HTML / "_static") or path == HTML / "searchindex.js"
 
     @cache
     def sizes(path: Path) -> tuple[int, int]:
@@ -386,7 +389,7 @@ def test_no_page_is_over_three_megabytes(visits: dict[str, Visit], address: str)
         files = {HTML / unquote(url.removeprefix(address)) for url in urls}
         named = (urlsplit(link) for link in read(HTML / name).sources)
         files |= {HTML / urljoin(name, unquote(link.path)) for link in named if not link.scheme}
-        own = sum(sizes(path)[0] for path in files if path.suffix not in (".css", ".js"))
+        own = sum(sizes(path)[0] for path in files if not shared_by_all(path))
         transferred = sum(sizes(path)[1] for path in files)
         if max(own, transferred) > LIMIT:
             heavy[name] = (own, transferred)
