@@ -133,7 +133,8 @@
     for (const head of heads.cells) {
       const own = column;
       column += head.colSpan;
-      if (!named.includes(head) || head.colSpan > 1) continue;
+      const drawn = originals.flat().every((row) => !(at(row, own)?.textContent.trim() || at(row, own)?.dataset.sort));
+      if (!named.includes(head) || head.colSpan > 1 || drawn) continue; // bars and pictures have no order
       const name = head.textContent.trim().replace(/\s+/g, " ");
       const button = document.createElement("button");
       button.type = "button";
