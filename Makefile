@@ -36,8 +36,9 @@ test: $(VENV)/.ready ## run all tests
 lab: $(VENV)/.ready ## open the notebooks in JupyterLab
 	@$(RUN) jupyterlab notebooks --MappingKernelManager.root_dir='$(CURDIR)'
 
-lint: $(VENV)/.ready ## check style, and that notebooks carry no outputs
+lint: $(VENV)/.ready ## check style, the workflow, and that notebooks carry no outputs
 	@$(RUN) ruff check .
+	@$(RUN) check_jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(RUN) nbstripout --keep-id --verify $$(find notebooks -name '*.ipynb' -not -path '*/.*')
 
 clean: ## remove what was made, but for the environment (.venv) and the trained networks (runs)

@@ -33,6 +33,7 @@ MOEISR = ("moeisr-lte-s-edsr", None, "main")
 KERNELS = [("seemore-t", "4c", f"SeemoRe-T (kernel={kernel})") for kernel in (11, 3)]
 SELECTED = [("ssiu", 3, f"SSIU (ESAM=1;SAM=0;MoE-FS={moe_fs})") for moe_fs in (0, 1)]
 AT_OTHER_SCALES = [(model, None, scale) for model in ("safmn", "seemore-t", "ssiu") for scale in ("x2", "x3")]
+COMPARED = [MAIN, TINY, SSIU, MOEISR]
 ROWS = {
     "safmn/2-training": [MAIN],
     "safmn/4-ablations": [PLAIN, ("safmn", 3, "CCM -> Channel MLP")],
@@ -47,17 +48,21 @@ ROWS = {
     "ssiu/4-ablations": SELECTED,
     "ssiu/5-inside": [SSIU],
     "ssiu/7-audit": [MAIN, TINY, SSIU, *AT_OTHER_SCALES],
-    "ssiu/8-side-by-side": [MAIN, TINY, SSIU],
     "ssiu/8-attribution": [MAIN, TINY, SSIU, MOEISR],
     "moeisr/2-training": [MOEISR],
     "moeisr/3-tables": [MOEISR],
     "moeisr/4-experts": [MOEISR],
     "moeisr/5-zoom": [MOEISR],
+    "compare/1-scores": COMPARED,
+    "compare/2-pictures": COMPARED,
+    "compare/3-cost": COMPARED,
+    "compare/4-explore": [*COMPARED, *AT_OTHER_SCALES],
+    **{f"compare/{photograph}": COMPARED for photograph in ("camera", "chelsea", "coffee", "rocket")},
 }
 # Notebooks that measure time, and so must have the machine to themselves.
 TIMED = {"safmn/3-tables", "safmn/4-ablations", "safmn/6-speed"}
 TIMED |= {"seemore/1-walkthrough", "seemore/3-tables", "seemore/6-speed"}
-TIMED |= {"ssiu/3-tables", "ssiu/6-speed", "moeisr/6-speed"}
+TIMED |= {"ssiu/3-tables", "ssiu/6-speed", "moeisr/6-speed", "compare/3-cost"}
 
 BUDGET = str(config.get("budget", "smoke"))
 if BUDGET not in BUDGETS:
@@ -77,6 +82,7 @@ PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 CORES = workflow.cores or 2  # on a cluster: what a job asks for
 RECORDS = ".cache/records"
+TABLES = f"{RECORDS}/tables/index.json"
 TRAINED = {(model, slug(label)): (table, label) for rows in ROWS.values() for model, table, label in rows}
 
 
@@ -99,6 +105,12 @@ def records(wildcards):
         f"{RECORDS}/{BUDGET}/{model}/{slug(label)}{'.eval' if label == 'main' else ''}.json"
         for model, table, label in ROWS.get(wildcards.notebook, [])
     ]
+
+
+def made_runs():
+    """The records of all trained networks that the notebooks load: the book has a page for each."""
+    loaded = {(model, label) for name in NOTEBOOKS for model, table, label in ROWS.get(name, [])}
+    return [f"{RECORDS}/{BUDGET}/{model}/{slug(label)}.json" for model, label in sorted(loaded)]
 
 
 def which(wildcards):
@@ -138,6 +150,8 @@ rule book:
         "book/_toc.yml",
         PROSE,
         SOURCES,
+        TABLES,
+        made_runs(),
     output:
         "book/_build/html/index.html",
     log:
@@ -147,6 +161,17 @@ rule book:
         "rm -rf book/_build && echo building the book && "
         "{JUPYTER_BOOK} build --path-output book --config _config.yml -W -n --keep-going book >{log} 2>&1 || "
         "{{ grep -E 'WARNING|ERROR|Error:' {log} >&2; echo 'the book could not be built: {log} holds the rest' >&2; exit 1; }}"
+
+
+rule tables:
+    input:
+        SOURCES,
+        SCORES,
+    output:
+        TABLES,
+    shell:
+        "echo writing the records of all printed tables && "
+        "OMP_NUM_THREADS={threads} {PYTHON} -m srlib tables {RECORDS}/tables --records book/results >/dev/null"
 
 
 rule notebook:

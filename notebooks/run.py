@@ -6,6 +6,10 @@ The kernel is this Python, started in the project's folder, with IPython and Jup
 the user's settings, kernels or history is read or written. The result appears whole or not at all; of a notebook that
 fails, the partly executed copy is kept beside it as RESULT.failed.ipynb. Exit codes: 0 done, 1 the notebook failed,
 2 it was refused before it was started.
+
+What made the result is kept in its metadata, under "srlib": the notebook, its parameters and which of them differ from
+their defaults, the seconds that it took, commit, versions, device and threads, and what of the project it read: trained
+runs, image sets by fingerprint, score records.
 """
 
 import argparse
@@ -14,14 +18,18 @@ import json
 import logging
 import math
 import os
+import platform
 import signal
 import sys
 import tempfile
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 900.0
+PACKAGES = ("torch", "numpy", "scikit-image", "Pillow", "matplotlib")  # whose versions a record holds, where installed
 
 
 class Refused(Exception):
@@ -105,6 +113,8 @@ def isolate(folder: Path) -> None:
         path.mkdir(parents=True)
     (profile / "ipython_kernel_config.py").write_text(
         "c = get_config()\nc.HistoryManager.enabled = False\nc.IPKernelApp.log_level = 'ERROR'\n"
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).resolve().parent)!r})\nimport run\nsys.path.pop(0)\n"
+        "c.IPKernelApp.extensions = ['run']\n"
     )
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
@@ -118,7 +128,64 @@ def isolate(folder: Path) -> None:
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "SRLIB_PROGRESS": "line",  # nobody watches: one summary line instead of a bar
         "KINETO_LOG_LEVEL": "99",  # the profiler's progress has no place on a page
+        "SRLIB_NOTED": str(folder / "noted.json"),  # where the kernel notes what it reads, and with what
     }
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """In the kernel: note after each cell what of the project was read so far, and what computes there."""
+    opened: dict[str, None] = {}
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | os.PathLike):
+            opened[os.path.abspath(os.fspath(arguments[0]))] = None
+
+    def note(*_: object) -> None:
+        noted = read_of_project(list(opened), Path(os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser())
+        if "torch" in sys.modules and "srlib" in sys.modules:
+            noted |= computing()
+        Path(os.environ["SRLIB_NOTED"]).write_text(json.dumps(noted), encoding="utf-8")
+
+    sys.addaudithook(watch)
+    shell.events.register("post_run_cell", note)
+
+
+def computing() -> dict[str, object]:
+    """The commit of srlib, the device that it chooses, and torch's threads (imports torch)."""
+    import torch
+
+    from srlib.complexity import describe_device
+    from srlib.runs import commit, pick_device
+
+    device = describe_device(torch.device(pick_device("auto")))
+    return {"commit": commit(), "device": device, "threads": torch.get_num_threads()}
+
+
+def read_of_project(paths: list[str], cache: Path, root: Path = ROOT) -> dict[str, list[Any]]:
+    """What of these files are parts of the project: the names of trained runs, image sets, and score records, each in
+    the order in which it was first opened.
+
+    An image set, of which ``cache`` is the folder, is told by the fingerprint of its images, how many there are, and
+    the fingerprints of the LR images that were used, by scale.
+    """
+    runs: dict[str, None] = {}
+    scores: dict[str, None] = {}
+    sets: dict[str, dict[str, Any]] = {}
+    stores, results = cache.absolute() / "stores", root / "book" / "results"
+    for path in map(Path, paths):
+        if path.suffix in (".json", ".csv") and path.parent.parent == root / "runs":
+            runs[path.parent.name] = None
+        elif path.suffix == ".json" and path.is_relative_to(results):
+            scores[path.relative_to(results).as_posix()] = None
+        elif path.name == "index.json" and path.parent.parent == stores and path.is_file():
+            index = json.loads(path.read_text(encoding="utf-8"))
+            key, _, reduced = path.parent.name.partition("-x")
+            one = sets.setdefault(key, {"fingerprint": "", "images": len(index["images"]), "lr": {}})
+            if reduced:
+                one["lr"][reduced.partition("-")[0]] = index["fingerprint"]
+            else:
+                one["fingerprint"] = index["fingerprint"]
+    return {"runs": list(runs), "images": list(sets.values()), "scores": list(scores)}
 
 
 def write(notebook: dict, path: Path) -> None:
@@ -147,6 +214,37 @@ def tidy(notebook: dict, known: dict[str, object]) -> dict:
         if not tags:
             cell["metadata"].pop("tags", None)
     return notebook
+
+
+def made(
+    source: Path, known: dict[str, object], values: dict[str, object], seconds: float, timeout: float, noted: Path
+) -> dict:
+    """What made a result: the notebook, its parameters, those that differ with their defaults, how long it took and
+    might have, versions, and what the kernel noted."""
+    found = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "notebook": shown(source),
+        "parameters": {name: portable(value) for name, value in (known | values).items()},
+        "changed": {name: known[name] for name, value in values.items() if value != known[name]},
+        "given": list(values),
+        "seconds": round(seconds, 1),
+        "timeout": timeout,
+        "versions": versions,
+        "platform": f"{platform.system()} {platform.machine()}",
+    } | found
+
+
+def portable(value: object) -> object:
+    """A parameter's value without a path of this machine: of a folder elsewhere, its name alone."""
+    if isinstance(value, str) and value.startswith(("/", "~")):
+        return f"\u2026/{Path(value).name}"
+    return value
 
 
 def place(notebook: dict) -> str:
@@ -228,7 +326,10 @@ def run(source: Path, result: Path, given: list[list[str]], offered: list[list[s
             where = place(half)
             write(tidy(half, known), failed)
             raise Failed(f"{name} failed {where}: {error}; partly executed copy: {shown(failed)}") from None
-        write(tidy(read(partly), known), result)
+        done = tidy(read(partly), known)
+        seconds = time.monotonic() - start
+        done["metadata"]["srlib"] = made(source, known, values, seconds, timeout, Path(folder) / "noted.json")
+        write(done, result)
     failed.unlink(missing_ok=True)
     cells = sum(cell["cell_type"] == "code" for cell in notebook["cells"])
     return f"{name}: {cells} cells in {time.monotonic() - start:.0f} s"

@@ -1,4 +1,4 @@
-"""The ``srlib`` command: train, evaluate, table, complexity, speed.
+"""The ``srlib`` command: train, evaluate, table, tables, complexity, speed.
 
 Each command imports what it needs when it runs, so that help comes at once. Bad input ends with one line on standard
 error and exit code 2.
@@ -313,8 +313,40 @@ def table(
     found = papers.table(paper, number, records=records or (usual if usual.is_dir() else None))
     if as_csv:
         sys.stdout.write(found.csv())
-    else:
-        show([asdict(cell) | {"ours": cell.ours_text} for cell in found.cells], as_json, False)
+        return
+    cells = [asdict(cell) | {"ours": cell.ours_text} for cell in found.cells]
+    for cell in () if as_json else cells:
+        del cell["record"], cell["source"]
+    show(cells, as_json, False)
+
+
+@app.command()
+def tables(
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    records: Annotated[Path | None, typer.Option(help="Folder of score records; usually book/results.")] = None,
+) -> None:
+    """Write every table of every paper into a folder, as CSV and as JSON that says where each number comes from.
+
+    Example: srlib tables tables
+    """
+    import platform
+
+    import torch
+
+    import srlib
+    from srlib import papers
+    from srlib import runs as engine
+
+    usual = Path("book/results")
+    engine.check_writable(folder / "index.json")
+    found = papers.all_tables(records=records or (usual if usual.is_dir() else None))
+    made = {"commit": engine.commit(), "srlib": srlib.__version__}
+    made |= {"python": platform.python_version(), "torch": torch.__version__}
+    for one in found:
+        (folder / f"{one.record}.csv").write_text(one.csv(), encoding="utf-8")
+        engine.write_json(folder / f"{one.record}.json", one.described() | made)
+    engine.write_json(folder / "index.json", {"tables": [one.record for one in found]} | made)
+    print(f"{len(found)} tables, {sum(len(one.cells) for one in found)} printed cells in {folder}")
 
 
 @app.command()

@@ -374,13 +374,68 @@ def fine_tune(
     if collapsed_at:
         raise InputError(f"{start.folder.name} collapsed at step {collapsed_at}: go on from a run that came to its end")
     model, scale = before["model"], before["scale"]
-    full = at_length(recipe(model).train, recipe(model).train.steps // 2)
-    changes = {"steps": full.steps, "milestones": full.milestones, "fft_weight": 0.0, "degradation": "real-esrgan"}
     config = configure(
         model, scale, store, network=config_class(model)(**before["network"]), budget=budget, ablation=True,
-        changes=changes, seed=seed, precision=precision,
+        changes=tuned(model), seed=seed, precision=precision,
     )  # fmt: skip
     return replace(config, start=start.folder.name)
+
+
+def tuned(model: str) -> dict[str, Any]:
+    """The settings of a fine-tuning for real-world images that differ from the paper's usual ones."""
+    full = at_length(recipe(model).train, recipe(model).train.steps // 2)
+    return {"steps": full.steps, "milestones": full.milestones, "fft_weight": 0.0, "degradation": "real-esrgan"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a run is made again: ``command``, the arguments of ``srlib train``; its ``budget``; and the ``table`` and
+    ``row`` whose network and training it has, None for a paper's usual ones."""
+
+    command: tuple[str, ...]
+    budget: str
+    table: int | str | None = None
+    row: str | None = None
+
+
+def origin(config: Mapping[str, Any]) -> Origin | None:
+    """How the run of a recorded configuration (``Run.config``) is made again by ``srlib train``; None for one whose
+    network or training no budget, option or row of a table gives, such as one that a notebook configures.
+
+    The images are named as the record names them, and the record of the run that a fine-tuning goes on from, by that
+    run's name: "seemore-t-x4-650-0b1e948fa083.json". Raises InputError for a model that there isn't.
+    """
+    model, scale, seed, precision = config["model"], config["scale"], *map(config["train"].get, ("seed", "precision"))
+    usual = default_config(model)
+    given = ["--data", config["data"]] + (["--seed", str(seed)] if seed else [])
+    given += ["--precision", precision] if precision != TrainConfig.precision else []
+    at = [] if scale is None else ["--scale", str(scale)]
+
+    def same(network: Any, settings: TrainConfig) -> bool:
+        network = network if scale is None else replace(network, scale=scale)
+        found = json.loads(json.dumps([asdict(network), asdict(settings)]))
+        return found == [config["network"], config["train"]]
+
+    for budget in BUDGETS:
+        options = {"budget": budget, "seed": seed, "precision": precision}
+        end = ("--budget", budget, *given)
+        if config.get("start"):
+            settings = training(model, ablation=True, changes=tuned(model), **options)
+            if config["train"] == json.loads(json.dumps(asdict(settings))):
+                return Origin(("srlib", "train", model, "--fine-tune", f"{config['start']}.json", *end), budget)
+            continue
+        for length in ([], ["--ablation"]):
+            if same(usual, training(model, ablation=bool(length), **options)):
+                return Origin(("srlib", "train", model, *at, *length, *end), budget)
+        paper = papers.paper_of(model)
+        for number in (number for name, number in papers.tables() if name == paper):
+            rows = papers.rows(paper, number)
+            for row in [] if holds_the_networks(rows) else rows:
+                settings = training(row.model, ablation=True, changes=row.train, **options)
+                if row.model == model and same(row.config, settings):
+                    which = ("--table", str(number), "--row", row.name)
+                    return Origin(("srlib", "train", model, *at, *which, *end), budget, number, row.name)
+    return None
 
 
 def train_or_load(

@@ -82,6 +82,9 @@ METRICS: Mapping[str, str] = MappingProxyType(
 )
 """How the columns of the papers' tables are headed."""
 
+NUMBER = re.compile(r"[-+\u2212\u00b1~]?[\d.\u2013]")
+"""How the text of a number starts."""
+
 PAGE: Mapping[str, str] = MappingProxyType({"light": "#ffffff", "dark": "#121212"})
 """The background that a drawing is made for."""
 
@@ -188,7 +191,10 @@ figure.srlib-viz figcaption, .srlib-table .srlib-caption, .srlib-ledger .srlib-c
 .srlib-stack .verdict-differs { background: #d5541a; } .srlib-stack .verdict-not-run { background: #8b949e; }
 """.strip()
 """What the HTML needs to look right where no style sheet knows it, such as in JupyterLab. The book's own style sheet
-repeats it."""
+repeats it.
+
+:meta hide-value:
+"""
 
 
 class PrintedCell(Protocol):
@@ -204,6 +210,7 @@ class PrintedCell(Protocol):
     unit: str
     verdict: str
     note: str
+    record: str
 
 
 class LedgerEntry(Protocol):
@@ -220,6 +227,7 @@ class LedgerEntry(Protocol):
     explanation: str
     evidence: str
     dataset: str
+    record: str
 
 
 @dataclass(frozen=True)
@@ -308,6 +316,7 @@ def images(
     alt: str,
     crop: tuple[int, int, int, int] | None = None,
     scores: Mapping[str, str] | None = None,
+    records: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Shown:
     """Images side by side, the high-resolution one first.
@@ -315,12 +324,14 @@ def images(
     ``panels`` gives for each label a tensor or array, CHW, HWC with three channels, HW, or a batch of one, as uint8
     or float in [0, 1]. ``crop`` is (top, left, height, width) in pixels of the first panel: that panel is then shown
     whole with the crop's box drawn in, and every panel's crop below it, enlarged by nearest neighbour. A smaller
-    panel, such as the LR image, is cropped at the same place. ``scores`` gives a line of text below a label. Raises
-    ``InputError`` for no panel, a crop that leaves the image, or a panel that isn't an image.
+    panel, such as the LR image, is cropped at the same place. ``scores`` gives a line of text below a label,
+    ``records`` the record that it leads to (see :func:`record_link`). Raises ``InputError`` for no panel, a crop that
+    leaves the image, a panel that isn't an image, or a record of a label without scores.
     """
     if not panels:
         raise InputError("there is no image to show; give at least one panel")
     pixels = {label: _pixels(panel, label) for label, panel in panels.items()}
+    known = _known(records, list(scores or ()))
     first, whole = next(iter(pixels.items()))
     height, width = whole.shape[:2]
     parts = []
@@ -337,7 +348,7 @@ def images(
         pixels = {label: _enlarge(_cut(panel, (height, width), crop, label)) for label, panel in pixels.items()}
     for label, panel in pixels.items():
         note = (scores or {}).get(label, "")
-        shown = f"<span>{escape(note)}</span>" if note else ""
+        shown = f"<span>{record_link(escape(note), known.get(label, ''))}</span>" if note else ""
         text = f"{label}, {note}: {alt}" if note else f"{label}: {alt}"
         parts.append(
             f'<div class="srlib-panel">{_img(panel, text)}<span class="srlib-label">{escape(label)}{shown}</span></div>'
@@ -423,6 +434,169 @@ def expert_maps(
     )
     head, rest = shown.html.split(">", 1)
     return Shown(f'{head}><div class="srlib-label" style="margin-bottom:.5rem">{legend}</div>{rest}', shown.alt)
+
+
+def error_maps(
+    errors: Mapping[str, Any],
+    *,
+    alt: str,
+    limit: float | None = None,
+    unit: str = "grey levels",
+    scores: Mapping[str, str] | None = None,
+    records: Mapping[str, str] | None = None,
+    caption: str = "",
+) -> Shown:
+    """Maps of absolute errors, all on one colour scale from dark (0) to light (``limit``), with the scale as a bar.
+
+    ``errors`` gives for each label a map (h, w) of what is 0 where nothing is wrong. ``limit`` None is the 99.5th
+    percentile over all maps together, rounded up to two digits; larger errors have its colour, which the bar says.
+    ``scores`` gives a line of text below a label, ``records`` the record that it leads to (see :func:`record_link`).
+    Raises ``InputError`` for no map, a map that isn't a plane, values below 0 or not finite, a limit that isn't
+    positive, and as ``images`` does.
+    """
+    import matplotlib as mpl
+
+    if not errors:
+        raise InputError("there is no error map to show; give at least one")
+    planes = {label: _array(plane).astype(np.float64) for label, plane in errors.items()}
+    for label, plane in planes.items():
+        if plane.ndim != 2 or plane.size == 0:
+            raise InputError(f"error map {label!r} has shape {plane.shape}; give one plane, height x width")
+        if not (np.isfinite(plane).all() and plane.min() >= 0):
+            raise InputError(f"error map {label!r} holds values below 0 or not finite; give absolute differences")
+    largest = max(plane.max() for plane in planes.values())
+    if limit is None:
+        most = np.percentile(np.concatenate([plane.ravel() for plane in planes.values()]), 99.5)
+        limit = _up(most) if most > 0 else 1.0
+    if not (math.isfinite(limit) and limit > 0):
+        raise InputError(f"errors can't be coloured up to {limit}; give a limit above 0")
+    painted = {
+        label: (mpl.colormaps["inferno"](np.clip(plane / limit, 0, 1))[..., :3] * 255).round().astype(np.uint8)
+        for label, plane in planes.items()
+    }
+    end = f"{limit:g} {unit}" + (" and more" if largest > limit else "")
+    ramp = (mpl.colormaps["inferno"](np.linspace(0, 1, 128))[None, :, :3] * 255).round().astype(np.uint8)
+    bar = _img(ramp, f"Colour bar from dark, 0, to light, {end}").replace(
+        "<img ", '<img style="width:10rem;height:.8rem;image-rendering:auto" '
+    )
+    line = "display:flex;gap:.6rem;align-items:center;margin-bottom:.5rem"
+    shown = images(
+        painted, alt=f"{alt} Dark is no error, light is {end}.", scores=scores, records=records, caption=caption
+    )
+    head, rest = shown.html.split(">", 1)
+    key = f'<div class="srlib-label" style="{line}">0 {bar} {escape(end)}</div>'
+    return Shown(f"{head}>{key}{rest}", _said(alt))
+
+
+def spectra(
+    powers: Mapping[str, Any],
+    frequencies: Any,
+    *,
+    alt: str,
+    reference: str = "HR",
+    relative: bool = False,
+    models: Mapping[str, str] | None = None,
+    nyquist: float | None = None,
+    caption: str = "",
+) -> Shown:
+    """Power against spatial frequency, as decibels: which detail an image holds, and where it is lost.
+
+    ``powers`` gives for each label the power at each of the ``frequencies`` (cycles a pixel), all above 0.
+    ``relative`` draws their ratio to the power of ``reference``, which is then the line at 0 dB. ``models`` names the
+    model whose colour and marker a label gets. ``nyquist`` marks the finest frequency that the LR image holds.
+    Raises ``InputError`` for no spectrum, one of another length, a power that isn't positive and finite, and a
+    reference that is none of them.
+    """
+    if not powers:
+        raise InputError("there is no spectrum to draw; give at least one")
+    at = _array(frequencies).astype(np.float64)
+    values = {label: _array(power).astype(np.float64) for label, power in powers.items()}
+    for label, power in values.items():
+        if power.shape != at.shape or at.ndim != 1 or not at.size:
+            raise InputError(
+                f"spectrum {label!r} has shape {power.shape}; give a power for each of {at.size} frequencies"
+            )
+        if not (np.isfinite(power).all() and power.min() > 0):
+            raise InputError(f"spectrum {label!r} holds powers that aren't positive and finite; look at what made it")
+    if relative and reference not in values:
+        raise InputError(f"reference {reference!r} isn't among the spectra; choose one of: {', '.join(values)}")
+    level = {label: 10 * np.log10(power) for label, power in values.items()}
+    if relative:
+        level = {label: line - level[reference] for label, line in level.items()}
+    owner = {label: label.lower() for label in values if label.lower() in COLOURS} | dict(models or {})
+
+    def draw(axes: "Axes") -> None:
+        ink = axes.xaxis.label.get_color()
+        if nyquist is not None:
+            axes.axvline(nyquist, color="#7a7a7a", linestyle=":", linewidth=1.2, label="finest in LR")
+        for k, (label, line) in enumerate(level.items()):
+            ours = owner.get(label)
+            axes.plot(
+                at,
+                line,
+                color=colour(ours) if ours else ink,
+                marker=MARKERS[ours] if ours else None,
+                markevery=(k, max(1, len(at) // 8)),
+                markersize=5,
+                linewidth=1.5,
+                label=label,
+            )
+        axes.set_xlabel("spatial frequency (cycles a pixel)")
+        axes.set_ylabel(f"power relative to {reference} (dB)" if relative else "power (dB)")
+        axes.figure.legend(loc="outside upper center", ncols=3 if axes.figure.get_figwidth() < 6 else 7)
+
+    return _chart(draw, alt, caption)
+
+
+def compare(
+    panels: Mapping[str, Any],
+    *,
+    alt: str,
+    scores: Mapping[str, str] | None = None,
+    records: Mapping[str, str] | None = None,
+    left: str = "",
+    right: str = "",
+    caption: str = "",
+) -> Shown:
+    """Images of one size to be compared by eye: a divider between any two, and all of them zoomed together.
+
+    ``panels`` gives two images or more by label, as for ``images``; ``scores`` a line of text below a label, and
+    ``records`` the record that it leads to (see :func:`record_link`). On a page of the book ``slider.js`` makes of it
+    a divider that moves by mouse, touch and keyboard, with ``left`` and ``right`` on its sides at first (default: the
+    second panel and the last), above synchronised panels; where no script runs it is a row of images, which is what
+    JupyterLab shows. Each image is stored once, without loss. Raises ``InputError`` for fewer than two panels, panels
+    of different sizes, a side that is none of the labels, and a record of a label without scores.
+    """
+    if len(panels) < 2:
+        raise InputError(f"{len(panels)} images can't be compared; give at least two")
+    _said(alt)
+    pixels = {label: _pixels(panel, label) for label, panel in panels.items()}
+    labels, known = list(pixels), _known(records, list(scores or ()))
+    sides = {"left": left or labels[1 if len(labels) > 2 else 0], "right": right or labels[-1]}
+    for side, label in sides.items():
+        if label not in pixels:
+            raise InputError(f"there is no panel {label!r} for the {side} side; choose one of: {', '.join(labels)}")
+    height, width = pixels[labels[0]].shape[:2]
+    parts = []
+    for label, panel in pixels.items():
+        if panel.shape[:2] != (height, width):
+            raise InputError(
+                f"panel {label!r} is {panel.shape[1]}x{panel.shape[0]} and {labels[0]!r} is {width}x{height}; give "
+                "images of one size"
+            )
+        note = (scores or {}).get(label, "")
+        shown = f"<span>{record_link(escape(note), known.get(label, ''))}</span>" if note else ""
+        image = _img(panel, f"{label}, {note}: {alt}" if note else f"{label}: {alt}")
+        parts.append(
+            f'<div class="srlib-panel srlib-pane" data-label="{escape(label, quote=True)}" '
+            f'data-note="{escape(note, quote=True)}"><div class="srlib-view">{image}</div>'
+            f'<span class="srlib-label">{escape(label)}{shown}</span></div>'
+        )
+    data = f'data-width="{width}" data-height="{height}"'
+    data += "".join(f' data-{side}="{escape(label, quote=True)}"' for side, label in sides.items())
+    grid = f'<div class="srlib-panels srlib-panes" style="--columns:3">{"".join(parts)}</div>'
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return Shown(f'<figure class="srlib-viz srlib-compare" {data}>{grid}{below}</figure>', alt)
 
 
 def curves(
@@ -723,17 +897,20 @@ def protocol_matrix(
     digits: int = 2,
     unit: str = "dB",
     heading: str = "protocol",
+    records: Mapping[str, str] | None = None,
 ) -> Shown:
     """The same images scored in several ways: rows by columns, each cell with its value and its distance from
     ``reference``.
 
-    ``values`` gives for each row (a protocol) its columns (a set, a scale, a metric); ``reference`` is the row that
-    the others are compared with. Distance is a signed number in the cell; a tint repeats it. Raises ``InputError``
-    for an unknown reference.
+    ``values`` gives for each row (a protocol) its columns (a set, a scale, a metric); ``reference`` is the row that the
+    others are compared with. Distance is a signed number in the cell; a tint repeats it. ``records`` names the record
+    that the values of a column or row lead to, as for :func:`plain_table`. Raises ``InputError`` for an unknown
+    reference, and for a record of neither a column nor a row.
     """
     if reference not in values:
         raise InputError(f"reference row {reference!r} isn't among the rows; choose one of: {', '.join(values)}")
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    known = _known(records, [*columns, *values])
     base = values[reference]
     far = {
         c: max((abs(row[c] - base[c]) for row in values.values() if c in row and c in base), default=0) for c in columns
@@ -747,7 +924,8 @@ def protocol_matrix(
                 cells.append("<td>\u2013</td>")
                 continue
             distance = row[column] - base.get(column, math.nan)
-            text = f'<span class="srlib-printed">{row[column]:.{digits}f}</span>'
+            value = record_link(f"{row[column]:.{digits}f}", known.get(column, known.get(label, "")))
+            text = f'<span class="srlib-printed">{value}</span>'
             if label == reference or not math.isfinite(distance):
                 cells.append(f"<td>{text}</td>")
                 continue
@@ -769,11 +947,11 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
     """A printed table, printed against ours, rows by metrics as in the paper, each cell with a verdict in symbol and
     word.
 
-    ``cells`` are those of a ``srlib.papers.Table``, in the paper's order. Each cell shows the printed number, below
-    it ours with the verdict; a row of which nothing was run shows that once, beside its name. Notes are numbered
-    below the table. Scales, and printed groups of rows, have headings of their own; ``across`` gives each scale a
-    column instead of each data set, of which there is one then. Raises ``InputError`` for no cells, an unknown verdict,
-    and several data sets across scales.
+    ``cells`` are those of a ``srlib.papers.Table``, in the paper's order. Each cell shows the printed number, below it
+    ours with the verdict; a row of which nothing was run shows that once, beside its name. Notes are numbered below the
+    table. Ours, and the mark of what was not run, lead to the cell's record. Scales, and printed groups of rows, have
+    headings of their own; ``across`` gives each scale a column instead of each data set, of which there is one then.
+    Raises ``InputError`` for no cells, an unknown verdict, and several data sets across scales.
     """
     cells = list(cells)
     if not cells:
@@ -813,7 +991,8 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
         name = escape(_typeset(row)) + (f' <span class="srlib-variant">{escape(extra)}</span>' if extra else "")
         if quiet:
             common = list(dict.fromkeys(cell.note for cell in shown if cell.note))
-            name += f' <span class="srlib-mark">{badge("not-run", brief=packed)}{_notes(common, notes)}</span>'
+            mark = record_link(badge("not-run", brief=packed), shown[0].record)
+            name += f' <span class="srlib-mark">{mark}{_notes(common, notes)}</span>'
         filled = [_printed_cell(line.get(column, []), quiet, notes, brief) for column in columns]
         body.append(f'<tr><th scope="row">{name}</th>{"".join(filled)}</tr>')
     inner = _heads(columns, units, heading) + f"<tbody>{''.join(body)}</tbody>"
@@ -834,13 +1013,17 @@ def table_html(cells: Iterable[PrintedCell], caption: str, *, heading: str = "ro
 
 
 def verdict_summary(
-    counts: Mapping[str, Mapping[str, int]], *, caption: str = "Verdicts over all printed cells."
+    counts: Mapping[str, Mapping[str, int]],
+    *,
+    caption: str = "Verdicts over all printed cells.",
+    records: Mapping[str, str] | None = None,
 ) -> Shown:
     """The scoreboard: for each label (a table), how many printed cells have each verdict, as numbers and as a stacked
     bar.
 
-    ``counts`` gives a label's counts by verdict, missing ones meaning none. The last line adds them up where there
-    are several.
+    ``counts`` gives a label's counts by verdict, missing ones meaning none. The last line, "all", adds them up where
+    there are several. ``records`` names the record that a line's numbers lead to. Raises ``InputError`` for an unknown
+    verdict, and for a record of no line.
     """
     for row in counts.values():
         for verdict in row:
@@ -848,18 +1031,23 @@ def verdict_summary(
                 raise InputError(f"unknown verdict {verdict!r}; choose one of: {', '.join(VERDICTS)}")
     total = {verdict: sum(row.get(verdict, 0) for row in counts.values()) for verdict in VERDICTS}
     rows = {**counts, "all": total} if len(counts) > 1 else dict(counts)
+    known = _known(records, list(rows))
     head = "".join(f'<th scope="col">{badge(verdict)}</th>' for verdict in VERDICTS)
     body = []
     for label, row in rows.items():
-        cells = sum(row.values())
+        record = known.get(label, "")
+        cells = record_link(str(sum(row.values())), record)
         parts = "".join(
             f'<i class="verdict-{verdict}" style="flex:{row[verdict]}"></i>'
             for verdict in VERDICTS
             if row.get(verdict, 0)
         )
-        numbers = "".join(f"<td>{row.get(verdict, 0)}</td>" for verdict in VERDICTS)
+        numbers = "".join(
+            f"<td>{record_link(str(row.get(verdict, 0)), record, quiet=True)}</td>" for verdict in VERDICTS
+        )
         bar = f'<td><div class="srlib-stack" aria-hidden="true">{parts}</div></td>'
-        body.append(f'<tr><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
+        last = ' class="srlib-total"' if row is total else ""
+        body.append(f'<tr{last}><th scope="row">{escape(label)}</th>{numbers}<td>{cells}</td>{bar}</tr>')
     inner = (
         f'<thead><tr><th scope="col">table</th>{head}<th scope="col">cells</th>'
         '<th scope="col" class="srlib-word">share</th></tr></thead>'
@@ -872,12 +1060,13 @@ def verdict_summary(
 def ledger(entries: Iterable[LedgerEntry], *, caption: str = "", prefix: str = "ledger") -> Shown:
     """The ledger as a list: what is printed, what comes out, why, and the evidence.
 
-    ``entries`` are those of ``srlib.papers.ledger``. Entries of one kind with the same explanation and evidence share
-    a block, which stands where the first of them does. A block of cells names their table, scale and metric, all rows,
-    the printed number and ours with its verdict; another one names its subject, its kind, and what the paper says and
-    what is done here. Each block has an id that pages can link to: ``prefix`` and the first entry's place as a slug,
-    such as "ledger-table-3-x4-flops-baseline" or "ledger-release-global-residual". Give each ledger of a page a prefix
-    of its own. Raises ``InputError`` for a cell with an unknown verdict.
+    ``entries`` are those of ``srlib.papers.ledger``. Entries of one kind with the same explanation and evidence share a
+    block, which stands where the first of them does. A block of cells names their table, scale and metric, all rows,
+    the printed number and ours with its verdict, and its numbers and rows lead to their cells' records; another one
+    names its subject, its kind, and what the paper says and what is done here. Each block has an id that pages can link
+    to: ``prefix`` and the first entry's place as a slug, such as "ledger-table-3-x4-flops-baseline" or
+    "ledger-release-global-residual". Give each ledger of a page a prefix of its own. Raises ``InputError`` for a cell
+    with an unknown verdict.
     """
     blocks: dict[tuple[str, str, str], list[LedgerEntry]] = {}
     for entry in entries:
@@ -904,27 +1093,57 @@ def ledger(entries: Iterable[LedgerEntry], *, caption: str = "", prefix: str = "
     return Shown(f'<div class="srlib-viz srlib-ledger">{above}{body}</div>', said)
 
 
-def plain_table(rows: Iterable[Sequence[object]], columns: Sequence[str], *, caption: str, digits: int = 3) -> Shown:
+def plain_table(
+    rows: Iterable[Sequence[object]],
+    columns: Sequence[str],
+    *,
+    caption: str,
+    digits: int = 3,
+    records: Mapping[str, str] | None = None,
+) -> Shown:
     """Any other table in the book's look: each row's first entry names it, floats are shown with ``digits``
     significant digits.
 
     Columns of numbers are set flush right, texts flush left and broken into lines. An entry that is one of ``VERDICTS``
-    is shown as its badge. Raises ``InputError`` for a row of another length than ``columns``.
+    is shown as its badge. ``records`` names the record (see :func:`record_link`) that every number of a column or row
+    leads to, and its own name there, by the column's heading or the row's first entry; where both have one, the
+    column's is taken. Raises ``InputError`` for a row of another length than ``columns``, and for a record of neither a
+    column nor a row.
     """
     rows = [tuple(row) for row in rows]
     for row in rows:
         if len(row) != len(columns):
             raise InputError(f"row {row!r} has {len(row)} entries; give {len(columns)}, one for each column")
+    known = _known(records, [*columns, *(str(row[0]) for row in rows)])
     kinds = [_kind([row[k] for row in rows]) for k in range(len(columns))]
     body = []
     for row in rows:
+        names = [known.get(column, known.get(str(row[0]), "")) for column in columns]
         cells = "".join(
-            f"<td{kind}>{_entry(value, digits)}</td>" for value, kind in zip(row[1:], kinds[1:], strict=True)
+            f"<td{kind}>{record_link(_entry(value, digits), name if _leads(value, name) else '')}</td>"
+            for value, kind, name in zip(row[1:], kinds[1:], names[1:], strict=True)
         )
-        body.append(f'<tr><th scope="row">{_entry(row[0], digits)}</th>{cells}</tr>')
+        first = record_link(_entry(row[0], digits), names[0] if str(row[0]) == names[0] else "")
+        body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for column, kind in zip(columns, kinds, strict=True))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return _table(inner, caption, alt=f"{caption} {len(rows)} rows, {len(columns)} columns.")
+
+
+def record_link(html: str, record: str, *, quiet: bool = False) -> str:
+    """HTML that leads to a record: the name of a run's folder, "safmn-table-3#baseline-x4-flops" for a printed cell,
+    "chapter-safmn-3-tables" for a page of the book. "" leaves the HTML as it is.
+
+    The book's build makes a link of it; elsewhere, as in JupyterLab, it is plain text.
+    ``quiet`` is for links that would crowd a table: one can click them, but the keyboard passes over them. Raises
+    ``InputError`` for what can't be a record's name.
+    """
+    if not record:
+        return html
+    if not re.fullmatch(r"[\w.+-]+(#[\w.+-]+)?", record):
+        raise InputError(f"{record!r} names no record; give a run's folder name, or a name such as safmn-table-3")
+    kind = "srlib-record srlib-quiet" if quiet else "srlib-record"
+    return f'<span class="{kind}" data-record="{record}">{html}</span>'
 
 
 def badge(verdict: str, *, brief: bool = False) -> str:
@@ -947,17 +1166,20 @@ def _place(entry: LedgerEntry) -> tuple[str, ...]:
 
 def _cell_heads(block: Sequence[LedgerEntry]) -> str:
     """A head line for each place and pair of numbers in a block of cells, and the rows that share it."""
-    lines: dict[tuple[Any, ...], list[str]] = {}
+    lines: dict[tuple[Any, ...], dict[str, str]] = {}
     for e in block:
         metric = METRICS.get(e.metric, e.metric)
         place = ", ".join((*_place(e)[: -1 if e.metric else None], *([metric] if metric else []))).replace(
             " x", " \u00d7"
         )
-        lines.setdefault((place, e.printed, e.ours, e.verdict), []).append(e.row)
+        lines.setdefault((place, e.printed, e.ours, e.verdict), {}).setdefault(e.row, e.record)
     heads = []
     for (place, printed, ours, verdict), rows in lines.items():
-        numbers = f"printed {escape(printed)} \u2192 ours {escape(ours)}" if ours else f"printed {escape(printed)}"
-        listed = "".join(f"<li>{escape(_typeset(row))}</li>" for row in dict.fromkeys(rows))
+        first = next(iter(rows.values()))
+        numbers = f"printed {escape(printed)}" + (
+            f" \u2192 ours {record_link(escape(ours), first, quiet=True)}" if ours else ""
+        )
+        listed = "".join(f"<li>{record_link(escape(_typeset(row)), record)}</li>" for row, record in rows.items())
         heads.append(
             f'<p class="srlib-head"><strong>{escape(place)}</strong> <span class="srlib-numbers">{numbers}</span> '
             f"{badge(verdict)}</p><ul>{listed}</ul>"
@@ -989,12 +1211,28 @@ def _entry(value: object, digits: int) -> str:
     return escape(str(value))
 
 
+def _leads(value: object, record: str) -> bool:
+    """Whether an entry leads to its record: a number, text that starts with one, a verdict, or the record's name."""
+    return (
+        str(value) == record
+        or isinstance(value, int | float)
+        or str(value) in VERDICTS
+        or bool(NUMBER.match(str(value)))
+    )
+
+
+def _known(records: Mapping[str, str] | None, labels: Sequence[str]) -> Mapping[str, str]:
+    """``records``, each of them of one of the labels; InputError where one is not."""
+    for label in records or ():
+        if label not in labels:
+            raise InputError(f"a record for {label!r}, which is none of: {', '.join(dict.fromkeys(labels))}")
+    return records or {}
+
+
 def _kind(values: Sequence[object]) -> str:
     """The class of a column, as an attribute: none for numbers, one for words, another for sentences."""
     texts = [str(value) for value in values]
-    if all(
-        isinstance(value, int | float) or re.match(r"[-+\u2212\u00b1~]?[\d.\u2013]", str(value)) for value in values
-    ):
+    if all(isinstance(value, int | float) or NUMBER.match(str(value)) for value in values):
         if max(map(len, texts), default=0) <= 24:
             return ""
     return ' class="srlib-long"' if max(map(len, texts), default=0) > 32 else ' class="srlib-word"'
@@ -1025,11 +1263,15 @@ def _printed_cell(parts: Sequence[PrintedCell], quiet: bool, notes: dict[str, in
         return "<td>\u2013</td>"
     texts = []
     for cell in parts:
-        texts.append(f'<span class="srlib-printed">{escape(str(cell.printed))}</span>')
-        if not quiet:
-            ours = "" if cell.ours is None else f"{escape(_ours(cell))} "
-            mark = f'<span class="srlib-mark">{badge(cell.verdict, brief=brief)}{_notes([cell.note], notes)}</span>'
-            texts.append(f'<span class="srlib-ours">{ours}{mark}</span>')
+        printed, mark = escape(str(cell.printed)), badge(cell.verdict, brief=brief)
+        if quiet:
+            texts.append(f'<span class="srlib-printed">{record_link(printed, cell.record, quiet=True)}</span>')
+            continue
+        ours = "" if cell.ours is None else f"{record_link(escape(_ours(cell)), cell.record)} "
+        mark = mark if ours else record_link(mark, cell.record)
+        texts.append(f'<span class="srlib-printed">{printed}</span>')
+        mark = f'<span class="srlib-mark">{mark}{_notes([cell.note], notes)}</span>'
+        texts.append(f'<span class="srlib-ours">{ours}{mark}</span>')
     kinds = " ".join(dict.fromkeys(f"cell-{cell.verdict}" for cell in parts))
     return f'<td class="{kinds}">{"".join(texts)}</td>'
 
@@ -1150,6 +1392,12 @@ def _short(value: float, digits: int) -> str:
     return f"{float(f'{value:.{digits}g}'):,.10g}" if math.isfinite(value) else ""
 
 
+def _up(value: float) -> float:
+    """A positive number, rounded up to two significant digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.2g}")
+
+
 def _sides(
     centre: tuple[float, float], radius: float, wide: float, tall: float
 ) -> list[tuple[float, float, float, float]]:
@@ -1197,13 +1445,19 @@ def _coarse(path: re.Match[bytes]) -> bytes:
 
 
 def _img(pixels: np.ndarray, alt: str) -> str:
-    from PIL import Image
+    """Pixels as an image that holds them without loss: WebP where that is smaller than PNG, as it mostly is."""
+    from PIL import Image, features
 
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
-    data = base64.b64encode(file.getvalue()).decode()
+    def encoded(kind: str, **options: Any) -> str:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, kind, **options)
+        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+    found = [encoded("png", optimize=True)]
+    if features.check("webp"):
+        found.append(encoded("webp", lossless=True, quality=100, method=4))
     size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
-    return f'<img class="dark-light" {size} src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}">'
+    return f'<img class="dark-light" {size} src="{min(found, key=len)}" alt="{escape(alt, quote=True)}">'
 
 
 def _array(value: Any) -> np.ndarray:

@@ -177,14 +177,36 @@ def test_images_in_prose_have_a_text_alternative(path: Path) -> None:
         assert "alt=" in tag
 
 
-def test_equations_need_no_network() -> None:
-    extension, folder = next(iter(config()["sphinx"]["local_extensions"].items()))
-    spec = importlib.util.spec_from_file_location(extension, ROOT / folder / f"{extension}.py")
-    assert spec and spec.loader
+def extension(name: str) -> Any:
+    """One of the book's own Sphinx extensions, as a module."""
     pytest.importorskip("sphinx")
+    folder = config()["sphinx"]["local_extensions"][name]
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    bundle = module.bundle()
+    return module
+
+
+def test_pages_are_mended_where_the_theme_leaves_them_wrong() -> None:
+    mend = extension("mend")
+    parts = ('<a class="reference internal" href="a.html">A &amp; B</a><details>', "<summary>", "<i></i></summary>")
+    assert mend.page("".join(parts)) == f'{parts[0]}<summary aria-label="Pages of A &amp; B">{parts[2]}'
+    signature = '<dt class="sig py"><dl>\n<dd>a,</dd>\n</dl></dt>'
+    lines = '<span class="sig-lines">\n<span class="sig-line">a,</span>\n</span>'
+    assert mend.page(f"{signature}<dl><dd>kept</dd></dl>") == f'<dt class="sig py">{lines}</dt><dl><dd>kept</dd></dl>'
+    right = "<article><details><summary>Mine</summary></details></article>"
+    assert mend.page(right) == right
+
+
+def test_icons_that_no_page_shows_are_left_out() -> None:
+    sun = 'sun:[512,512,[9728],"f185",["M3","M4z"]],'
+    script = f'a={{"angle-up":[320,512,[8963],"f106","M1 2z"],{sun}x:[1,2,[],"f00d","M5z"]}};'
+    assert extension("mend").icons(script, {"sun"}) == f"a={{{sun}}};"
+
+
+def test_equations_need_no_network() -> None:
+    bundle = extension("offline").bundle()
     assert bundle.is_file() and "MathJax" in bundle.read_text(errors="replace")[:400_000]
 
 

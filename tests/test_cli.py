@@ -65,6 +65,26 @@ def test_a_table_prints_as_csv(srlib):
     assert {row["verdict"] for row in rows} == {"not-run"}
 
 
+def test_all_tables_are_written_with_what_made_each_number(srlib, tmp_path, monkeypatch):
+    from srlib import papers
+
+    kept = [("safmn", 1), ("safmn", 5)]
+    monkeypatch.setattr(papers, "tables", lambda: kept)
+    results = Path(__file__).resolve().parent.parent / "book" / "results"
+    code, out, _ = srlib("tables", tmp_path / "t", "--records", results)
+    assert code == 0 and "2 tables, 559 printed cells" in out
+    assert json.loads((tmp_path / "t/index.json").read_text())["tables"] == ["safmn-table-1", "safmn-table-5"]
+    table = json.loads((tmp_path / "t/safmn-table-1.json").read_text())
+    cells = {cell["record"].partition("#")[2]: cell for cell in table["cells"]}
+    counted, scored = cells["safmn-ours-x4-flops"], cells["bicubic-x4-set5-psnr"]
+    network = table["networks"][counted["network"]]
+    assert counted["how"] == "counted" and (network["model"], network["lr"]) == ("safmn", [180, 320])
+    assert network["config"]["scale"] == 4 and table["counts"]["exact"] > 0 and table["commit"]
+    assert (scored["how"], scored["source"]) == ("scored", "bicubic/luma-x4.json") and "network" not in scored
+    assert cells["carn-x4-set5-psnr"]["how"] == "not run"
+    assert (tmp_path / "t/safmn-table-5.csv").read_text().count("\n") == 7
+
+
 def test_complexity_prints_the_printed_parameters(srlib):
     code, out, _ = srlib("complexity", "safmn", "--scale", "4", "--height", "8", "--width", "8", "--json")
     assert code == 0 and json.loads(out)[0]["params"] == 239_520

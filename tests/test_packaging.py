@@ -60,6 +60,24 @@ def test_makefile_installs_every_extra_under_the_pins() -> None:
     assert "--constraint constraints.txt" in text
 
 
+def test_the_published_build_calls_make_and_may_do_no_more_than_it_must() -> None:
+    """GitHub's workflow: targets that the Makefile has, GitHub's own actions by major version, a limit for each job,
+    and the right to publish in one job alone, which runs nothing of this project."""
+    text = (ROOT / ".github" / "workflows" / "book.yml").read_text()
+    jobs = yaml.safe_load(text)["jobs"]
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
+    called = [step["run"].split() for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert [words[:2] for words in called] == [["make", "lint"], ["make", "book"], ["make", "test"]]
+    assert {words[1] for words in called} <= targets
+    for used in re.findall(r"uses: (\S+)", text):
+        assert re.fullmatch(r"actions/[a-z-]+@v\d+", used)
+    assert all(job["timeout-minutes"] <= 120 for job in jobs.values())
+    assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+    granted = {name: job["permissions"] for name, job in jobs.items() if "permissions" in job}
+    assert granted == {"publish": {"pages": "write", "id-token": "write"}}
+    assert "main" in jobs["publish"]["if"] and jobs["publish"]["needs"] == "build"
+
+
 def test_core_is_light() -> None:
     names = {requirements.Requirement(text).name for text in PROJECT["dependencies"]}
     assert not names & {"jupyterlab", "jupyter-book", "papermill", "snakemake", "matplotlib", "pandas", "pytest"}

@@ -319,10 +319,12 @@ def test_csv_holds_every_printed_cell(every: tuple[papers.Table, ...], filled: d
             if cell.ours is not None:
                 assert papers.verdict(line["printed"], Decimal(line["ours"])) == line["verdict"]
         keys = [(c.row, c.variant, c.scale, c.dataset, c.metric) for c in t.cells]
-        assert len(set(keys)) == len(keys)
+        assert len(set(keys)) == len(keys) == len({c.record for c in t.cells})
+        assert all(c.record.startswith(f"{t.record}#") for c in t.cells)
         assert sum(t.counts().values()) == len(t.cells) and tuple(t.counts()) == papers.VERDICTS
     assert filled[3].cell("Baseline", "flops").ours_text == "13.5549"
     assert filled[1].cell("SAFMN (Ours)", "params", 2).ours_text == "227.82"
+    assert filled[3].cell("Baseline", "flops").record == "safmn-table-3#baseline-group-baseline-x4-flops"
 
 
 def test_no_printed_psnr_of_safmn_has_a_number_of_ours(filled: dict[int | str, papers.Table]) -> None:

@@ -464,3 +464,38 @@ def test_released_implementation_gives_the_golden_output(golden, scale):
     with torch.inference_mode():
         output = network(tensors["input"])
     torch.testing.assert_close(output, tensors["output"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "scale", "options", "command"),
+    [
+        ("safmn", 3, {}, "safmn --scale 3 --budget smoke"),
+        ("ssiu", 2, {"seed": 7, "ablation": True}, "ssiu --scale 2 --ablation --budget smoke --seed 7"),
+        ("moeisr-lte-s-edsr", None, {"budget": "short"}, "moeisr-lte-s-edsr --budget short"),
+    ],
+)
+def test_a_recorded_run_names_the_command_that_makes_it(store, model, scale, options, command):
+    found = runs.origin(runs.configure(model, scale, store, **options).record())
+    seed = " --seed 7" if "seed" in options else ""
+    assert " ".join(found.command) == f"srlib train {command.removesuffix(seed)} --data {store.name}{seed}"
+    assert (found.budget, found.table, found.row) == (options.get("budget", "smoke"), None, None)
+
+
+def test_a_recorded_row_names_its_table(store):
+    """By its network, and where that is the usual one, by its training."""
+    for label in ("CCM -> Channel MLP", "LN -> None, lr=1x10^-4"):
+        found = runs.origin(runs.configure_row("safmn", 3, label, None, store, budget="short").record())
+        expected = ["safmn", "--scale", "4", "--table", "3", "--row", label, "--budget", "short"]
+        assert list(found.command) == ["srlib", "train", *expected, "--data", store.name]
+        assert (found.table, found.row) == (3, label)
+
+
+def test_a_fine_tuned_run_names_the_record_that_it_goes_on_from(store):
+    base = runs.configure("seemore-t", 4, store, ablation=True, changes=runs.tuned("seemore-t"))
+    command = runs.origin(replace(base, start="seemore-t-x4-650-0123456789ab").record()).command
+    assert command[:5] == ("srlib", "train", "seemore-t", "--fine-tune", "seemore-t-x4-650-0123456789ab.json")
+
+
+def test_a_run_of_settings_of_its_own_names_no_command(store):
+    assert runs.origin(config_of(store).record()) is None
+    assert runs.origin(runs.configure("safmn", 2, store, network=TINY).record()) is None

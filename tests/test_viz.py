@@ -31,6 +31,7 @@ class Cell:
     scale: int = 4
     dataset: str = ""
     unit: str = "G"
+    record: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Entry:
     scale: int | None = 4
     metric: str = "flops"
     dataset: str = ""
+    record: str = ""
 
 
 class Tags(HTMLParser):
@@ -108,6 +110,7 @@ CHARTS = {
         {"SAFMN": (52, 38.0, 228), "IMDN": (159, 38.0, 694)}, xlabel="x", ylabel="y", alt=alt
     ),
     "bars": lambda alt: viz.bars({"LayerNorm": 2.0, "split": 1.0}, unit="us", alt=alt),
+    "spectra": lambda alt: viz.spectra({"HR": [9.0, 4.0, 1.0], "bicubic": [9.0, 2.0, 0.1]}, [0.1, 0.2, 0.3], alt=alt),
     "shares": lambda alt: viz.shares({"1": {"rank 2": 0.25, "rank 4": 0.75}, "2": {"rank 2": 1.0}}, alt=alt),
 }
 
@@ -395,6 +398,129 @@ def test_the_book_repeats_the_badges_that_figures_bring_along() -> None:
     assert [rule for rule in badges if rule not in book] == []
 
 
+def test_error_maps_share_one_scale_that_is_written_out() -> None:
+    small, large = np.zeros((4, 6)), torch.zeros(4, 6)
+    small[1, 2], large[1, 2] = 20, 40
+    page = viz.error_maps(
+        {"a": small, "b": large}, alt="Errors.", limit=40, scores={"a": "mean 0.8"}, records={"a": "run-1"}
+    )
+    assert 'data-record="run-1">mean 0.8<' in page.html
+    bar, first, second = shown(page).named("img")
+    assert bar["alt"] == "Colour bar from dark, 0, to light, 40 grey levels"
+    assert "0 " in text(page.html) and "40 grey levels" in text(page.html)
+    ramp = pixels(bar["src"])[0].astype(int)
+    values = {name: pixels(image["src"])[1, 2].astype(int) for name, image in (("a", first), ("b", second))}
+    assert (values["b"] == ramp[-1]).all() and np.abs(values["a"] - ramp[len(ramp) // 2]).max() <= 6
+    assert (pixels(first["src"])[0, 0] == ramp[0]).all()
+    assert np.diff(ramp.sum(1)).min() >= 0, "lighter means a larger error"
+    assert first["alt"] == "a, mean 0.8: Errors. Dark is no error, light is 40 grey levels."
+
+
+def test_error_maps_say_where_the_scale_ends_and_that_there_is_more() -> None:
+    errors = np.zeros((100, 100))
+    errors[0, :60], errors[0, 0] = 31.2, 200.0
+    assert "32 grey levels and more" in text(viz.error_maps({"a": errors}, alt="x").html)
+    assert "1 grey levels" in text(viz.error_maps({"a": np.zeros((3, 3))}, alt="x").html)
+
+
+@pytest.mark.parametrize(
+    ("errors", "options", "said"),
+    [
+        ({}, {}, "no error map"),
+        ({"a": np.zeros((3, 4, 5))}, {}, "one plane"),
+        ({"a": np.zeros((0, 5))}, {}, "one plane"),
+        ({"a": -np.ones((4, 5))}, {}, "below 0"),
+        ({"a": np.full((4, 5), np.nan)}, {}, "not finite"),
+        ({"a": np.ones((4, 5))}, {"limit": 0}, "above 0"),
+        ({"a": np.ones((4, 5))}, {"alt": " "}, "text alternative"),
+    ],
+)
+def test_error_maps_of_something_else_are_refused(errors: dict, options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        viz.error_maps(errors, **{"alt": "x", **options})
+
+
+def test_spectra_relative_to_themselves_are_flat() -> None:
+    one = {"HR": [9.0, 4.0, 1.0], "ours": [9.0, 4.0, 1.0]}
+    two = {"HR": [1.0, 2.0, 3.0], "ours": [1.0, 2.0, 3.0]}
+    drawn = [viz.spectra(p, [0.1, 0.2, 0.3], relative=True, alt="x", nyquist=0.125).html for p in (one, two)]
+    assert drawn[0] == drawn[1], "what is drawn is the ratio alone"
+    assert viz.spectra(one, [0.1, 0.2, 0.3], alt="x").html != viz.spectra(two, [0.1, 0.2, 0.3], alt="x").html
+
+
+@pytest.mark.parametrize(
+    ("powers", "options", "said"),
+    [
+        ({}, {}, "no spectrum"),
+        ({"HR": [1.0, 2.0]}, {}, "each of 3 frequencies"),
+        ({"HR": [1.0, 2.0, 0.0]}, {}, "positive"),
+        ({"HR": [1.0, 2.0, np.inf]}, {}, "positive"),
+        ({"ours": [1.0, 2.0, 3.0]}, {"relative": True}, "choose one of: ours"),
+        ({"ours": [1.0, 2.0, 3.0]}, {"models": {"ours": "nobody"}}, "no colour"),
+    ],
+)
+def test_spectra_of_something_else_are_refused(powers: dict, options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        viz.spectra(powers, [0.1, 0.2, 0.3], alt="x", **options)
+
+
+def test_a_comparison_holds_each_image_once_and_without_loss() -> None:
+    draw = np.random.default_rng(0)
+    panels = {label: draw.integers(0, 256, (12, 20, 3), dtype=np.uint8) for label in ("HR", "bicubic", "S <1>")}
+    page = viz.compare(panels, alt="noise", scores={"bicubic": "30 dB"}, caption="Caption.")
+    images = shown(page).named("img")
+    assert [image["alt"] for image in images] == ["HR: noise", "bicubic, 30 dB: noise", "S <1>: noise"]
+    for image, panel in zip(images, panels.values(), strict=True):
+        assert (pixels(image["src"]) == panel).all()
+        assert (image["width"], image["height"]) == ("20", "12")
+    (figure,) = shown(page).named("figure")
+    assert figure["class"] == "srlib-viz srlib-compare"
+    assert (figure["data-width"], figure["data-height"]) == ("20", "12")
+    assert (figure["data-left"], figure["data-right"]) == ("bicubic", "S <1>")
+    panes = [attrs for attrs in shown(page).named("div") if "srlib-pane" in str(attrs.get("class")).split()]
+    assert [pane["data-label"] for pane in panes] == list(panels)
+    assert [pane["data-note"] for pane in panes] == ["", "30 dB", ""]
+    assert "bicubic 30 dB" in text(page.html) and "Caption." in text(page.html)
+    linked = viz.compare(panels, alt="noise", scores={"bicubic": "30 dB"}, records={"bicubic": "safmn-x4-800-12ab"})
+    assert '<span class="srlib-record" data-record="safmn-x4-800-12ab">30 dB</span>' in linked.html
+    other = shown(viz.compare(panels, alt="noise", left="S <1>", right="HR")).named("figure")[0]
+    assert (other["data-left"], other["data-right"]) == ("S <1>", "HR")
+
+
+def test_a_comparison_of_two_has_them_on_its_sides() -> None:
+    (figure,) = shown(viz.compare({"a": np.zeros((8, 8)), "b": np.ones((8, 8))}, alt="x")).named("figure")
+    assert (figure["data-left"], figure["data-right"]) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("panels", "options", "said"),
+    [
+        ({"a": np.zeros((8, 8))}, {}, "at least two"),
+        ({"a": np.zeros((8, 8)), "b": np.zeros((8, 9))}, {}, "one size"),
+        ({"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}, {"left": "c"}, "left side; choose one of: a, b"),
+        ({"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}, {"alt": ""}, "text alternative"),
+        ({"a": np.zeros((8, 8)), "b": np.zeros((8, 8))}, {"records": {"a": "run-1"}}, "a record for 'a'"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(panels: dict, options: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        viz.compare(panels, **{"alt": "x", **options})
+
+
+def test_the_page_finds_in_a_comparison_what_its_script_asks_for() -> None:
+    """Classes and attributes that slider.js reads, and those that it styles."""
+    script = BOOK_STYLE.with_name("slider.js").read_text()
+    html = viz.compare({"a": np.zeros((8, 8)), "b": np.ones((8, 8))}, alt="x").html
+    asked = re.findall(r'querySelector(?:All)?\("(?:figure)?\.([a-z-]+)', script)
+    assert {"srlib-compare", "srlib-pane", "srlib-panes"} <= set(asked)
+    assert [name for name in asked if not re.search(rf'class="[^"]*\b{name}\b', html)] == []
+    for attribute in ("label", "note", "width", "height", "left", "right"):
+        assert f"data-{attribute}=" in html and attribute in script
+    style = BOOK_STYLE.with_name("slider.css").read_text()
+    made = set(re.findall(r"srlib-[a-z]+", script)) | set(re.findall(r"srlib-[a-z]+", html))
+    assert set(re.findall(r"srlib-[a-z]+", style)) <= made
+
+
 def test_a_printed_table_marks_verdicts_in_words() -> None:
     cells = [
         Cell("Baseline", "flops", "13.56", Decimal("13.5549"), "within", "rounded <twice>", "group=Main"),
@@ -485,7 +611,7 @@ def test_an_unknown_verdict_is_refused(verdict: str) -> None:
 def test_the_scoreboard_adds_up() -> None:
     board = viz.verdict_summary({"Table 1": {"exact": 9, "not-run": 5}, "Table 3": {"exact": 1, "differs": 2}})
     shown(board)
-    [last] = re.findall(r"<tr><th scope=\"row\">all</th>.*?</tr>", board.html)
+    [last] = re.findall(r"<tr class=\"srlib-total\"><th scope=\"row\">all</th>.*?</tr>", board.html)
     assert re.findall(r"<td>(\d+)</td>", last) == ["10", "0", "2", "5", "17"]
     assert repr(board).endswith("10 exact, 0 within, 2 differs, 5 not run.")
 
@@ -543,6 +669,92 @@ def test_a_plain_table_escapes_and_marks() -> None:
     assert "a&lt;b" in table.html and "0.123" in text(table.html) and "= exact" in text(table.html)
     with pytest.raises(InputError, match="give 2"):
         viz.plain_table([("a",)], ["name", "time"], caption="c")
+
+
+class Links(HTMLParser):
+    """The text of each span that names a record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: dict[str, list[str]] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "span":
+            self.open.append(dict(attrs).get("data-record") or "")
+            if self.open[-1]:
+                self.found.setdefault(self.open[-1], []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "span":
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for record in filter(None, self.open):
+            self.found[record][-1] += data
+
+
+def linked(html: str) -> dict[str, list[str]]:
+    """What leads to each record, as text."""
+    links = Links()
+    links.feed(html)
+    return links.found
+
+
+def test_numbers_of_a_plain_table_lead_to_their_records() -> None:
+    rows = [("bicubic", 28.4, "no"), ("SAFMN", 30.1, "yes"), ("mean", "29.25 / 0.8", "exact")]
+    table = viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"PSNR": "a-1", "mean": "b#c"})
+    shown(table)
+    assert linked(table.html) == {"a-1": ["28.4", "30.1", "29.25 / 0.8"], "b#c": ["= exact"]}
+    assert "data-record" not in viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c").html
+    with pytest.raises(InputError, match="'SSIM', which is none of: model, PSNR, runs, bicubic, SAFMN, mean"):
+        viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"SSIM": "a"})
+    for name in ("a b", "../a", '"', "a#", "a#b#c"):
+        with pytest.raises(InputError, match="names no record"):
+            viz.plain_table(rows, ["model", "PSNR", "runs"], caption="c", records={"PSNR": name})
+
+
+def test_cells_of_a_printed_table_lead_to_their_records() -> None:
+    """Ours, or the mark of what was not run; of a row that was not run, its mark, and each number for the mouse."""
+    cells = [
+        Cell("Baseline", "flops", "13.56", Decimal("13.5549"), "within", record="t#a"),
+        Cell("Baseline", "psnr", "30.43", None, "not-run", record="t#b"),
+        Cell("Peer", "flops", "7.5", None, "not-run", record="t#c"),
+        Cell("Peer", "psnr", "29", None, "not-run", record="t#d"),
+    ]
+    table = viz.table_html(cells, "Table 3")
+    shown(table)
+    assert linked(table.html) == {
+        "t#a": ["13.5549"],
+        "t#b": ["\u00b7 not run"],
+        "t#c": ["\u00b7 not run", "7.5"],
+        "t#d": ["29"],
+    }
+    assert re.findall(r'srlib-quiet" data-record="([^"]*)"', table.html) == ["t#c", "t#d"]
+
+
+def test_scores_counts_and_distances_lead_to_their_records() -> None:
+    board = viz.verdict_summary({"a": {"exact": 9}, "b": {"differs": 2}}, records={"a": "t-1", "all": "tables"})
+    assert linked(board.html) == {"t-1": ["9", "0", "0", "0", "9"], "tables": ["9", "0", "2", "0", "11"]}
+    values = {"matlab": {"Set5": 28.42}, "ssiu": {"Set5": 28.40}}
+    matrix = viz.protocol_matrix(values, reference="matlab", caption="c", records={"ssiu": "s"})
+    assert linked(matrix.html) == {"s": ["28.40"]}
+    image = np.zeros((4, 4, 3), np.uint8)
+    panels = viz.images({"HR": image, "SAFMN": image}, alt="a", scores={"SAFMN": "30 dB"}, records={"SAFMN": "run-1"})
+    shown(panels)
+    assert linked(panels.html) == {"run-1": ["30 dB"]}
+    with pytest.raises(InputError, match="none of: SAFMN"):
+        viz.images({"HR": image}, alt="a", scores={"SAFMN": "30 dB"}, records={"HR": "run-1"})
+    with pytest.raises(InputError, match="none of: a, b, all"):
+        viz.verdict_summary({"a": {}, "b": {}}, records={"c": "t"})
+
+
+def test_cells_of_the_ledger_lead_to_their_records() -> None:
+    entries = [
+        Entry("cell", row, "13.56 G", "13.5549 G", "why", "", "within", record=f"t#{row}") for row in ("one", "two")
+    ]
+    html = viz.ledger(entries).html
+    assert linked(html) == {"t#one": ["13.5549 G", "one"], "t#two": ["two"]}
 
 
 def test_a_plain_table_sets_numbers_right_and_sentences_left() -> None:

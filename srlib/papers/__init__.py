@@ -38,7 +38,7 @@ TOLERANCE = {"psnr": Decimal("0.02"), "ssim": Decimal("0.0006")}
 
 _DATA = Path(__file__).parent / "data"
 _Counted = dict[tuple[str, Any], "Counts"]  # by model and configuration
-_Score = tuple[dict[str, float], "Protocol | None", str]  # means, how they are printed, what has to be said of them
+_Score = tuple[dict[str, float], "Protocol | None", str, str]  # means, how they are printed, a note, the record's file
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Cell:
 
     ``row`` and ``variant`` are the printed row, ``printed`` the printed text, ``ours`` our number in the printed
     ``unit`` (None where there is none), ``verdict`` one of ``VERDICTS``, ``note`` what has to be said about it.
+    ``record`` names the cell in the table's record, no other cell so: "safmn-table-3#baseline-group-baseline-x4-flops".
+    ``source`` is the file of the score record that ours is read from, below the folder of records; "" for a count.
     """
 
     row: str
@@ -95,6 +97,8 @@ class Cell:
     unit: str
     verdict: str
     note: str
+    record: str = ""
+    source: str = ""
 
     @property
     def ours_text(self) -> str:
@@ -111,6 +115,11 @@ class Table:
     paper: str
     number: int | str
     cells: tuple[Cell, ...]
+
+    @property
+    def record(self) -> str:
+        """The name of the table's record: "safmn-table-3"."""
+        return f"{self.paper}-table-{self.number}"
 
     @property
     def configs(self) -> tuple[Row, ...]:
@@ -133,15 +142,37 @@ class Table:
         return found[0]
 
     def csv(self) -> str:
-        """The table as CSV, one line a printed cell; the columns are the fields of ``Cell``."""
+        """The table as CSV, one line a printed cell; the columns are the fields of ``Cell`` up to ``note``."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(field.name for field in fields(Cell))
+        names = [field.name for field in fields(Cell)]
+        writer.writerow(names[: names.index("note") + 1])
         for c in self.cells:
             writer.writerow(
                 (c.row, c.variant, c.scale, c.dataset, c.metric, c.printed, c.ours_text, c.unit, c.verdict, c.note)
             )
         return text.getvalue()
+
+    def described(self) -> dict[str, Any]:
+        """All that the book shows of the table, as JSON data: its ``networks`` and its ``cells``.
+
+        A cell has the fields of ``Cell``, and ``how`` ours came about: "counted", with its ``network`` (a place in the
+        list of them), "scored", with the ``source``, or "not run". A network has its ``row``, ``model`` and ``config``,
+        and, where it is counted for an output of 1280x720, ``lr``, the LR image's height and width.
+        """
+        networks: list[dict[str, Any]] = []
+        cells = []
+        for cell in self.cells:
+            how: dict[str, Any] = {"how": "not run" if cell.ours is None else "scored" if cell.source else "counted"}
+            found = _built(self.configs, cell.row, cell.variant, cell.scale) if how["how"] == "counted" else None
+            if found:
+                network = _described(found)
+                if network not in networks:
+                    networks.append(network)
+                how["network"] = networks.index(network)
+            cells.append(asdict(cell) | {"ours_text": cell.ours_text} | how)
+        known = {"record": self.record, "paper": self.paper, "number": self.number, "counts": self.counts()}
+        return known | {"networks": networks, "cells": cells}
 
     def counts(self) -> dict[str, int]:
         """How many cells have each verdict, in the order of ``VERDICTS``."""
@@ -156,8 +187,8 @@ class Entry:
     ``kind`` is "cell" (a printed number that isn't met to the last digit), "print" (the paper contradicts itself, or
     misprints), "release" (paper and released code differ, or only the code says it) or "choice" (neither says it; ours
     is the choice that meets the printed counts). Cells name ``table``, ``row``, ``scale`` and ``metric``, and their
-    ``ours`` and ``verdict`` are computed; the other kinds have a ``row`` that names the subject, and may have no table.
-    ``evidence`` is what can be checked.
+    ``ours``, ``verdict`` and ``record`` are those of the cell; the other kinds have a ``row`` that names the subject,
+    and may have no table. ``evidence`` is what can be checked.
     """
 
     kind: str
@@ -171,6 +202,7 @@ class Entry:
     explanation: str
     evidence: str
     dataset: str = ""
+    record: str = ""
 
 
 @dataclass(frozen=True)
@@ -308,6 +340,7 @@ def ledger(paper: str, filled: Iterable[Table] = ()) -> tuple[Entry, ...]:
                         explanation=explanation.text,
                         evidence=explanation.evidence,
                         dataset=cell.dataset,
+                        record=cell.record,
                     )
                 )
             elif cell.metric in STATIC:
@@ -392,8 +425,8 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
     for line in printed:
         label, variant, scale = line["row"], line["variant"], int(line["scale"])
         dataset, metric = line["dataset"], line["metric"]
-        ours, shown, notes = None, None, [line["note"]]
-        known = max((r for r in built if r.stands_for(label, variant, scale)), key=_precision, default=None)
+        ours, shown, notes, source = None, None, [line["note"]], ""
+        known = _built(built, label, variant, scale)
         score = scores.get((label, scale, variant, dataset)) or scores.get((label, scale, "", dataset))
         if metric in STATIC and known:
             if hasattr(module, "cost"):
@@ -403,7 +436,7 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
                 ours /= SCALING[line["unit"]]
             notes.append(note)
         elif metric in TOLERANCE and score:
-            means, scored, note = score
+            means, scored, note, source = score
             ours = Decimal(repr(means[metric]))
             notes.append(note)
             if scored and scored.means == "up":
@@ -412,6 +445,7 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
         else:
             notes.append(module.not_run(number, label, dataset, metric))
         outcome = "not-run" if ours is None else verdict(line["value"], shown or ours, TOLERANCE.get(metric))
+        anchor = slug(f"{label} {variant} x{scale} {dataset} {metric}")
         cells.append(
             Cell(
                 row=label,
@@ -424,14 +458,25 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
                 unit=line["unit"],
                 verdict=outcome,
                 note="; ".join(filter(None, notes)),
+                record=f"{paper}-table-{number}#{anchor}",
+                source=source,
             )
         )
     return Table(paper, number, tuple(cells))
 
 
-def _precision(row: Row) -> int:
-    """How much a row that was found says of itself: of two, the one that names its variant is meant."""
-    return len(row.variant)
+def _built(known: Iterable[Row], label: str, variant: str, scale: int) -> Row | None:
+    """The row that stands for a printed one at a scale; of two, the one that names its variant is meant."""
+    found = (row for row in known if row.stands_for(label, variant, scale))
+    return max(found, key=lambda row: len(row.variant), default=None)
+
+
+def _described(row: Row) -> dict[str, Any]:
+    """The network of a row as JSON data."""
+    from srlib.complexity import lr_size
+
+    network = {"row": row.name, "model": row.model, "config": _as_json(asdict(row.config))}
+    return network if row.scale is None else network | {"lr": list(lr_size(row.scale))}
 
 
 def _rounded_up(mean: float, printed: str, scored: Protocol) -> Decimal:
@@ -460,7 +505,7 @@ def _scores(
     paper: str, number: int | str, records: Path | None
 ) -> dict[tuple[str, int, str, str], _Score]:
     """By (printed label, scale, variant, data set), PSNR and SSIM from a folder of records, the protocol that says how
-    they are printed (None: to the nearest digit) and what has to be said of them.
+    they are printed (None: to the nearest digit), what has to be said of them and the record's file.
 
     A record is what ``srlib evaluate --out`` writes, or a file "bicubic*.json" of one score. Its list "bicubic" is
     taken if it was scored as bicubic rows are, its list "scores" if it is that of a run at the paper's own budget under
@@ -470,16 +515,17 @@ def _scores(
     bicubic = _module(paper).BICUBIC_PROTOCOL
     for path, content in _contents(records):
         alone = [content] if path.stem.startswith("bicubic") else []
+        source = path.relative_to(str(records)).as_posix()
         for scale, dataset, scored, means in _means(content.get("bicubic", alone)):
             if scored == bicubic:
-                found.setdefault(("Bicubic", scale, "", dataset), (means, None, f"protocol {scored}"))
+                found.setdefault(("Bicubic", scale, "", dataset), (means, None, f"protocol {scored}", source))
         own, ending = _own_rows(paper, number, content)
         for r in own:
             for scale, dataset, scored, means in _means(content.get("scores")):
                 its = _evaluation(r.model, dataset)
                 if scored == its.name and r.scale in (None, scale):
                     note = f"{ending}, protocol {scored}"
-                    found.setdefault((r.label, scale, r.variant, dataset), (means, its, note))
+                    found.setdefault((r.label, scale, r.variant, dataset), (means, its, note, source))
     return found
 
 
