@@ -40,10 +40,11 @@ def interval(
     ``samples`` is array-like with one sample along its first axis, such as a difference or a row of numbers for each
     image; ``statistic`` makes one number of such an array, by default the mean. Samples are drawn with replacement
     ``draws`` times, the same ones for the same ``seed`` and count. It takes samples for independent: those of one image
-    are alike, and their interval is then too narrow.
+    are alike, and their interval is then too narrow. A draw of few samples may be one sample over and over, of which
+    there is no correlation: draws for which the statistic raises InputError are left out, up to a tenth of them.
 
     Raises InputError for fewer than two samples, a level outside (0, 1), values that aren't finite, and for a statistic
-    that isn't finite.
+    that isn't finite or has no answer for too many draws.
     """
     array = np.asarray(samples, dtype=np.float64)
     if array.ndim == 0 or len(array) < 2:
@@ -53,8 +54,14 @@ def interval(
     if not np.isfinite(array).all():
         raise InputError("there are samples that aren't finite; look at what made them")
     generator = np.random.default_rng(seed)
-    drawn = [statistic(array[generator.integers(len(array), size=len(array))]) for _ in range(draws)]
-    value = float(statistic(array))
+    value, drawn = float(statistic(array)), []
+    for _ in range(draws):
+        try:
+            drawn.append(statistic(array[generator.integers(len(array), size=len(array))]))
+        except InputError as error:
+            refused = error
+    if len(drawn) < 0.9 * draws:
+        raise InputError(f"{draws - len(drawn)} of {draws} draws have no answer ({refused}); give more samples")
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     if not np.isfinite([value, low, high]).all():
         raise InputError("the statistic isn't finite for these samples or some draws of them; give more samples")

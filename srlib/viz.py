@@ -828,6 +828,7 @@ def attribution(
     alt: str,
     hr: Any = None,
     scores: Mapping[str, str] | None = None,
+    records: Mapping[str, str] | None = None,
     caption: str = "",
 ) -> Shown:
     """Attribution maps of several networks for one patch, all alike: each over the LR image in faint grey (SAFMN,
@@ -837,9 +838,9 @@ def attribution(
     is the image (3, h, w) that they belong to, ``box`` the patch in its pixels (top, left, height, width), framed in
     red in every panel. The first panel is ``hr``, a whole number of times as large, or else ``lr``. A map is shown as
     shares of its own sum. The colour scale is one for all: logarithmic, over three decades down from the largest share
-    of any map, written below as a bar; pixels with less stay grey. ``scores`` gives a line of text below a label.
-    Raises ``InputError`` for no map, a map of another size than the image or without any positive value, and a box that
-    leaves the image.
+    of any map, written above as a bar; pixels with less stay grey. ``scores`` gives a line of text below a label,
+    ``records`` the record that it leads to (see :func:`record_link`). Raises ``InputError`` for no map, a map of
+    another size than the image or without any positive value, and a box that leaves the image.
     """
     import matplotlib as mpl
 
@@ -877,7 +878,7 @@ def attribution(
     for label, panel in panels.items():
         large = _enlarge(panel, max(240, *first.shape[:2]))
         framed[label] = _red_frame(large, tuple(side * large.shape[0] / height for side in box))
-    shown = images(framed, alt=alt, scores=scores, caption=caption)
+    shown = images(framed, alt=alt, scores=scores, records=records, caption=caption)
     low, high = (f"{_short(100 * share, 2)} %" for share in (least, largest))
     said = f"Colour bar on a logarithmic scale, from light, {low}, to dark, {high} of a map in one pixel"
     bar = _img(painted(np.geomspace(least * 1.001, largest, 128)[None]), said).replace(

@@ -57,6 +57,11 @@ def test_what_has_no_answer_is_refused() -> None:
         interval([1.0, 2.0], level=1)
     with pytest.raises(InputError, match="statistic isn't finite"):
         interval([1.0, 2.0], lambda drawn: float("nan"))
+    pairs = np.array([[1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [5.0, 4.0]])
+    found = interval(pairs, lambda drawn: rank_correlation(*drawn.T))
+    assert found.value == pytest.approx(0.8) and found.low < 0.8 < found.high == pytest.approx(1)
+    with pytest.raises(InputError, match=r"of 2000 draws have no answer \(one of the two is the same"):
+        interval(pairs[:2], lambda drawn: rank_correlation(*drawn.T))
     for x, y in (([1, 2], [1, 2, 3]), ([1], [1]), ([1, 1], [1, 2]), ([1, np.inf], [1, 2])):
         with pytest.raises(InputError):
             rank_correlation(x, y)
