@@ -278,6 +278,7 @@ def test_captions_of_a_chapter_lead_to_its_record() -> None:
     own = viz.record_link("Record", "chapter-a")
     assert html.count(own) == 3
     assert html.count(f"One &amp; two. {own}</p>") == 2 and f"Three. {own}</figcaption>" in html
+    assert records.with_own_record("<p>Words alone.</p>", "chapter-a") == "<p>Words alone.</p>"
 
 
 def test_a_chapter_ends_with_its_commands(found: Any) -> None:

@@ -722,7 +722,9 @@ def to_records(page: str) -> str:
 def with_own_record(html: str, record: str) -> str:
     """A page's HTML in which the caption of each table and figure ends with a link to the page's own record."""
     starts = [match.start() for match in BLOCK.finditer(html)]
-    parts, own = [html[: starts[0]] if starts else html], viz.record_link("Record", record)
+    if not starts:
+        return html
+    parts, own = [html[: starts[0]]], viz.record_link("Record", record)
     for start, end in zip(starts, [*starts[1:], len(html)], strict=True):
         parts.append(
             CAPTION.sub(lambda match: f"{match[1] or match[3]} {own}{match[2] or match[4]}", html[start:end], count=1)
