@@ -19,10 +19,11 @@ def record(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, Ten
 
     A module may be given by its dotted name, such as "feats.3.safm", as ``network.named_modules()`` has it; a list of
     names is labelled by them. Maps are (C, h, w) on the CPU, in the order of ``watched``; of a module that runs several
-    times the last output counts. A module that does not run is left out. Raises InputError for a name that the network
-    lacks.
+    times the last output counts. A module that does not run is left out. A network for every scale is given at one, as
+    ``srlib.evaluate.AtScale``. Raises InputError for a name that the network lacks, and for a module that puts out
+    anything but one tensor.
     """
-    return _watch(network, image, watched, lambda inputs, output: output[0].detach().cpu())
+    return _watch(network, image, watched, lambda label, inputs, output: _map(label, output))
 
 
 def record_inputs(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, tuple[Tensor, ...]]:
@@ -32,7 +33,7 @@ def record_inputs(network: nn.Module, image: Tensor, watched: Watched) -> dict[s
     CPU; otherwise as ``record``.
     """
     return _watch(
-        network, image, watched, lambda inputs, _: tuple(x.detach().cpu() for x in inputs if isinstance(x, Tensor))
+        network, image, watched, lambda _, inputs, __: tuple(x.detach().cpu() for x in inputs if isinstance(x, Tensor))
     )
 
 
@@ -63,12 +64,22 @@ def _named(network: nn.Module, watched: Watched) -> dict[str, nn.Module]:
     return found
 
 
-def _watch(network: nn.Module, image: Tensor, watched: Watched, keep: Callable[[Any, Any], Any]) -> dict[str, Any]:
-    """By label, what ``keep`` makes of each watched module's inputs and output."""
+def _map(label: str, output: Any) -> Tensor:
+    """A module's output for a batch of one image, without the batch."""
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise InputError(f"{label!r} puts out {kind}, no tensor: watch a module inside it, or one that it feeds")
+    return output[0].detach().cpu()
+
+
+def _watch(
+    network: nn.Module, image: Tensor, watched: Watched, keep: Callable[[str, Any, Any], Any]
+) -> dict[str, Any]:
+    """By label, what ``keep`` makes of each watched module's label, inputs and output."""
     watched, kept = _named(network, watched), {}
 
     def keeper(label: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, inputs, output: kept.update({label: keep(inputs, output)})
+        return lambda module, inputs, output: kept.update({label: keep(label, inputs, output)})
 
     hooks = [module.register_forward_hook(keeper(label)) for label, module in watched.items()]
     try:

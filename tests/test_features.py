@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from srlib.errors import InputError
+from srlib.evaluate import AtScale
 from srlib.features import record, record_inputs, sharpness
+from srlib.models import create, takes_scale
 from srlib.models.safmn import SAFMN, SAFMNConfig
 from srlib.models.seemore import SeemoRe, SeemoReConfig
 
@@ -44,6 +46,26 @@ def test_an_unknown_name_is_refused_with_the_nearest(network):
     with pytest.raises(InputError, match="named_modules"):
         record_inputs(network, image, {"x": "zzzzzz"})
     assert not network.to_feat._forward_hooks
+
+
+def test_an_output_that_is_no_tensor_is_refused_by_name():
+    class Pair(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    network = torch.nn.Sequential(Pair())
+    with pytest.raises(InputError, match="'0' puts out tuple, no tensor: watch a module inside it"):
+        record(network, torch.rand(1, 3, 8, 8), ["0"])
+    assert not network[0]._forward_hooks
+
+
+@pytest.mark.parametrize("model", ["seemore-t", "ssiu", "moeisr-lte-s-edsr"])
+def test_any_named_module_is_recorded_whatever_the_network(model):
+    network = create(model, 4 if takes_scale(model) else None).eval()
+    upscaler = network if takes_scale(model) else AtScale(network, 2)
+    names = [name for name, module in upscaler.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    maps = record(upscaler, torch.rand(1, 3, 32, 32), names)
+    assert maps and all(one.dim() == 3 and one.isfinite().all() for one in maps.values())
 
 
 def test_no_hook_stays(network):
