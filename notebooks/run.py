@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -105,8 +106,11 @@ def parameters(given: list[list[str]], known: dict[str, object], name: str) -> d
     return values
 
 
-def isolate(folder: Path) -> None:
-    """Point IPython and Jupyter at folders of this run's own, with one kernel in them: this Python, no history."""
+def isolate(folder: Path, device: object = None) -> None:
+    """Point IPython and Jupyter at folders of this run's own, with one kernel in them: this Python, no history.
+
+    ``device`` is the notebook's parameter of that name, None for one that has none: its record tells that device.
+    """
     profile = folder / "ipython" / "profile_default"
     kernel = folder / "data" / "kernels" / "python3"
     for path in (profile, kernel, folder / "runtime", folder / "config"):
@@ -129,6 +133,7 @@ def isolate(folder: Path) -> None:
         "SRLIB_PROGRESS": "line",  # nobody watches: one summary line instead of a bar
         "KINETO_LOG_LEVEL": "99",  # the profiler's progress has no place on a page
         "SRLIB_NOTED": str(folder / "noted.json"),  # where the kernel notes what it reads, and with what
+        "SRLIB_DEVICE": str(device or "auto"),
     }
 
 
@@ -151,14 +156,28 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def computing() -> dict[str, object]:
-    """The commit of srlib, the device that it chooses, and torch's threads (imports torch)."""
+    """The commit of srlib, the device that the notebook asks for or srlib chooses, and torch's threads (imports
+    torch)."""
     import torch
 
     from srlib.complexity import describe_device
+    from srlib.errors import InputError
     from srlib.runs import commit, pick_device
 
-    device = describe_device(torch.device(pick_device("auto")))
-    return {"commit": commit(), "device": device, "threads": torch.get_num_threads()}
+    try:
+        device = pick_device(os.environ.get("SRLIB_DEVICE", "auto"))
+    except InputError:  # which the notebook meets by itself, and says
+        device = pick_device("auto")
+    return {"commit": commit(), "device": describe_device(device), "threads": torch.get_num_threads()}
+
+
+def with_changes(commit: str, source: Path) -> str:
+    """The commit of srlib, marked "+changes" where the notebook or the score records differ from it, too."""
+    if commit == "unknown" or commit.endswith("+changes"):
+        return commit
+    asked = ["git", "--no-optional-locks", "-C", str(ROOT), "status", "--porcelain", "--", str(source), "book/results"]
+    answer = subprocess.run(asked, capture_output=True, text=True)
+    return commit if answer.returncode == 0 and not answer.stdout.strip() else f"{commit}+changes"
 
 
 def read_of_project(paths: list[str], cache: Path, root: Path = ROOT) -> dict[str, list[Any]]:
@@ -200,17 +219,24 @@ def write(notebook: dict, path: Path) -> None:
 
 
 def tidy(notebook: dict, known: dict[str, object]) -> dict:
-    """Take clock times and paths out of the metadata, and hide injected parameters that only repeat the defaults."""
+    """Take clock times out of the metadata, and paths out of it and of the injected parameters, and hide those that
+    only repeat the defaults."""
+    from papermill.translators import PythonTranslator  # here, as it reads the environment that isolate() sets
+
     noted = notebook["metadata"].get("papermill", {})
     kept = {key: noted[key] for key in ("parameters", "duration") if noted.get(key) is not None}
-    notebook["metadata"]["papermill"] = kept
+    injected = kept.get("parameters", {})
+    told = {key: portable(value) for key, value in injected.items()}
+    notebook["metadata"]["papermill"] = kept | ({"parameters": told} if injected else {})
     for cell in notebook["cells"]:
         for key in ("papermill", "execution"):
             cell["metadata"].pop(key, None)
         tags = cell["metadata"].get("tags", [])
         if "injected-parameters" in tags:
-            repeated = all(known.get(key) == value for key, value in kept.get("parameters", {}).items())
+            repeated = all(known.get(key) == value for key, value in injected.items())
             tags.append("remove-cell" if repeated else "hide-input")
+            if told != injected:
+                cell["source"] = PythonTranslator.codify(told)
         if not tags:
             cell["metadata"].pop("tags", None)
     return notebook
@@ -222,6 +248,8 @@ def made(
     """What made a result: the notebook, its parameters, those that differ with their defaults, how long it took and
     might have, versions, and what the kernel noted."""
     found = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+    if "commit" in found:
+        found["commit"] = with_changes(found["commit"], source)
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -315,7 +343,7 @@ def run(source: Path, result: Path, given: list[list[str]], offered: list[list[s
     failed = result.with_name(f"{result.stem}.failed.ipynb")
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="srlib-notebook-", ignore_cleanup_errors=True) as folder:
-        isolate(Path(folder))
+        isolate(Path(folder), (known | values).get("device"))
         partly = Path(folder) / "partly.ipynb"
         try:
             execute(source, partly, values, timeout)

@@ -20,6 +20,8 @@ pytest.importorskip("sphinx", reason="the book needs the extra: pip install -e .
 ROOT = Path(__file__).resolve().parent.parent
 RUN = "safmn-x4-800-0123456789ab"
 OTHER = "safmn-x4-3-ba9876543210"
+EARLIER = "safmn-x4-5-aaaaaaaaaaaa"  # of a budget that no chapter was run with, but asked for by one
+LEFT_OVER = "safmn-x4-9-bbbbbbbbbbbb"  # of that budget, too, and asked for by none
 
 
 def extension() -> ModuleType:
@@ -61,8 +63,8 @@ def write(path: Path, content: Any) -> None:
 def notebook(html: str, title: str = "# Training", **noted: Any) -> dict[str, Any]:
     """An executed notebook with one output, as notebooks/run.py leaves it."""
     made = {
-        "notebook": "notebooks/safmn/2-training.ipynb", "parameters": {"budget": "short", "seed": 0},
-        "changed": {"budget": "smoke"}, "given": ["budget"], "seconds": 250.0, "timeout": 7200.0,
+        "notebook": "notebooks/safmn/2-training.ipynb", "parameters": {"budget": "smoke", "seed": 0},
+        "changed": {"budget": "short"}, "given": ["budget"], "seconds": 250.0, "timeout": 7200.0,
         "versions": {"python": "3.11"}, "platform": "Linux", "commit": "abc", "device": "CPU, 2 threads", "threads": 2,
         "runs": [RUN], "images": [{"fingerprint": "f1", "images": 2, "lr": {"4": "e" * 64}}],
         "scores": ["bicubic/luma-x4.json"],
@@ -76,12 +78,15 @@ def notebook(html: str, title: str = "# Training", **noted: Any) -> dict[str, An
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the workflow leaves, made up: two runs, one of them not its own, two tables, a score record, a chapter."""
+    """What the workflow leaves, made up: two runs, one of them not its own, two more of an earlier build with another
+    budget, two tables, a score record, a chapter."""
     root = tmp_path_factory.mktemp("project")
     own = run_record(RUN) | {"budget": "smoke", "table": None, "row": None}
     write(root / ".cache/records/smoke/safmn/main.json", own)
     lists = {"scores": [scored("Set5", 4, 30.0, "f5")], "bicubic": [scored("Set5", 4, 28.0, "f5")]}
     write(root / ".cache/records/smoke/safmn/main.eval.json", own | lists)
+    for name in (EARLIER, LEFT_OVER):
+        write(root / f".cache/records/short/safmn/{name}.json", run_record(name) | {"budget": "short"})
     for name in (RUN, OTHER):
         record = run_record(name)
         record["config"]["train"]["steps"] = int(name.split("-")[2])
@@ -98,8 +103,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for scale in (2, 3, 4):
         write(root / f"book/results/bicubic/luma-x{scale}.json", kept)
     write(root / "book/results/speed/released.json", {"what": "a <b>", "units": {"an image": 52}})
-    rows = [("a", 1.5, OTHER)]
-    html = viz.plain_table(rows, ("row", "PSNR", "run"), caption="c", records={"a": OTHER}).html
+    rows = [("a", 1.5, OTHER), ("b", 2.5, EARLIER)]
+    html = viz.plain_table(rows, ("row", "PSNR", "run"), caption="c", records={"a": OTHER, "b": EARLIER}).html
     write(root / "book/chapters/safmn/2-training.ipynb", notebook(html))
     write(root / "notebooks/safmn/2-training.ipynb", notebook(""))
     return root
@@ -140,13 +145,15 @@ class Checked(HTMLParser):
 
 
 def test_records_are_what_the_workflow_made_and_what_pages_ask_for(found: Any) -> None:
+    """Of another budget than the chapters', as an older build leaves them, those alone that a page asks for."""
     kinds = {name: record.kind for name, record in found.known.items()}
     assert kinds == {
-        RUN: "run", OTHER: "run", "safmn-table-1": "table", "safmn-table-5": "table", "bicubic-luma-x2": "scores",
-        "bicubic-luma-x3": "scores", "bicubic-luma-x4": "scores", "speed-released": "scores",
-        "chapter-safmn-2-training": "chapter", "tables": "index", "index": "index",
+        RUN: "run", OTHER: "run", EARLIER: "run", "safmn-table-1": "table", "safmn-table-5": "table",
+        "bicubic-luma-x2": "scores", "bicubic-luma-x3": "scores", "bicubic-luma-x4": "scores",
+        "speed-released": "scores", "chapter-safmn-2-training": "chapter", "tables": "index", "index": "index",
     }  # fmt: skip
-    assert found.used == {name: ["safmn/2-training"] for name in (OTHER, RUN, "bicubic-luma-x4")}
+    assert found.used == {name: ["safmn/2-training"] for name in (OTHER, EARLIER, RUN, "bicubic-luma-x4")}
+    assert LEFT_OVER not in records.body(found.known["index"], found)
     assert found.known[RUN].data["scores"][0]["dataset"] == "Set5", "the scores of `srlib evaluate` belong to the run"
     assert found.images() == {"f0": "photos/train", "f1": "photos/held-out", "f5": "Set5"}
 
@@ -215,7 +222,7 @@ def test_a_chapter_says_what_it_was_run_with(found: Any) -> None:
     record = found.known["chapter-safmn-2-training"]
     text = Checked(records.body(record, found)).text
     expected = "$ python notebooks/run.py notebooks/safmn/2-training.ipynb out.ipynb \\\n"
-    assert f"{expected}    -p budget short --timeout 7200\n" in text
+    assert f"{expected}    -p budget smoke --timeout 7200\n" in text
     for part in (
         "It took 4 minutes when this book was built, on: CPU, 2 threads.",
         "photos/held-out",
@@ -223,7 +230,7 @@ def test_a_chapter_says_what_it_was_run_with(found: Any) -> None:
         "eeeeeeeeeeee",
     ):
         assert part in text, part
-    assert re.search(r"budget</th><td[^>]*>short</td><td[^>]*>smoke</td><td[^>]*>no</td>", records.body(record, found))
+    assert re.search(r"budget</th><td[^>]*>smoke</td><td[^>]*>short</td><td[^>]*>no</td>", records.body(record, found))
     assert set(record.files) == {"chapter-safmn-2-training.ipynb", "chapter-safmn-2-training.executed.ipynb"}
 
 
@@ -231,7 +238,7 @@ def test_a_chapter_that_was_run_in_another_way_still_has_its_record(found: Any, 
     write(tmp_path / "c.ipynb", notebook("") | {"metadata": {}})
     some = records.collect(tmp_path, {"other": tmp_path / "c.ipynb"})
     assert "nothing else is known" in records.body(some.known["chapter-other"], some)
-    assert "Run this chapter" in records.run_section(some.known["chapter-other"], "chapters/other").astext()
+    assert "Run this chapter" in records.run_section(some.known["chapter-other"], "chapters/other", some).astext()
 
 
 @pytest.mark.parametrize(
@@ -283,15 +290,51 @@ def test_captions_of_a_chapter_lead_to_its_record() -> None:
 
 def test_a_chapter_ends_with_its_commands(found: Any) -> None:
     pytest.importorskip("docutils")
-    section = records.run_section(found.known["chapter-safmn-2-training"], "chapters/safmn/2-training")
+    section = records.run_section(found.known["chapter-safmn-2-training"], "chapters/safmn/2-training", found)
     text = section.astext()
     assert (
         section["ids"] == ["run-this-chapter"] and "$ make lab" in text and "notebooks/safmn/2-training.ipynb" in text
     )
-    assert "$ source .venv/bin/activate\n$ python notebooks/run.py" in text and "-p budget short" in text
+    assert "$ source .venv/bin/activate\n$ python notebooks/run.py" in text and "-p budget smoke" in text
+    assert "FOLDER" not in text and "SRLIB_DATA" not in text, "it needs nothing but what is in scikit-image"
     raw = section[-1].astext()
     assert 'href="../../records/chapter-safmn-2-training.ipynb" download' in raw
     assert 'data-record="chapter-safmn-2-training"' in raw
+
+
+def test_a_command_says_what_it_leaves_open(found: Any) -> None:
+    """A folder elsewhere is a word to replace, never half a path; the images of a data folder are named."""
+    pytest.importorskip("docutils")
+    given = {"budget": "smoke", "train_data": "\u2026/HR images"}
+    images = [{"fingerprint": print_, "images": 2, "lr": {}} for print_ in ("f1", "f5", "unknown")]
+    data = found.known["chapter-safmn-2-training"].data | {"parameters": given, "given": [*given], "images": images}
+    record = records.Record("chapter-safmn-2-training", "t", "chapter", data)
+    shown = (
+        records.run_section(record, "chapters/safmn/2-training", found).astext(),
+        Checked(records.body(record, found)).text,
+    )
+    for text in shown:
+        command = re.search(r"\$ (python notebooks/run.py.*?)\n(?! )", text, re.DOTALL)
+        assert command and "\u2026" not in command[1] and "-p train_data FOLDER" in command[1]
+        assert "FOLDER stands for a path: as train_data, a folder named HR images was given." in text
+        assert "It was run with the images of Set5 present, in the folder that SRLIB_DATA names." in text
+
+
+def test_a_fine_tuned_run_leads_to_the_record_that_its_command_names(found: Any) -> None:
+    """And to no file where that record is not in the book; its training images are named where they lie elsewhere."""
+    from srlib.runs import tuned
+
+    config = run_record(RUN)["config"] | {"model": "seemore-t", "start": RUN, "data": "HR images"}
+    train = training("seemore-t", "smoke", ablation=True, changes=tuned("seemore-t"))
+    config["train"] = json.loads(json.dumps(asdict(train)))
+    html = records.body(records.Record(OTHER, "t", "run", run_record(OTHER, config=config, rows=[])), found)
+    text = re.sub(r" \\\n +", " ", Checked(html).text)
+    assert f"$ srlib train seemore-t --fine-tune {RUN}.json --budget smoke --data FOLDER" in text
+    assert "their folder was named HR images" in text
+    assert f'download <a href="{RUN}.json" download>the record of that run</a> first' in html
+    config["start"] = "seemore-t-x4-1-000000000000"
+    alone = records.body(records.Record(OTHER, "t", "run", run_record(OTHER, config=config, rows=[])), found)
+    assert "It goes on from seemore-t-x4-1-000000000000; that run" in alone and "the record of that run" not in alone
 
 
 def test_no_page_or_file_holds_a_path_of_this_machine(found: Any, project: Path) -> None:

@@ -1,5 +1,6 @@
 """The notebook runner and the workflow's graph: what is refused, what is kept, what an edit runs again."""
 
+import importlib.util
 import json
 import os
 import re
@@ -98,12 +99,58 @@ def test_notebook_notes_what_it_read_and_what_computed(tmp_path: Path) -> None:
 
 
 def test_folder_among_the_parameters_is_told_by_its_name(tmp_path: Path) -> None:
-    page = notebook(tmp_path / "in.ipynb", 'train_data = "photos/train"')
-    assert run(page, tmp_path / "out.ipynb", "-p", "train_data", str(tmp_path / "HR images")).returncode == 0
-    made = nbformat.read(tmp_path / "out.ipynb", 4).metadata["srlib"]
-    assert made["parameters"] == {"train_data": "\u2026/HR images"} and made["changed"] == {
-        "train_data": "photos/train"
-    }
+    """In the record, and in the notebook that one can download."""
+    page = notebook(tmp_path / "in.ipynb", 'train_data = "photos/train"\nseed = 0', "print(len(train_data))")
+    folder = str(tmp_path / "HR images")
+    assert run(page, tmp_path / "out.ipynb", "-p", "train_data", folder, "-p", "seed", "1").returncode == 0
+    assert source(tmp_path / "out.ipynb") == f"{len(folder)}\n", "the notebook itself was given the whole path"
+    assert str(tmp_path) not in (tmp_path / "out.ipynb").read_text()
+    result = nbformat.read(tmp_path / "out.ipynb", 4)
+    (injected,) = [cell for cell in result.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    values: dict[str, Any] = {}
+    exec(injected.source, values)
+    assert (values["train_data"], values["seed"]) == ("\u2026/HR images", 1)
+    made = result.metadata["srlib"]
+    assert made["parameters"] == {"train_data": "\u2026/HR images", "seed": 1}
+    assert made["changed"] == {"train_data": "photos/train", "seed": 0}
+
+
+def test_commit_is_marked_where_the_notebook_or_the_scores_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another notebook's changes don't count; one that is in no commit does; what is unknown or marked stays so."""
+    spec = importlib.util.spec_from_file_location("runner", RUNNER)
+    assert spec and spec.loader
+    runner = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runner)
+    page, other = (notebook(tmp_path / "notebooks" / f"{name}.ipynb", "1") for name in ("page", "other"))
+    scores = tmp_path / "book" / "results" / "a.json"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("{}")
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    for words in (("init",), ("add", "."), (*who, "commit", "-m", "all")):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    other.write_text(other.read_text() + "\n")
+    assert runner.with_changes("abc", page) == "abc"
+    assert runner.with_changes("abc", other) == "abc+changes"
+    assert runner.with_changes("abc", notebook(tmp_path / "notebooks" / "new.ipynb", "1")) == "abc+changes"
+    scores.write_text("[]")
+    assert runner.with_changes("abc", page) == "abc+changes"
+    assert [runner.with_changes(known, page) for known in ("unknown", "a+changes")] == ["unknown", "a+changes"]
+    monkeypatch.setattr(runner, "ROOT", tmp_path.parent)
+    assert runner.with_changes("abc", page) == "abc+changes", "where git can't tell"
+
+
+@pytest.mark.parametrize(("asked", "told"), [("cuda", "a GPU"), ("cpu", "threads"), ("tpu", "a GPU"), ("", "a GPU")])
+def test_device_of_a_record_is_the_pages(tmp_path: Path, asked: str, told: str) -> None:
+    """Its parameter's where it has one, else the one that srlib chooses, which is a GPU where there is one."""
+    there = "import torch, srlib\ntorch.cuda.is_available = lambda: True\n"
+    there += "torch.cuda.get_device_name = lambda device: 'a GPU'"
+    page = notebook(tmp_path / "in.ipynb", f"device = {asked!r}" if asked else "seed = 0", there)
+    done = run(page, tmp_path / "out.ipynb", OMP_NUM_THREADS="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert told in nbformat.read(tmp_path / "out.ipynb", 4).metadata["srlib"]["device"]
 
 
 def test_failing_notebook_is_reported_with_its_cell_and_kept(tmp_path: Path) -> None:

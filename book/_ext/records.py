@@ -15,7 +15,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -94,7 +94,12 @@ def collect(root: Path, chapters: Mapping[str, Path]) -> Records:
     asked = [link.partition("#")[0] for found in links.values() for link in found]
     for page in pages.values():
         asked += made(page).get("runs", [])
-    known = [*runs(root, asked), *tables(root / ".cache" / "records" / "tables"), *scores(root / "book" / "results")]
+    budgets = {made(page).get("parameters", {}).get("budget") for page in pages.values()} - {None}
+    known = [
+        *runs(root, asked, budgets),
+        *tables(root / ".cache" / "records" / "tables"),
+        *scores(root / "book" / "results"),
+    ]
     known += [chapter(name, page, chapters[name], root) for name, page in pages.items()]
     records = Records({record.name: record for record in known})
     for overview in (tables_overview(records), Record("index", "All records", "index", {})):
@@ -130,13 +135,14 @@ def links_of(page: Mapping[str, Any]) -> list[str]:
     return list(found)
 
 
-def runs(root: Path, asked: Iterable[str]) -> Iterator[Record]:
-    """The runs that the workflow made, then those that a page asks for, from the records and the runs' folders."""
+def runs(root: Path, asked: Sequence[str], budgets: Container[str]) -> Iterator[Record]:
+    """The runs that the workflow made with the chapters' ``budgets``, then those others that a page asks for, from the
+    records and the runs' folders. What older builds left there with another budget is passed over."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((root / ".cache" / "records").glob("*/*/*.json")):
         content = read(path)
-        name = content.get("run")
-        if not isinstance(name, str):
+        name, budget = content.get("run"), path.parent.parent.name
+        if not isinstance(name, str) or (budget not in budgets and name not in asked):
             continue
         one = found.setdefault(name, {"rows": [], "scores": [], "bicubic": []})
         one |= {key: content[key] for key in ("run", "config", "metrics", "provenance", "held_out")}
@@ -294,18 +300,31 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
     )
     yield downloads(record)
     if again:
-        budget = BUDGETS[again.budget]
+        budget, words = BUDGETS[again.budget], list(again.command)
         said = "Loads the run where it is there, trains it where it is not."
-        if config.get("start"):
-            said += f" It goes on from {link(config['start'], records)}, whose record it names."
-        yield section("Make it again", console(wrapped(again.command)), f"<p>{said}</p>")
+        if not config["data"].startswith("photos/"):
+            words[words.index("--data") + 1] = STAND_IN
+            said += f" {STAND_IN} stands for the path of the training images: here their folder was named "
+            said += f"{escape(config['data'])}."
+        if start := config.get("start"):
+            said += f" It goes on from {link(start, records)}"
+            if start in records.known:
+                said += f': download <a href="{start}.json" download>the record of that run</a> first, into the folder '
+                said += "where the command is given"
+            said += "; that run itself has to lie under runs."
+        yield section("Make it again", console(wrapped(words)), f"<p>{said}</p>")
         meaning = f"<p>Budget {escape(again.budget)}: {escape(budget.meaning)}.</p>"
     else:
         said = (
             "Its settings are no budget's and no table row's, so that no option of srlib train names them: a chapter "
         )
         said += "configures it, and trains it when it is run."
-        yield section("Make it again", paragraph(said), *(console(command(one)) for one in users(record, records)))
+        commands = (
+            part
+            for one in users(record, records)
+            for part in (console(command(one)), *map(paragraph, needs(one, records)))
+        )
+        yield section("Make it again", paragraph(said), *commands)
         meaning = ""
     rows = [*data.get("rows", [])]
     if again and again.table is not None and not rows:
@@ -501,7 +520,8 @@ def chapter_page(record: Record, records: Records) -> Iterator[str]:
     if "seconds" not in data:
         yield paragraph("The notebook was not run by notebooks/run.py, so that nothing else is known of it.")
         return
-    yield section("Make it again", console(command(record)), paragraph(took(data)))
+    said = " ".join([took(data), *needs(record, records)])
+    yield section("Make it again", console(command(record)), paragraph(said))
     if data["parameters"]:
         rows = [
             (
@@ -641,12 +661,42 @@ def downloads(record: Record, folder: str = "") -> str:
 
 
 def command(record: Record) -> str:
-    """The command that runs a chapter as it was run for the book."""
-    data = record.data
-    options = [word for name in data.get("given", []) for word in ("-p", name, str(data["parameters"][name]))]
+    """The command that runs a chapter as it was run for the book; ``needs`` says what it leaves open."""
+    data, folders = record.data, elsewhere(record.data)
+    given = {name: STAND_IN if name in folders else str(data["parameters"][name]) for name in data.get("given", [])}
+    options = [word for name, value in given.items() for word in ("-p", name, value)]
     if data.get("timeout", 900) != 900:
         options += ["--timeout", f"{data['timeout']:g}"]
     return wrapped(["python", "notebooks/run.py", data["notebook"], "out.ipynb", *options])
+
+
+STAND_IN = "FOLDER"  # in a command, for a path that is not told
+
+
+def elsewhere(data: Mapping[str, Any]) -> dict[str, str]:
+    """The names of the folders that a chapter was given and that lie elsewhere, by parameter: their paths are not told
+    (notebooks/run.py, ``portable``)."""
+    given = {name: data["parameters"][name] for name in data.get("given", [])}
+    return {
+        name: value.removeprefix("\u2026/")
+        for name, value in given.items()
+        if isinstance(value, str) and value.startswith("\u2026/")
+    }
+
+
+def needs(record: Record, records: Records) -> list[str]:
+    """What a chapter's command leaves open, in sentences: folders whose paths are not told, and images that are not the
+    photographs inside scikit-image."""
+    folders, names = elsewhere(record.data), records.images()
+    said = [
+        f"{STAND_IN} stands for a path: as {name}, a folder named {was} was given." for name, was in folders.items()
+    ]
+    sets = dict.fromkeys(names.get(one["fingerprint"], "photos/") for one in record.data.get("images", []))
+    present = [name for name in sets if not name.startswith("photos/") and name not in folders.values()]
+    if present:
+        all_of_them = " and ".join(filter(None, (", ".join(present[:-1]), present[-1])))
+        said.append(f"It was run with the images of {all_of_them} present, in the folder that SRLIB_DATA names.")
+    return said
 
 
 def wrapped(words: Iterable[str], width: int = 80) -> str:
@@ -732,8 +782,8 @@ def with_own_record(html: str, record: str) -> str:
     return "".join(parts)
 
 
-def run_section(record: Record, page: str) -> nodes.section:
-    """The section that ends a chapter: the commands that run it, how long it took, and its downloads."""
+def run_section(record: Record, page: str, records: Records) -> nodes.section:
+    """The section that ends a chapter: its commands, how long they took and what they need, and its downloads."""
     data, folder = record.data, to_records(page)
     found = nodes.section(ids=["run-this-chapter"], names=["run this chapter"], classes=["srlib-run"])
     found += nodes.title("", "Run this chapter")
@@ -747,11 +797,11 @@ def run_section(record: Record, page: str) -> nodes.section:
     found += console_block("$ make lab")
     found += nodes.paragraph("", "From top to bottom, as for this page:")
     found += console_block(f"$ source .venv/bin/activate\n$ {command(record)}")
-    said = f"{took(data)} " if "seconds" in data else ""
+    said = [took(data)] if "seconds" in data else []
     if data.get("runs"):
-        said += "That is with its networks trained; those that are not there are trained first."
-    if said:
-        found += nodes.paragraph("", said.strip())
+        said.append("That is with its networks trained; those that are not there are trained first.")
+    if said := [*said, *needs(record, records)]:
+        found += nodes.paragraph("", " ".join(said))
     made_it = f"<p>{viz.record_link('How this page was made', record.name)}: parameters, versions, data and runs.</p>"
     found += nodes.raw("", made_it + downloads(record, folder), format="html")
     return found
@@ -772,10 +822,11 @@ def load(app: Sphinx, env: Any, docnames: list[str]) -> None:
 def end_chapter(app: Sphinx, doctree: nodes.document) -> None:
     """Put the last section into a chapter as it is read, so that it is in its contents and found by the search."""
     page = app.env.docname
-    record = app.srlib_records.known.get(chapter_record(page.removeprefix("chapters/")))  # type: ignore[attr-defined]
+    records = app.srlib_records  # type: ignore[attr-defined]
+    record = records.known.get(chapter_record(page.removeprefix("chapters/")))
     first = next(iter(doctree.findall(nodes.section)), None)
     if page.startswith("chapters/") and record is not None and first is not None:
-        first += run_section(record, page)
+        first += run_section(record, page, records)
 
 
 def link_numbers(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:

@@ -180,6 +180,7 @@
     for (const area of [stage, grid]) {
       const pointers = new Map(); // id -> place; two of them pinch
       let box = null, start = null, along = false; // along: the divider follows, as the finger went sideways
+      let pinched = false; // until the last finger is lifted, as what is left of a pinch means no place for the divider
 
       area.addEventListener("wheel", (event) => {
         const over = windowOf(event.target);
@@ -195,12 +196,13 @@
         if (!over || (event.pointerType === "mouse" && event.button !== 0)) return;
         if (pointers.size === 0) [box, start, along] = [over, event, event.pointerType === "mouse"];
         pointers.set(event.pointerId, place(event, box));
+        pinched = pinched || pointers.size > 1;
         area.setPointerCapture(event.pointerId);
         if (area === stage) handle.focus({ preventScroll: true });
         else grid.focus({ preventScroll: true });
         if (event.pointerType === "mouse") {
           event.preventDefault();
-          if (area === stage) divide(100 * place(event, stage).across);
+          if (area === stage && !pinched) divide(100 * place(event, stage).across);
         }
       });
 
@@ -217,7 +219,7 @@
         } else if (area === stage) {
           const across = Math.abs(event.clientX - start.clientX), down = Math.abs(event.clientY - start.clientY);
           along = along || (across > 6 && across > down);
-          if (along) divide(100 * now.across);
+          if (along && !pinched) divide(100 * now.across);
         } else move(before.across - now.across, before.down - now.down);
         pointers.set(event.pointerId, now);
       });
@@ -225,10 +227,11 @@
       for (const end of ["pointerup", "pointercancel"]) {
         area.addEventListener(end, (event) => {
           const tapped = Math.hypot(event.clientX - start?.clientX, event.clientY - start?.clientY) < 6;
-          if (end === "pointerup" && area === stage && pointers.size === 1 && pointers.has(event.pointerId) && tapped) {
+          if (end === "pointerup" && area === stage && pointers.has(event.pointerId) && tapped && !pinched) {
             divide(100 * place(event, stage).across);
           }
           pointers.delete(event.pointerId);
+          if (pointers.size === 0) pinched = false;
         });
       }
     }
