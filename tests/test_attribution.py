@@ -147,7 +147,7 @@ def test_maps_of_networks_are_complete_within_a_percent(name: str, size: tuple[i
 @pytest.mark.parametrize("size", [(24, 24), (19, 26)])
 def test_maps_of_networks_for_every_scale_are_complete_within_a_percent(name: str, size: tuple[int, int]) -> None:
     patch = (14, 20, 8, 6)
-    found = attribute(AtPatch(small(name), 2, patch), photo(*size), patch, 2, steps=24)
+    found = attribute(AtPatch(small(name), 2, patch), photo(*size), patch, 2, steps=2 * STEPS)
     assert found.values.shape == (3, *size) and found.values.dtype == torch.float64
     assert found.completeness == pytest.approx(1, abs=0.01)
     assert found.strength.argmax() in found.distances.flatten().argsort()[:150], "it is strongest near the patch"
