@@ -58,6 +58,11 @@ class Attribution:
         return self.values.abs().sum(0)
 
     @property
+    def peak(self) -> float:
+        """The largest share, above 0 and up to 1, of ``strength`` that one pixel holds."""
+        return _shares(self.strength).max().item()
+
+    @property
     def completeness(self) -> float:
         """The sum of the attributions over what the detector gained from start to end: 1 where nothing is missing.
 

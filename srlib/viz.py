@@ -827,6 +827,7 @@ def attribution(
     *,
     alt: str,
     hr: Any = None,
+    largest: float | None = None,
     scores: Mapping[str, str] | None = None,
     records: Mapping[str, str] | None = None,
     caption: str = "",
@@ -837,10 +838,12 @@ def attribution(
     ``maps`` gives for each label what LR pixels contribute, (h, w) from 0 up, such as ``Attribution.strength``; ``lr``
     is the image (3, h, w) that they belong to, ``box`` the patch in its pixels (top, left, height, width), framed in
     red in every panel. The first panel is ``hr``, a whole number of times as large, or else ``lr``. A map is shown as
-    shares of its own sum. The colour scale is one for all: logarithmic, over three decades down from the largest share
-    of any map, written above as a bar; pixels with less stay grey. ``scores`` gives a line of text below a label,
-    ``records`` the record that it leads to (see :func:`record_link`). Raises ``InputError`` for no map, a map of
-    another size than the image or without any positive value, and a box that leaves the image.
+    shares of its own sum. The colour scale is one for all: logarithmic, over three decades down from the share
+    ``largest``, written above as a bar; pixels with less stay grey, and those with more are as dark as that, which the
+    bar says. None is the largest share of any of these maps; figures that are to compare want the same number.
+    ``scores`` gives a line of text below a label, ``records`` the record that it leads to (see :func:`record_link`).
+    Raises ``InputError`` for no map, a map of another size than the image or without any positive value, a box that
+    leaves the image, and a ``largest`` that is no share above 0 and up to 1.
     """
     import matplotlib as mpl
 
@@ -859,12 +862,15 @@ def attribution(
         if not np.isfinite(array).all() or array.min() < 0 or array.sum() == 0:
             raise InputError(f"map {label!r} holds values below 0 or not finite, or nothing at all; give absolute ones")
         shares[label] = array / array.sum()
-    largest = max(share.max() for share in shares.values())
+    most = max(share.max() for share in shares.values())
+    largest = float(most) if largest is None else largest
+    if not 0 < largest <= 1 + 1e-9:
+        raise InputError(f"shares can't be coloured up to {largest}; give a limit above 0 and up to 1")
     least = largest / 10**DECADES
     faint = 0.55 + 0.45 * image.mean(2, keepdims=True) / 255
 
     def painted(share: np.ndarray) -> np.ndarray:
-        level = np.log10(np.maximum(share, least) / least) / DECADES
+        level = np.log10(np.clip(share, least, largest) / least) / DECADES
         colours = mpl.colormaps["YlGnBu"](0.15 + 0.85 * level)[..., :3]
         cover = np.where(share > least, 0.6 + 0.4 * level, 0)[..., None]
         mixed = cover * colours + (1 - cover) * (faint if share.shape == (height, width) else 1)
@@ -880,6 +886,7 @@ def attribution(
         framed[label] = _red_frame(large, tuple(side * large.shape[0] / height for side in box))
     shown = images(framed, alt=alt, scores=scores, records=records, caption=caption)
     low, high = (f"{_short(100 * share, 2)} %" for share in (least, largest))
+    high += " and more" if most > largest * (1 + 1e-9) else ""
     said = f"Colour bar on a logarithmic scale, from light, {low}, to dark, {high} of a map in one pixel"
     bar = _img(painted(np.geomspace(least * 1.001, largest, 128)[None]), said).replace(
         "<img ", '<img style="width:10rem;height:.8rem;image-rendering:auto" '

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ from srlib.models.seemore import SeemoRe, SeemoReConfig
 from srlib.models.ssiu import SSIU, SSIUConfig
 from srlib.resize import imresize
 
+STEPS = 8  # of a path, on the book's pages
+
 
 def total(sr: Tensor, patch: attribution.Box) -> Tensor:
     """A linear detector: the sum over the patch."""
@@ -54,6 +57,21 @@ def small(name: str) -> nn.Module:
         "liif": lambda: LIIF(MoEISRConfig(decoder="liif", encoder="edsr", depths=(2,), hidden=16)),
     }[name]()
     return network.train()
+
+
+def even(network: nn.Module) -> nn.Module:
+    """A network for one scale whose random weights before a pixel shuffle are the same for all pixels made of one.
+
+    By itself nothing else is changed or added. With them drawn one by one the pixels differ for no reason in the image:
+    what a detector finds is the pattern of these differences, blurred or not, and shares of a gain of nearly nothing
+    say little.
+    """
+    for conv, after in pairwise(list(network.modules())):
+        if isinstance(after, nn.PixelShuffle):
+            made = after.upscale_factor**2
+            for weights in conv.parameters():
+                weights.data = weights.data[::made].repeat_interleave(made, 0)
+    return network
 
 
 class OnBicubic(nn.Module):
@@ -111,23 +129,36 @@ def test_a_square_is_complete_in_one_step() -> None:
 # --- completeness on networks -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["safmn", "seemore", "ssiu", "lte", "liif"])
+@pytest.mark.parametrize("name", ["safmn", "seemore", "ssiu"])
 @pytest.mark.parametrize("size", [(24, 24), (19, 26)])
 def test_maps_of_networks_are_complete_within_a_percent(name: str, size: tuple[int, int]) -> None:
-    network, patch = small(name), (14, 20, 8, 6)
-    network = AtPatch(network, 2, patch) if name in ("lte", "liif") else OnBicubic(network, 2)
-    found = attribute(network, photo(*size), patch, 2, steps=24)
+    """The network by itself, with nothing beside it that would make up for what its map lacks."""
+    network, patch = even(small(name)), (14, 20, 8, 6)
+    found = attribute(network, photo(*size), patch, 2, steps=STEPS)
     assert found.values.shape == (3, *size) and found.values.dtype == torch.float64
+    assert found.found[1] > 1.5 * found.found[0], "there is a gain to be told apart"
     assert found.completeness == pytest.approx(1, abs=0.01)
     assert 0 < found.diffusion_index < 100
     assert found.within(100) == pytest.approx(1)
     assert found.strength.argmax() in found.distances.flatten().argsort()[:150], "it is strongest near the patch"
 
 
+@pytest.mark.parametrize("name", ["lte", "liif"])
+@pytest.mark.parametrize("size", [(24, 24), (19, 26)])
+def test_maps_of_networks_for_every_scale_are_complete_within_a_percent(name: str, size: tuple[int, int]) -> None:
+    patch = (14, 20, 8, 6)
+    found = attribute(AtPatch(small(name), 2, patch), photo(*size), patch, 2, steps=2 * STEPS)
+    assert found.values.shape == (3, *size) and found.values.dtype == torch.float64
+    assert found.completeness == pytest.approx(1, abs=0.01)
+    assert found.strength.argmax() in found.distances.flatten().argsort()[:150], "it is strongest near the patch"
+
+
 @pytest.mark.parametrize("name", ["safmn", "seemore-t", "ssiu"])
 def test_the_released_sizes_are_complete_within_a_percent(name: str) -> None:
+    """In twice the steps of the pages: with random weights in so many layers these can miss by a little more."""
     torch.manual_seed(0)
-    found = attribute(OnBicubic(create(name, 4), 4), photo(32, 32), (56, 60, 16, 16), 4, steps=12)
+    found = attribute(even(create(name, 4)), photo(32, 32), (56, 60, 16, 16), 4, steps=2 * STEPS)
+    assert found.found[1] > 1.5 * found.found[0], "there is a gain to be told apart"
     assert found.completeness == pytest.approx(1, abs=0.01)
 
 
@@ -336,7 +367,7 @@ def test_a_flat_patch_has_a_map_of_zeros_and_no_index() -> None:
     found = attribute(lambda x: x, torch.full((3, 12, 12), 0.5, dtype=torch.float64), (4, 4, 4, 4), 1, steps=3)
     assert found.strength.max() < 1e-12
     flat = Attribution(torch.zeros(3, 4, 4), (0, 0, 2, 2), 1.0, (2.0, 2.0))
-    for ask in (lambda: flat.diffusion_index, lambda: flat.reach(), lambda: flat.area(), lambda: flat.within(2)):
+    for ask in (lambda: flat.diffusion_index, lambda: flat.peak, flat.reach, flat.area, lambda: flat.within(2)):
         with pytest.raises(InputError, match="0 everywhere"):
             ask()
     with pytest.raises(InputError, match="patch with detail"):
@@ -446,6 +477,7 @@ def test_distance_reach_and_area_of_a_known_map() -> None:
     assert [found.beyond(r) for r in (0, 2.4, 2.5, 100)] == pytest.approx([0.4, 0.4, 0.1, 0.0])
     assert found.reach(0.6) == 0 and found.reach(0.9) == 2.5 and found.reach(1.0) == pytest.approx(3.5 * 2**0.5)
     assert [found.area(share) for share in (0.5, 0.6, 0.9, 0.95, 1.0)] == [1, 1, 2, 3, 3]
+    assert found.peak == pytest.approx(0.6)
     for ask in (found.reach, found.area):
         with pytest.raises(InputError, match="share"):
             ask(1.5)

@@ -257,6 +257,30 @@ def test_attribution_maps_share_one_scale_and_frame_the_patch() -> None:
     assert repr(page) == "two maps"
 
 
+def test_attribution_maps_of_several_figures_share_a_scale_that_is_given() -> None:
+    lr, hr, box = torch.rand(3, 60, 80), torch.rand(3, 240, 320), (20, 30, 5, 5)
+    near, far = torch.zeros(60, 80), torch.zeros(60, 80)
+    near[30, 40], near[50, 60] = 8, 2
+    far[30, 40], far[50, 60], far[10, 10] = 5, 3, 2
+
+    def drawn(largest: float | None, **maps: torch.Tensor) -> tuple[str, list[np.ndarray]]:
+        """What is said of the scale, and the pixels of the bar and of each map."""
+        page = viz.attribution(maps, lr, box, alt="a", hr=hr, largest=largest)
+        bar, _, *panels = shown(page).named("img")
+        return f"{text(page.html)} {bar['alt']}", [pixels(image["src"]) for image in (bar, *panels)]
+
+    together, alone = drawn(None, near=near, far=far), drawn(None, far=far)
+    apart = [drawn(0.8, near=near), drawn(0.8, far=far)]
+    assert all(np.array_equal(a[1][1], b) for a, b in zip(apart, together[1][1:], strict=True))
+    assert not np.array_equal(alone[1][1], together[1][2])
+    for words, _ in (together, *apart):
+        assert words.count("0.08 %") == words.count("80 %") == 2 and "and more" not in words
+    words, (bar, panel) = drawn(0.5, near=near)
+    assert words.count("50 % and more") == 2
+    assert (panel[122, 162] == bar[0, -1]).all(), "a share above the scale is as dark as its end"
+    assert (panel[202, 242] != bar[0, -1]).any()
+
+
 @pytest.mark.parametrize(
     ("maps", "box", "hr", "message"),
     [
@@ -275,6 +299,12 @@ def test_attribution_maps_that_cannot_be_shown_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         viz.attribution(maps, torch.zeros(3, 8, 8), box, alt="a", hr=hr)
+
+
+@pytest.mark.parametrize("largest", [0, -0.1, 1.5, 20, float("nan"), float("inf")])
+def test_attribution_maps_want_a_share_as_their_scales_end(largest: float) -> None:
+    with pytest.raises(InputError, match="can't be coloured up to"):
+        viz.attribution({"a": torch.ones(8, 8)}, torch.zeros(3, 8, 8), (0, 0, 1, 1), alt="a", largest=largest)
 
 
 def test_a_band_of_a_curve_is_named() -> None:
