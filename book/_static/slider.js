@@ -214,8 +214,8 @@
         if (other) {
           const edges = box.getBoundingClientRect();
           const apart = (one) => Math.hypot((one.across - other.across) * edges.width, (one.down - other.down) * edges.height);
+          zoom(apart(now) / Math.max(apart(before), 1), (before.across + other.across) / 2, (before.down + other.down) / 2);
           move((before.across - now.across) / 2, (before.down - now.down) / 2);
-          zoom(apart(now) / Math.max(apart(before), 1), (now.across + other.across) / 2, (now.down + other.down) / 2);
         } else if (area === stage) {
           const across = Math.abs(event.clientX - start.clientX), down = Math.abs(event.clientY - start.clientY);
           along = along || (across > 6 && across > down);
