@@ -9,7 +9,8 @@ a pure function of the seed and the step.
 How a file becomes pixels: EXIF orientation is applied; grey, palette, black-and-white and CMYK images become RGB; what
 is transparent is laid over white; 16-bit grey is divided by 257 and rounded, and 16-bit colour keeps its high byte (all
 that Pillow hands out); of several frames the first is taken; colour profiles are not applied. Floating-point images are
-refused.
+refused. So are a file that was cut off, a PNG whose checksums are wrong, and an image of more than 178 million pixels,
+or of many more than its bytes can be a photograph of, before memory is taken for them.
 """
 
 import contextlib
@@ -17,11 +18,16 @@ import hashlib
 import importlib.util
 import io
 import json
+import logging
 import math
 import os
 import shutil
+import struct
+import threading
 import time
 import uuid
+import warnings
+import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +39,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from srlib import degradation as real
@@ -41,6 +47,10 @@ from srlib.errors import InputError
 from srlib.resize import contributions, imresize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # no others of Pillow's, of which one runs a program (EPS)
+_PIXELS = 2 * 89_478_485  # the most that an image may have: what Pillow refuses too
+_PLAIN_PIXELS = 1 << 25  # an image of more must have ...
+_PIXELS_A_BYTE = 200  # ... a byte for so many, several times what a photograph at JPEG's lowest quality has
 
 # width x height as shipped in scikit-image 0.26; "grey" ones become RGB by repeating the channel
 PHOTOS: dict[str, tuple[str, ...]] = {
@@ -149,12 +159,12 @@ def folder(path: str | Path) -> ImageSet:
     Suffixes: png, jpg, jpeg, bmp, webp, tif, tiff in any case; hidden files are passed over. The set is named by the
     folder. Raises InputError where the folder is missing or holds no image.
     """
-    path = Path(path).expanduser()
-    if not path.is_dir():
+    path = _expanded(path)
+    if not os.path.isdir(path):
         raise InputError(f"{path} is not a folder: name an existing folder of images instead")
     files = _images(path)
     if not files:
-        below = [child.name for child in sorted(path.iterdir()) if child.is_dir() and _images(child)]
+        below = [child.name for child in sorted(path.iterdir()) if os.path.isdir(child) and _images(child)]
         mend = (
             f"name a folder below it instead ({', '.join(below[:5])})"
             if below
@@ -197,9 +207,9 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     base = _data_root(root)
     if spec in BENCHMARKS or spec in _LAYOUTS:
         return benchmark(spec, base)
-    for path in [Path(spec).expanduser()] + ([base / spec] if base else []):
-        if spec and path.is_dir():
-            if (path / "HR").is_dir():
+    for path in [_expanded(spec)] + ([base / spec] if base else []):
+        if spec and os.path.isdir(path):
+            if os.path.isdir(path / "HR"):
                 return _benchmark(path.resolve().name, path / "HR", path / "LR_bicubic")
             return folder(path)
     if base is not None and spec and (found := _layout(spec, base)):
@@ -227,23 +237,34 @@ def _data_root(root: str | Path | None) -> Path | None:
     named = root or os.environ.get("SRLIB_DATA")
     if not named:
         return None
-    base = Path(named).expanduser()
-    if not base.is_dir():
+    base = _expanded(named)
+    if not os.path.isdir(base):
         mend = "name" if root else "set SRLIB_DATA to"
         raise InputError(f"no data folder {base}: {mend} the one with benchmark/Set5/HR, or leave it out")
     return base
 
 
+def _expanded(path: str | Path) -> Path:
+    """A path with a leading ~ put in full; InputError where nobody has that home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path} starts with ~, but there is no such home folder: give the path in full") from None
+
+
 def _images(path: Path) -> tuple[Path, ...]:
-    files = (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-    return tuple(sorted((file for file in files if file.is_file()), key=lambda file: file.name))
+    try:
+        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return tuple(sorted((file for file in files if os.path.isfile(file)), key=lambda file: file.name))
 
 
 def _layout(name: str, base: Path) -> tuple[Path, Path] | None:
     """The HR and LR folders of a benchmark under a data or benchmark folder, None where there is no HR folder."""
     for parent in (base / "benchmark", base):
         for hr, lr in ((f"{name}/HR", f"{name}/LR_bicubic"), *_LAYOUTS.get(name, ())):
-            if (parent / hr).is_dir():
+            if os.path.isdir(parent / hr):
                 return parent / hr, parent / lr
     return None
 
@@ -258,10 +279,14 @@ def _benchmark(name: str, hr: Path, lr: Path) -> ImageSet:
 def decode(data: bytes, label: str) -> np.ndarray:
     """The pixels of an encoded image as a uint8 array (3, H, W), by the rules at the top of this module.
 
-    ``label`` names the image in the InputError that a truncated, corrupt or floating-point image raises.
+    ``label`` names the image in the InputError that a truncated, corrupt, oversized or floating-point image raises. The
+    content decides the format, not the name: PNG, JPEG, BMP, WebP or TIFF.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with _PILLOW.strict(), Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            _check_size(opened.size, len(data), label)
+            if opened.format == "PNG":
+                _check_png(data)
             opened.load()
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):
@@ -277,11 +302,78 @@ def decode(data: bytes, label: str) -> np.ndarray:
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image that Pillow can read"
+            reason = "it is no PNG, JPEG, BMP, WebP or TIFF image, or damaged where it says so"
         raise InputError(
             f"{label} cannot be decoded ({reason}): fetch it again, or take it out of the folder"
         ) from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+class _Pillow:
+    """Pillow's settings, which are the whole process's, as ``decode`` needs them in however many threads: a file that
+    was cut off is an error, whatever another library has switched on, ``_check_size`` says what is too large, and
+    nothing is printed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.undo = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def strict(self) -> Iterator[None]:
+        """Set them when the first enters, put them back when the last leaves."""
+        with self.lock:
+            self.users += 1
+            if self.users == 1:
+                self._set()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    self.undo.close()
+
+    def _set(self) -> None:
+        for module, name, value in ((ImageFile, "LOAD_TRUNCATED_IMAGES", False), (Image, "MAX_IMAGE_PIXELS", None)):
+            self.undo.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+        self.undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        silence, log = logging.NullHandler(), logging.getLogger("PIL")
+        log.addHandler(silence)  # else Python prints what no program has asked for
+        self.undo.callback(log.removeHandler, silence)
+
+
+_PILLOW = _Pillow()
+
+
+def _check_size(size: tuple[int, int], nbytes: int, label: str) -> None:
+    """Raise InputError for an image (width, height) that is too large to be opened, before memory is taken for it."""
+    width, height = size
+    pixels = width * height
+    if pixels < 1:
+        raise InputError(f"{label} is {width}x{height}, without a pixel: take it out of the folder")
+    if pixels > _PIXELS:
+        raise InputError(
+            f"{label} says that it is {width}x{height}, more than {_PIXELS // 10**6} million pixels: cut it into parts"
+        )
+    if pixels > max(_PLAIN_PIXELS, _PIXELS_A_BYTE * nbytes):
+        raise InputError(
+            f"{label} says that it is {width}x{height}, but its {nbytes} bytes can hold no photograph of that size: "
+            "fetch it again, or take it out of the folder"
+        )
+
+
+def _check_png(data: bytes) -> None:
+    """Raise ValueError where a chunk of a PNG is damaged or the end is missing: Pillow does not check the sums of what
+    holds the pixels."""
+    view, at, kind = memoryview(data), 8, b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        start, at = at + 4, at + 12 + length
+        if at > len(data) or zlib.crc32(view[start : at - 4]) != int.from_bytes(view[at - 4 : at], "big"):
+            raise ValueError(f"its part {kind.decode('latin-1')!r} is damaged or cut off")
 
 
 def _sixteen_bits(image: Image.Image, label: str) -> np.ndarray:
@@ -323,7 +415,7 @@ class Store:
         """
         if not image_set.files:
             raise InputError(f"{image_set.name} has no images: name a folder of images instead")
-        place = Path(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser()
+        place = _expanded(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib")
         hashes = _file_hashes(image_set.files, place)
         key = _digest(["hr", _STORE_FORMAT, *zip(image_set.names, hashes, strict=True)])
         home = place / "stores" / key
@@ -362,7 +454,7 @@ class Store:
 
     def grey(self, i: int) -> bool:
         """Whether image ``i`` is stored with one channel, which MATLAB evaluations take for the luma itself."""
-        with Image.open(self.image_set.files[i]) as image:
+        with _PILLOW.strict(), Image.open(self.image_set.files[i], formats=_FORMATS) as image:
             return image.mode in ("1", "L", "I;16")
 
     def lr(self, i: int, scale: int) -> Tensor:
@@ -812,7 +904,7 @@ class _Flat:
             temporary.mkdir()
             entries, fingerprint = _write_images(temporary / "images.bin", names, images, progress)
             index = {"fingerprint": fingerprint, "columns": _Entry._fields, "images": entries}
-            _write_text(temporary / "index.json", json.dumps(index, ensure_ascii=False))
+            _write_text(temporary / "index.json", json.dumps(index))
             _synchronise(temporary)
             _put(temporary, home)
             _synchronise(home.parent)
@@ -854,7 +946,7 @@ def _write_images(
         for name, image in zip(names, images, strict=True):
             _, height, width = image.shape
             data = np.ascontiguousarray(image).data
-            digest.update(f"{name}\0{height}x{width}\0".encode())
+            digest.update(f"{name}\0{height}x{width}\0".encode(errors="surrogateescape"))
             digest.update(data)
             file.write(data)
             entries.append(_Entry(name, height, width, offset))
@@ -913,7 +1005,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")).hexdigest()
 
 
 def _unreadable(file: Path, error: OSError) -> InputError:
