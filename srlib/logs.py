@@ -1,12 +1,18 @@
 """A run's log: CSV files that survive resuming, TensorBoard events, and a progress bar where somebody watches."""
 
 import csv
+import io
 import os
+import re
 import sys
 from pathlib import Path
 
 from torch import Tensor, stack
 from tqdm.auto import tqdm
+
+from srlib.errors import InputError
+
+_NUMBER = r"\d+(\.\d*)?(e[+-]?\d{1,3})?"  # as Python writes one
 
 
 def someone_watches() -> bool:
@@ -94,11 +100,30 @@ class Log:
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """The rows of a log as numbers; ``step`` is whole. A last line cut off by a crash is left out."""
-    with open(path, newline="") as file:
-        rows = [
-            row
-            for row in csv.DictReader(file)
-            if None not in row.values() and None not in row and "" not in row.values()
-        ]
-    return [{key: int(value) if key == "step" else float(value) for key, value in row.items()} for row in rows]
+    """The rows of a log as numbers; ``step`` is whole and grows. A last line cut off by a crash is left out.
+
+    Raises InputError for a file that is missing, has other columns than a ``Log``, or values that are no numbers; a
+    loss or a score may be infinite or NaN, as a run that collapses has it.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        whole = text[: text.rfind("\n") + 1]
+        columns, *lines = csv.reader(io.StringIO(whole, newline=""), strict=True) if whole else [[*Log.TRAINING]]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a log ({error}): delete the run's folder and train again") from None
+    if tuple(columns) not in (Log.TRAINING, Log.VALIDATION):
+        raise InputError(f"{path} has the columns {','.join(columns)!r:.80}, not a log's: delete the run's folder")
+    rows: list[dict[str, float]] = []
+    for place, line in enumerate(lines, 2):
+        fit = len(line) == len(columns) and all(map(_fits, columns, line))
+        if not fit or (rows and int(line[0]) <= rows[-1]["step"]):
+            raise InputError(f"line {place} of {path} is damaged ({','.join(line)!r:.80}): delete the run's folder")
+        rows.append({key: int(value) if key == "step" else float(value) for key, value in zip(columns, line, strict=True)})
+    return rows
+
+
+def _fits(column: str, value: str) -> bool:
+    """Whether a value can stand in a column of a log."""
+    if column in ("step", "lr", "seconds"):
+        return re.fullmatch(r"\d{1,18}" if column == "step" else _NUMBER, value, re.ASCII) is not None
+    return re.fullmatch(rf"-?({_NUMBER}|inf)|nan", value, re.ASCII) is not None

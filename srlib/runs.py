@@ -14,8 +14,10 @@ import os
 import platform
 import subprocess
 import time
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -240,17 +242,17 @@ class Run:
     @property
     def config(self) -> dict[str, Any]:
         """What determined the weights (``config.json``)."""
-        return read_json(self.folder / "config.json")
+        return read_checked(self.folder / "config.json", CONFIG)
 
     @property
     def metrics(self) -> dict[str, Any]:
         """How it ended: steps, the last mean loss (None if not finite), the step of a collapse or None."""
-        return read_json(self.folder / "metrics.json")
+        return read_checked(self.folder / "metrics.json", METRICS)
 
     @property
     def held_out(self) -> dict[str, Any]:
         """The scores on the held-out images, as ``Scores.record`` gives them (``held_out.json``)."""
-        return read_json(self.folder / "held_out.json")
+        return read_checked(self.folder / "held_out.json", HELD_OUT)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -270,7 +272,7 @@ class Run:
 
     def network(self, device: str | torch.device = "cpu") -> nn.Module:
         """The trained network, in evaluation mode."""
-        return load(self.folder / "model.safetensors").to(device)
+        return load(self.folder / "model.safetensors", self.config["model"], self.config["scale"]).to(device)
 
     def record(self) -> dict[str, Any]:
         """All that the book shows of a run, as JSON data; the folder's name only, no path."""
@@ -375,8 +377,8 @@ def fine_tune(
         raise InputError(f"{start.folder.name} collapsed at step {collapsed_at}: go on from a run that came to its end")
     model, scale = before["model"], before["scale"]
     config = configure(
-        model, scale, store, network=config_class(model)(**before["network"]), budget=budget, ablation=True,
-        changes=tuned(model), seed=seed, precision=precision,
+        model, scale, store, network=network_config(model, before["network"], start.folder.name), budget=budget,
+        ablation=True, changes=tuned(model), seed=seed, precision=precision,
     )  # fmt: skip
     return replace(config, start=start.folder.name)
 
@@ -629,16 +631,38 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
         raise InputError(
             f"{path.name} does not say which network it holds: load foreign weights with srlib.runs.load_released"
         )
-    found, config = metadata["model"], json.loads(metadata["config"])
+    found = metadata["model"]
+    try:
+        values = json.loads(metadata["config"])
+    except (ValueError, RecursionError):
+        raise InputError(f"{path.name} has a configuration that is no JSON: fetch or train it again") from None
     if model is not None and model != found:
         raise InputError(f"{path.name} holds {found}, not {model}: ask for {found}, or give {model}'s weights")
-    if scale is not None and config.get("scale", scale) != scale:
+    config = network_config(found, values, path.name)
+    own = scale_of(config)
+    if scale is not None and own not in (None, scale):
         raise InputError(
-            f"{path.name} holds weights for x{config['scale']}, not x{scale}: give the scale that it was trained for"
+            f"{path.name} holds weights for x{own}, not x{scale}: give the scale that it was trained for"
         )
-    network = create(found, config.get("scale"), config_class(found)(**config))
+    with torch.device("meta"):  # without memory: what the configuration asks for may be anything
+        check_fit(create(found, own, config), tensors, path.name)
+    network = create(found, own, config)
     load_strictly(network, tensors, path.name)
     return network.eval()
+
+
+def network_config(model: str, values: Any, name: str) -> Any:
+    """The configuration of a network from JSON data, as a file or record called ``name`` has it.
+
+    Raises InputError for an unknown model and for data that is no configuration of it.
+    """
+    kind = config_class(model)
+    known = [one.name for one in fields(kind)]
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name} has {type(values).__name__} as its configuration: fetch or train it again")
+    if foreign := [key for key in values if key not in known]:
+        raise InputError(f"{name} has a configuration with {foreign[0]!r:.50}, which {model} lacks: fetch it again")
+    return kind(**values)
 
 
 def load_released(model: nn.Module, weights: Mapping[str, Any] | Path | str) -> nn.Module:
@@ -658,7 +682,9 @@ def load_released(model: nn.Module, weights: Mapping[str, Any] | Path | str) -> 
     for wrapper in ("params_ema", "params", "model_state_dict", "state_dict", "model", "sd"):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapper), Mapping):
             weights = weights[wrapper]
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
         raise InputError(
             f"{name} is no state dictionary of tensors: give a released .pth or .safetensors file of the model"
         )
@@ -673,7 +699,14 @@ def load_released(model: nn.Module, weights: Mapping[str, Any] | Path | str) -> 
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
-    """Load ``tensors`` if names and shapes are the model's, else raise InputError that names the first difference."""
+    """Load ``tensors`` if they are the model's, else raise InputError that names the first difference: names and
+    shapes, real numbers in each (of any floating-point format), none of them infinite or not a number."""
+    check_fit(model, tensors, name)
+    model.load_state_dict(tensors)
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise InputError where ``tensors`` cannot be the model's weights; the model may be on the meta device."""
     expected = model.state_dict()
     missing, foreign = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     shapes = [key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape]
@@ -687,27 +720,54 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], name: str) ->
         wrong = f"{key} is {tuple(tensors[key].shape)} instead of {tuple(expected[key].shape)}"
     if wrong:
         raise InputError(f"{name} does not fit {type(model).__name__} with this configuration and scale: {wrong}")
-    model.load_state_dict(tensors)
+    for key, tensor in tensors.items():
+        check_numbers(key, tensor, expected[key].dtype, name)
+
+
+def check_numbers(key: str, tensor: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Raise InputError where a tensor of a file called ``name`` does not hold finite numbers of the kind of
+    ``dtype``."""
+    what = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        held = "no values" if tensor.is_meta else "quantised values" if tensor.is_quantized else "a sparse tensor"
+        raise InputError(f"{name} has {held} as {key}: give a file of plain tensors")
+    if tensor.is_floating_point() != dtype.is_floating_point or tensor.is_complex() or tensor.dtype == torch.bool:
+        wanted = str(dtype).removeprefix("torch.")
+        raise InputError(f"{name} has {what} values as {key}, where the network has {wanted}: give its own weights")
+    if dtype.is_floating_point and not tensor.to(dtype).isfinite().all():
+        raise InputError(
+            f"{name} has values in {key} that are infinite or no numbers: its training failed, or it is damaged; give "
+            "another file"
+        )
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; InputError when it is missing or damaged."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"no weights at {path}: check the path, or train with `srlib train`")
     try:
         with safetensors.safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+    except Exception as error:  # SafetensorError, OSError, and what a format that torch lacks leads to
         raise InputError(f"{path.name} is no whole safetensors file ({error}): fetch or train it again") from None
 
 
 def read_pickle(path: Path) -> Any:
     """Contents of a .pth file, opened so that no code in it can run; InputError when it is missing, damaged or holds
-    code."""
-    if not path.is_file():
+    code, and when parts of it are compressed, which torch.save never does and which can grow without end."""
+    if not os.path.isfile(path):
         raise InputError(f"no weights at {path}: check the path")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                parts = archive.infolist()
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                raise ValueError("compressed parts")
+            if sum(part.file_size for part in parts) > path.stat().st_size:
+                raise ValueError("overlapping parts")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage leads to
         raise InputError(
             f"{path.name} cannot be opened as plain weights ({type(error).__name__}): it is damaged, or holds code"
@@ -801,16 +861,36 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"no record at {path}: make it with `srlib train` or `srlib evaluate`") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): name a JSON file") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is no valid JSON: delete it and make it again") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} holds no record: name a file that `srlib train` or `srlib evaluate` wrote")
     return record
 
 
+Kinds = Mapping[str, tuple[type | None, ...]]  # of a record's fields; None stands for null
+CONFIG: Kinds = {"model": (str,), "scale": (int, None), "network": (dict,), "train": (dict,), "data": (str,)}
+METRICS: Kinds = {"steps": (int,), "loss": (float, None), "collapsed_at": (int, None)}
+HELD_OUT: Kinds = {"dataset": (str,), "scale": (int,), "protocol": (dict,), "psnr": (float,), "ssim": (float,)}
+
+
+def read_checked(path: Path, kinds: Kinds) -> dict[str, Any]:
+    """A JSON record whose fields are of some kinds; InputError also for one that lacks a field, or has another kind of
+    value there, or a number that is none (NaN)."""
+    record = read_json(path)
+    for name, allowed in kinds.items():
+        if name not in record:
+            raise InputError(f"{path} lacks {name!r}: it is damaged; delete it and make it again")
+        value = record[name]
+        kind = float if isinstance(value, int) and float in allowed else None if value is None else type(value)
+        if kind not in allowed or isinstance(value, bool) or value != value:
+            raise InputError(f"{path} has {value!r:.50} as {name!r}: it is damaged; delete it and make it again")
+    return record
+
+
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON record in one atomic move; InputError where that is not possible."""
-    make_folder(path.parent)
+    check_writable(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -824,7 +904,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def check_writable(path: Path) -> None:
     """Raise InputError where no record can be written at ``path``, before the work that it is to record."""
     make_folder(path.parent)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if (os.path.lexists(path) and not os.path.isfile(path)) or not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write {path}: name a file in a folder of yours, such as record.json")
 
 
@@ -832,5 +912,6 @@ def make_folder(path: Path) -> None:
     """Make ``path`` and its parents; InputError where that is not allowed."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {path} ({error.strerror}): choose another folder") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot write to {path} ({reason}): choose another folder") from None

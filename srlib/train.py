@@ -1,6 +1,5 @@
 """The training loop: one visible function, with its settings and its resumable state."""
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -62,25 +61,27 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in ("steps", "batch", "patch"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{field} is {value}: give a whole number from 1 up")
-        if isinstance(self.queries, bool) or not isinstance(self.queries, int) or self.queries < 0:
-            raise InputError(f"queries is {self.queries}: give a whole number from 1 up, or 0 for whole patches")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"lr is {self.lr}: give a positive number, such as 1e-3")
+            if not _whole(getattr(self, field), 1):
+                raise InputError(f"{field} is {getattr(self, field)!r}: give a whole number from 1 up")
+        if not _whole(self.queries, 0):
+            raise InputError(f"queries is {self.queries!r}: give a whole number from 1 up, or 0 for whole patches")
+        if not _whole(self.seed, 0):
+            raise InputError(f"seed is {self.seed!r}: give a whole number from 0 to 2^63 - 1")
+        if not (_real(self.lr) and self.lr > 0):
+            raise InputError(f"lr is {self.lr!r}: give a positive number, such as 1e-3")
         for field in ("lr_final", "weight_decay", "fft_weight", "lr_decay", "l1_weight", "balance_weight"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise InputError(f"{field} is {getattr(self, field)}: give a number from 0 up")
-        if not all(0 <= part < 1 for part in (*self.betas, self.ema_decay)):
-            raise InputError(f"ema_decay {self.ema_decay} or betas {self.betas}: give numbers from 0 to below 1")
-        if any(step < 0 for step in self.milestones):
+            if not _real(getattr(self, field)):
+                raise InputError(f"{field} is {getattr(self, field)!r}: give a number from 0 up")
+        for field in ("betas", "milestones", "scales", "expert_weights"):
+            if not isinstance(getattr(self, field), tuple):
+                raise InputError(f"{field} is {getattr(self, field)!r}: give a tuple of numbers, such as (1, 4)")
+        if len(self.betas) != 2 or not all(_real(part) and part < 1 for part in (*self.betas, self.ema_decay)):
+            raise InputError(f"ema_decay {self.ema_decay!r} or betas {self.betas}: give numbers from 0 to below 1")
+        if not all(_whole(step, 0) for step in self.milestones):
             raise InputError(f"milestones are {self.milestones}: give steps from 0 up")
-        if len(self.scales) != 2 or not 1 <= self.scales[0] <= self.scales[1] < math.inf:
+        if not (len(self.scales) == 2 and all(map(_real, self.scales)) and 1 <= self.scales[0] <= self.scales[1]):
             raise InputError(f"scales are {self.scales}: give the least and the greatest, from 1 up, such as (1, 4)")
-        if not all(0 <= weight < math.inf for weight in self.expert_weights):
+        if not all(map(_real, self.expert_weights)):
             raise InputError(f"expert_weights are {self.expert_weights}: give numbers from 0 up")
         choices = {
             "optimizer": ("adam", "adamw"),
@@ -95,6 +96,16 @@ class TrainConfig:
             raise InputError(f"fft_weight is {self.fft_weight} with queries, which have no spectrum: give 0")
         if self.queries and self.degradation != "bicubic":
             raise InputError(f"degradation is {self.degradation} with queries, whose LR patches are bicubic: leave it")
+
+
+def _whole(value: object, least: int) -> bool:
+    """Whether a setting is a whole number, from ``least`` to what 63 bits hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def _real(value: object) -> bool:
+    """Whether a setting is a finite number from 0 up."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
 
 
 class Diverged(ArithmeticError):

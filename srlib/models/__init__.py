@@ -26,6 +26,9 @@ _MODELS |= {
 }
 
 
+LARGEST = 1024  # number in a configuration: several times the papers' largest
+
+
 def names() -> tuple[str, ...]:
     """The names that ``create`` knows, in alphabetical order."""
     return tuple(sorted(_MODELS))
@@ -54,6 +57,7 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
             f"model {name!r} got the configuration of another decoder or encoder, or with several experts where it has "
             "one, or the other way round: change default_config(name) by dataclasses.replace"
         )
+    _check_size(config)
     path, network = _MODELS[name]
     build = getattr(import_module(path), network)
     if takes_scale(name):
@@ -66,6 +70,15 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
             "network the output's size instead, as in network(lr, size=(480, 320))"
         )
     return build(config)
+
+
+def _check_size(config: Any) -> None:
+    """Raise InputError for a configuration with a number that no memory holds a network of."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and number > LARGEST:
+                raise InputError(f"{type(config).__name__} has {field.name} above {LARGEST}; give less")
 
 
 def takes_scale(name: str) -> bool:

@@ -260,7 +260,7 @@ class SwinIR(nn.Module):
         self.channels, self.window = channels, window
         self.conv_first = conv3x3(3, embed)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed)})
-        drops = torch.linspace(0, stochastic_depth, sum(depths)).split(depths)
+        drops = torch.linspace(0, stochastic_depth, sum(depths), device="cpu").split(depths)
         self.layers = nn.ModuleList(RSTB(embed, heads, window, ratio, part.tolist()) for part in drops)
         self.norm = nn.LayerNorm(embed)
         self.conv_after_body = conv3x3(embed, embed)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,8 +35,17 @@ VERDICTS = ("exact", "within", "differs", "not-run")
 STATIC = ("params", "flops", "macs", "acts")
 SCALING = {"": Decimal(1), "K": Decimal("1E3"), "M": Decimal("1E6"), "G": Decimal("1E9"), "T": Decimal("1E12")}
 TOLERANCE = {"psnr": Decimal("0.02"), "ssim": Decimal("0.0006")}
+LARGEST = {"psnr": 200, "ssim": 1}  # the largest means that images can have; a record with another is damaged
 
 _DATA = Path(__file__).parent / "data"
+_COLUMNS = (  # of the CSV files there: a table's cells, a paper's settings, the sizes of a benchmark's images
+    ("row", "variant", "scale", "dataset", "metric", "value", "unit", "note"),
+    ("key", "value", "source"),
+    ("image", "width", "height"),
+)
+_NUMBERS = {"scale": r"[1-9]\d?", "width": r"[1-9]\d*", "height": r"[1-9]\d*"}
+_METRICS = (*STATIC, *TOLERANCE, "niqe", "brisque", "gpu_memory", "runtime", "time")
+_UNITS = (*SCALING, "dB", "%", "MB", "ms", "us")
 _Counted = dict[tuple[str, Any], "Counts"]  # by model and configuration
 _Score = tuple[dict[str, float], "Protocol | None", str, str]  # means, how they are printed, a note, the record's file
 
@@ -398,8 +407,40 @@ def _module(paper: str) -> Any:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """The lines of one of the CSV files of printed numbers.
+
+    Raises ``InputError`` that names file and line where something is not as it was written: a column, a number, a
+    metric, a unit, a quote that is never closed, or a line that is there twice.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path.name} can't be read ({error}); install srlib again") from None
+    columns, *cells = lines or [[]]
+    if tuple(columns) not in _COLUMNS:
+        raise InputError(f"{path.name} has the columns {','.join(columns)!r:.80}; install srlib again")
+    rows, seen = [], set()
+    for place, line in enumerate(cells, 2):
+        row = dict(zip(columns, line, strict=False))
+        keys = tuple(line[:5] if "metric" in row else line[:1])
+        if len(line) != len(columns) or keys in seen or not _sound(row):
+            what = "is there twice" if keys in seen else "is no line of such a table"
+            raise InputError(f"line {place} of {path.name} {what}: {','.join(line)!r:.80}; install srlib again")
+        seen.add(keys)
+        rows.append(row)
+    return rows
+
+
+def _sound(row: Mapping[str, str]) -> bool:
+    """Whether a line of a CSV file has numbers, a metric and a unit where it should."""
+    numbers = _NUMBERS | ({"value": r"\d+(\.\d+)?"} if "metric" in row else {})
+    return (
+        all(re.fullmatch(pattern, row[name], re.ASCII) for name, pattern in numbers.items() if name in row)
+        and all(value.isprintable() for value in row.values())
+        and row.get("metric", "psnr") in _METRICS
+        and row.get("unit", "") in _UNITS
+    )
 
 
 def _number(paper: str, number: int | str) -> int | str:
@@ -538,12 +579,12 @@ def _evaluation(model: str, dataset: str) -> Protocol:
 
 def _contents(records: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The JSON objects in a folder and below, by name."""
-    if records is not None and not records.is_dir():
+    if records is not None and not os.path.isdir(records):
         raise InputError(f"{records} is not a folder; give the folder of score records")
     for path in sorted(records.rglob("*.json")) if records else ():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"score record {path.name} can't be read: {error}; delete it and evaluate again") from None
         if isinstance(content, dict):
             yield path, content
@@ -563,6 +604,8 @@ def _own_rows(paper: str, number: int | str, content: dict[str, Any]) -> tuple[l
         if content["config"].get("start") or train.get("degradation", "bicubic") != "bicubic":
             return [], ""
         collapsed_at = content.get("metrics", {}).get("collapsed_at")
+        if type(train["steps"]) is not int or not isinstance(collapsed_at, int | None):
+            return [], ""
         ending = f"collapsed at step {collapsed_at}" if collapsed_at else f"{train['steps']:,} steps"
         return [
             r for r in rows(paper, number)
@@ -579,15 +622,18 @@ def _as_json(value: Any) -> Any:
 
 
 def _means(scores: Any) -> Iterator[tuple[int, str, Any, dict[str, float]]]:
-    """Scale, data set, protocol's name and finite means of each score in a record's list; what isn't one, or was taken
-    on other LR images than reduced ones, is passed over."""
+    """Scale, data set, protocol's name and means of each score in a record's list; what isn't one, has means that none
+    can have (NaN, an infinite PSNR, an SSIM above 1), or was taken on other LR images than reduced ones, is passed
+    over."""
     for score in scores if isinstance(scores, list) else ():
-        if not isinstance(score, dict) or not {"dataset", "scale", "protocol", "psnr", "ssim"} <= score.keys():
+        if not isinstance(score, dict) or str(score.get("lr_origin")).startswith("real-esrgan"):
             continue
-        if str(score.get("lr_origin")).startswith("real-esrgan"):
+        numbers = {name: score.get(name) for name in ("scale", *TOLERANCE)}
+        if any(isinstance(value, bool) or not isinstance(value, float | int) for value in numbers.values()):
             continue
-        means = {metric: score[metric] for metric in TOLERANCE}
-        if isinstance(score["protocol"], dict) and all(
-            isinstance(value, float | int) and math.isfinite(value) for value in means.values()
+        scale, means = numbers.pop("scale"), numbers
+        dataset, protocol = score.get("dataset"), score.get("protocol")
+        if isinstance(dataset, str) and isinstance(protocol, dict) and all(
+            abs(value) <= LARGEST[metric] for metric, value in means.items()
         ):
-            yield score["scale"], score["dataset"], score["protocol"].get("name"), means
+            yield scale, dataset, protocol.get("name"), means
