@@ -46,9 +46,29 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 
 def main() -> None:
-    """Run the command; bad input becomes one line and exit code 2."""
+    """Run the command; bad input becomes one line and exit code 2.
+
+    So does what a disk or the memory refuses; a reader of the output that leaves early (``| head``) ends the command
+    without a word, as it ends others.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who called
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # what a terminal or a file name may not spell
+    try:
+        os.getcwd()
+    except OSError:
+        stop("the working folder is there no more: change to another")
     try:
         app(standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        stop(f"{error.filename or 'this machine'}: {error.strerror or error}")
+    except MemoryError:
+        stop("not enough memory: take smaller images, or a machine with more")
     except InputError as error:
         stop(str(error))
     except (typer.Abort, KeyboardInterrupt):
@@ -275,6 +295,8 @@ def read_run(record: Path, runs: Path, model: str = "") -> Any:
     origin = engine.read_json(record)
     if not isinstance(origin.get("run"), str):
         raise InputError(f"{record} is no record of a run: give the file that `srlib train --record` wrote")
+    if "/" in origin["run"] or os.sep in origin["run"] or origin["run"] in ("", ".", ".."):
+        raise InputError(f"{record} names {origin['run']!r:.50} as its run, no folder of runs: give another record")
     run = engine.Run(runs / origin["run"])
     if model and run.config["model"] != model:
         raise InputError(f"{record} is a run of {run.config['model']}, not {model}: name the model that it holds")
@@ -524,7 +546,7 @@ def show(rows: list[dict[str, Any]], as_json: bool, as_csv: bool, formats: dict[
         grid = Table(*rows[0], box=None)
         for row in rows:
             grid.add_row(*(value_text(value, (formats or {}).get(name, "{}")) for name, value in row.items()))
-        Console(width=None if sys.stdout.isatty() else 200).print(grid)
+        Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False).print(grid)
 
 
 def value_text(value: Any, pattern: str) -> str:

@@ -101,11 +101,11 @@ def lr_size(scale: int, hr: tuple[int, int] = HR_SIZE) -> tuple[int, int]:
     """Height and width of the LR image that belongs to an HR image of ``hr``, to the nearest whole pixel.
 
     The papers count for an HR image of 1280x720: LR 640x360, 427x240 and 320x180 for x2, x3 and x4. Raises
-    ``InputError`` for a scale below 1.
+    ``InputError`` for a scale below 1, and for one that leaves less than a pixel.
     """
-    if scale < 1:
-        raise InputError(f"scale {scale} has no LR size; give a scale from 1 up")
-    height, width = (max(1, int(side / scale + 0.5)) for side in hr)
+    if not 1 <= scale <= min(hr):
+        raise InputError(f"scale {scale} has no LR size; give a scale from 1 up, to {min(hr)}")
+    height, width = (int(side / scale + 0.5) for side in hr)
     return height, width
 
 

@@ -14,6 +14,7 @@ or of many more than its bytes can be a photograph of, before memory is taken fo
 """
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import io
@@ -343,6 +344,10 @@ class _Pillow:
         silence, log = logging.NullHandler(), logging.getLogger("PIL")
         log.addHandler(silence)  # else Python prints what no program has asked for
         self.undo.callback(log.removeHandler, silence)
+        with contextlib.suppress(OSError, AttributeError):  # libtiff prints by itself; no harm where it is out of reach
+            handle = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+            handle.argtypes, handle.restype = [ctypes.c_void_p], ctypes.c_void_p
+            self.undo.callback(handle, handle(None))
 
 
 _PILLOW = _Pillow()

@@ -118,7 +118,8 @@ def read_csv(path: Path) -> list[dict[str, float]]:
         fit = len(line) == len(columns) and all(map(_fits, columns, line))
         if not fit or (rows and int(line[0]) <= rows[-1]["step"]):
             raise InputError(f"line {place} of {path} is damaged ({','.join(line)!r:.80}): delete the run's folder")
-        rows.append({key: int(value) if key == "step" else float(value) for key, value in zip(columns, line, strict=True)})
+        values = zip(columns, line, strict=True)
+        rows.append({key: int(value) if key == "step" else float(value) for key, value in values})
     return rows
 
 

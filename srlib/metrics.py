@@ -59,8 +59,20 @@ class Protocol:
             raise InputError(f"protocol {self.name!r} has means {self.means!r}; use 'nearest' or 'up'")
         if self.ssim_precision not in ("float64", "float32"):
             raise InputError(f"protocol {self.name!r} has precision {self.ssim_precision!r}; use 'float64'")
-        if self.ssim_window < 1 or self.ssim_window % 2 == 0:
-            raise InputError(f"protocol {self.name!r} has an SSIM window of {self.ssim_window}; use an odd number")
+        for name in ("clamp", "round_image", "round_luma"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"protocol {self.name!r} has {name} {getattr(self, name)!r}; use True or False")
+        for name in ("luma_gain", "luma_offset", "ssim_sigma", "ssim_k1", "ssim_k2", "data_range"):
+            if not _real(getattr(self, name)) or (name in ("ssim_sigma", "data_range") and getattr(self, name) == 0):
+                raise InputError(f"protocol {self.name!r} has {name} {getattr(self, name)!r}; use a positive number")
+        if not isinstance(self.luma, tuple) or len(self.luma) != 3 or not all(map(_real, self.luma)):
+            raise InputError(f"protocol {self.name!r} has luma {self.luma!r}; use three numbers, for R, G and B")
+        pairs = self.border_at if isinstance(self.border_at, tuple) else (None,)
+        borders = [(self.border_per_scale, self.border_extra), *pairs]
+        if not all(isinstance(pair, tuple) and len(pair) == 2 and all(map(_whole, pair)) for pair in borders):
+            raise InputError(f"protocol {self.name!r} has borders {borders!r}; use whole numbers from 0 up")
+        if not _whole(self.ssim_window) or self.ssim_window % 2 == 0:
+            raise InputError(f"protocol {self.name!r} has an SSIM window of {self.ssim_window!r}; use an odd number")
 
     def border(self, scale: float) -> int:
         """Pixels cut off at each edge of the HR image; a fractional scale's border is rounded up."""
@@ -76,6 +88,14 @@ class Protocol:
         """All fields, ready for JSON."""
         fields = asdict(self)
         return fields | {"luma": list(self.luma), "border_at": [list(pair) for pair in self.border_at]}
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def psnr(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> Tensor:

@@ -761,10 +761,12 @@ def read_pickle(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 parts = archive.infolist()
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                raise ValueError("compressed parts")
-            if sum(part.file_size for part in parts) > path.stat().st_size:
-                raise ValueError("overlapping parts")
+                if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                    raise ValueError("compressed parts")
+                if sum(part.file_size for part in parts) > path.stat().st_size:
+                    raise ValueError("overlapping parts")
+                if archive.testzip() is not None:  # torch does not look at the sums
+                    raise ValueError("wrong sums")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -862,7 +864,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): name a JSON file") from None
     except (ValueError, RecursionError):
-        raise InputError(f"{path} is no valid JSON: delete it and make it again") from None
+        raise InputError(f"{path} is no valid JSON: make it again, or name another file") from None
     if not isinstance(record, dict):
         raise InputError(f"{path} holds no record: name a file that `srlib train` or `srlib evaluate` wrote")
     return record
