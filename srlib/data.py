@@ -284,10 +284,10 @@ def decode(data: bytes, label: str) -> np.ndarray:
     content decides the format, not the name: PNG, JPEG, BMP, WebP or TIFF.
     """
     try:
-        with _PILLOW.strict(), Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-            _check_size(opened.size, len(data), label)
+        with PILLOW.strict(), Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+            check_size(opened.size, len(data), label)
             if opened.format == "PNG":
-                _check_png(data)
+                check_png(data)
             opened.load()
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):
@@ -310,9 +310,9 @@ def decode(data: bytes, label: str) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-class _Pillow:
+class Pillow:
     """Pillow's settings, which are the whole process's, as ``decode`` needs them in however many threads: a file that
-    was cut off is an error, whatever another library has switched on, ``_check_size`` says what is too large, and
+    was cut off is an error, whatever another library has switched on, ``check_size`` says what is too large, and
     nothing is printed."""
 
     def __init__(self) -> None:
@@ -350,10 +350,10 @@ class _Pillow:
             self.undo.callback(handle, handle(None))
 
 
-_PILLOW = _Pillow()
+PILLOW = Pillow()
 
 
-def _check_size(size: tuple[int, int], nbytes: int, label: str) -> None:
+def check_size(size: tuple[int, int], nbytes: int, label: str) -> None:
     """Raise InputError for an image (width, height) that is too large to be opened, before memory is taken for it."""
     width, height = size
     pixels = width * height
@@ -370,7 +370,7 @@ def _check_size(size: tuple[int, int], nbytes: int, label: str) -> None:
         )
 
 
-def _check_png(data: bytes) -> None:
+def check_png(data: bytes) -> None:
     """Raise ValueError where a chunk of a PNG is damaged or the end is missing: Pillow does not check the sums of what
     holds the pixels."""
     view, at, kind = memoryview(data), 8, b""
@@ -459,7 +459,7 @@ class Store:
 
     def grey(self, i: int) -> bool:
         """Whether image ``i`` is stored with one channel, which MATLAB evaluations take for the luma itself."""
-        with _PILLOW.strict(), Image.open(self.image_set.files[i], formats=_FORMATS) as image:
+        with PILLOW.strict(), Image.open(self.image_set.files[i], formats=_FORMATS) as image:
             return image.mode in ("1", "L", "I;16")
 
     def lr(self, i: int, scale: int) -> Tensor:
