@@ -6,8 +6,8 @@ notes says so. (``srlib.data`` decodes images too, into the 8-bit RGB that netwo
 
 How a file becomes pixels: 16 bits a channel stay 16, everything else becomes 8. Grey stays grey; black-and-white
 becomes grey, a palette RGB, and CMYK is converted to RGB, through the file's profile where it has one. Alpha is kept as
-a channel of its own. EXIF orientation is applied. Of several pictures in a file the first is read. Pixels of 32 bits, of
-floating point, with a sign, of L*a*b* and of 16-bit CMYK are refused.
+a channel of its own. EXIF orientation is applied. Of several pictures in a file the first is read. Refused are pixels
+of 32 bits, of floating point, with a sign, of L*a*b* and of 16-bit CMYK.
 """
 
 import errno
@@ -38,7 +38,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _ORIENTATION, _EXIF, _GPS, _INTEROP = 0x0112, 0x8769, 0x8825, 0xA005
 _WIDTH, _HEIGHT = 0xA002, 0xA003  # of the picture, in EXIF's own directory
-# Tags of a TIFF directory that describe how its pixels are stored, or its profile, or lie outside EXIF: not carried over
+# Tags of a TIFF directory that say how its pixels are stored, or its profile, or lie outside EXIF: not carried over
 _STRUCTURE = {254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290}
 _STRUCTURE |= {291, 292, 293, 297, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336, 338, 339}
 _STRUCTURE |= {340, 341, 342, 347, 529, 530, 531, 532, 700, 33550, 33723, 33922, 34377, 34675, *range(512, 522)}
@@ -143,7 +143,9 @@ def check_size(kind: str, pixels: tuple[int, ...], itemsize: int) -> None:
     height, width, channels = pixels
     if max(height, width) > _SIDES[kind]:
         mend = "choose a smaller --scale, or " + ("PNG or TIFF" if kind in ("jpeg", "webp") else "cut it into parts")
-        raise InputError(f"{width}x{height} is too large for {kind}, which ends at {_SIDES[kind]} pixels a side: {mend}")
+        raise InputError(
+            f"{width}x{height} is too large for {kind}, which ends at {_SIDES[kind]} pixels a side: {mend}"
+        )
     if kind == "tiff" and height * width * channels * itemsize > _FILE_BYTES - (64 << 20):
         raise InputError(f"{width}x{height} makes a TIFF file of more than 4 GiB, where the format ends: take PNG")
 
@@ -238,7 +240,7 @@ def _read_other(data: bytes, label: str) -> Picture:
 
 
 def _read_tiff(data: bytes, label: str) -> Picture:
-    """A TIFF file's first picture: grey and RGB of 8 or 16 bits through tifffile, what Pillow alone knows through it."""
+    """A TIFF file's first picture: grey and RGB of 8 and 16 bits through tifffile, all else through Pillow."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
