@@ -47,7 +47,6 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 def main() -> None:
     """Run the command; bad input becomes one line and exit code 2."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, by which memory is measured, reports to nobody
     try:
         app(standalone_mode=False)
     except InputError as error:
@@ -407,6 +406,8 @@ def upscale(
                     line = note if result.status == "failed" else f"{result.job.source}: {note}"
                     print("srlib: " + " ".join(line.split()), file=sys.stderr)
                 rows.append(result.record())
+    except KeyboardInterrupt:
+        stop("interrupted; finished pictures are whole, and the same command goes on with the others", code=130)
     except enlarging.Terminated:
         stop("stopped; finished pictures are whole, and the same command goes on with the others", code=75)
     except NoRoom as error:

@@ -224,7 +224,7 @@ def _suffixes() -> str:
 
 def _read_other(data: bytes, label: str) -> Picture:
     """A PNG, JPEG or WebP file's picture."""
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "MPO", "WEBP")) as opened:
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
         if opened.width * opened.height > LARGEST:
             raise _too_large(label, (opened.height, opened.width))
         count = getattr(opened, "n_frames", 1)
@@ -260,6 +260,8 @@ def _read_tiff(data: bytes, label: str) -> Picture:
             )
         exif = _loaded(lambda: _tiff_exif(data))
         icc = page.tags.valueof(34675)
+        (entries,) = struct.unpack_from(file.byteorder + ("Q" if file.is_bigtiff else "H"), data, page.offset)
+        broken = ("some of its tags are damaged and left out",) if entries > len(page.tags) else ()
         if plain:
             pixels, notes = _tiff_pixels(page, label)
     if not plain:
@@ -268,6 +270,7 @@ def _read_tiff(data: bytes, label: str) -> Picture:
             pixels, icc, notes = _plain(opened, icc, label)
         if exif is not None and _ORIENTATION in exif:
             exif[_ORIENTATION] = 1  # Pillow has turned it
+    notes += broken
     if count > 1:
         notes += (f"the first of {count} pictures was taken",)
     return _upright(pixels, exif, icc if isinstance(icc, bytes) else None, None, (), notes)
@@ -534,7 +537,7 @@ def _write_tiff(file: IO[bytes], picture: Picture) -> None:
     place = file.tell()
     for exif in (_mended(picture), {}):
         try:
-            directory = _directory(picture, exif, places, lengths, rows).tobytes(place)
+            directory = _with_offsets(_directory(picture, exif, lengths, rows).tobytes(place), place, places)
             break
         except MemoryError:
             raise
@@ -546,10 +549,9 @@ def _write_tiff(file: IO[bytes], picture: Picture) -> None:
     file.write(struct.pack("<I", place))
 
 
-def _directory(
-    picture: Picture, exif: Mapping[int, Any], places: list[int], lengths: list[int], rows: int
-) -> ImageFileDirectory_v2:
-    """The TIFF directory of a picture whose strips are written: how it is stored, and its EXIF beside that."""
+def _directory(picture: Picture, exif: Mapping[int, Any], lengths: list[int], rows: int) -> ImageFileDirectory_v2:
+    """The TIFF directory of a picture whose strips are written: how it is stored, and its EXIF beside that; without
+    the strips' places, as Pillow takes them to come after the directory."""
     height, width, channels = picture.pixels.shape
     directory = ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
     for tag, value in exif.items():
@@ -560,13 +562,23 @@ def _directory(
     directory[259], directory[317], directory[284] = 8, 2, 1  # deflate, horizontal differences, channels interleaved
     directory[262] = 1 if picture.grey else 2
     directory[277], directory[339] = channels, (1,) * channels
-    directory[273], directory[278], directory[279] = tuple(places), rows, tuple(lengths)
+    directory.tagtype[273] = directory.tagtype[279] = 4
+    directory[273], directory[278], directory[279] = (0,) * len(lengths), rows, tuple(lengths)
     if picture.alpha is not None:
         directory[338] = 2
     if picture.icc:
         directory.tagtype[34675] = 7
         directory[34675] = picture.icc
     return directory
+
+
+def _with_offsets(directory: bytes, place: int, offsets: list[int]) -> bytes:
+    """The bytes of a directory that stands at ``place`` in its file, with the strips' offsets (tag 273) put in."""
+    patched = bytearray(directory)
+    entry = next(at for at in range(2, len(directory), 12) if struct.unpack_from("<H", directory, at)[0] == 273)
+    at = entry + 8 if len(offsets) == 1 else struct.unpack_from("<I", directory, entry + 8)[0] - place
+    struct.pack_into(f"<{len(offsets)}I", patched, at, *offsets)
+    return bytes(patched)
 
 
 def _place(part: Path, path: Path, replace_it: bool) -> None:

@@ -212,11 +212,12 @@ def enlarge_all(made: Sequence[Job], method: Method, saving: Saving, watched: bo
                 bar.update(done - bar.n)
 
             try:
-                yield enlarge_file(job, method, saving, progress)
+                result = enlarge_file(job, method, saving, progress)
             except pictures.NoRoom:
                 raise
             except InputError as error:
-                yield Result(job, "failed", (str(error),))
+                result = Result(job, "failed", (str(error),))
+        yield result
 
 
 def enlarge_file(job: Job, method: Method, saving: Saving, progress: Progress | None = None) -> Result:
@@ -226,17 +227,21 @@ def enlarge_file(job: Job, method: Method, saving: Saving, progress: Progress | 
     began = time.perf_counter()
     kind = pictures.format_of(job.target)
     assert kind is not None  # ``jobs`` has seen to it
-    picture = pictures.read(job.source)
-    size = picture.size
-    if kind == "jpeg":
-        picture = pictures.over_white(picture)
-    deep = picture.deep and kind in ("png", "tiff")
-    if picture.deep and not deep:
-        picture = replace(picture, notes=(*picture.notes, f"16 bits became 8, as {kind} has no more"))
     try:
+        picture = pictures.read(job.source)
+        size = picture.size
+        if kind == "jpeg":
+            picture = pictures.over_white(picture)
+        deep = picture.deep and kind in ("png", "tiff")
+        if picture.deep and not deep:
+            picture = replace(picture, notes=(*picture.notes, f"16 bits became 8, as {kind} has no more"))
         large, plan, count = enlarge(picture, method, np.uint16 if deep else np.uint8, kind, progress)
         _make_folder(job.target.parent)
         notes = pictures.write(large, job.target, **vars(saving))
+    except InputError as error:
+        if str(job.source) in str(error) or str(job.target) in str(error):
+            raise
+        raise type(error)(f"{job.source}: {error}") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _too_little_memory(job.source) from error
     except RuntimeError as error:
