@@ -296,9 +296,7 @@ def read_weights(path: Path, model: str, scale: int | None) -> Any:
 def upscale(
     sources: Annotated[
         list[str],
-        typer.Argument(
-            metavar="IN...", help="Pictures: a file, a folder, or a pattern in quotes; several may be given."
-        ),
+        typer.Argument(metavar="IN", help="Pictures: a file, a folder, or a pattern in quotes; several may be given."),
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A file for one file, else a folder, made if need be.")],
     model: Annotated[
