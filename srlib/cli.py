@@ -315,6 +315,139 @@ def read_weights(path: Path, model: str, scale: int | None) -> Any:
 
 
 @app.command()
+def upscale(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="IN", help="Pictures: a file, a folder, or a pattern in quotes; several may be given."),
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A file for one file, else a folder, made if need be.")],
+    model: Annotated[
+        str, typer.Option(help="bicubic, or a model with --weights; left out with --record, which names it.")
+    ] = "",
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            help="How many times larger, each way; default 4, or the record's. "
+            "bicubic and models for every scale take any number from 1, such as 2.5."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The model's weights: a run's model.safetensors or a released file.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Use the run of this record (from `srlib train --record`).")
+    ] = None,
+    runs: Runs = Path("runs"),
+    format: Annotated[
+        str | None, typer.Option(help="png, jpeg, webp or tiff, for a folder; default: each picture's own.")
+    ] = None,
+    quality: Annotated[int, typer.Option(help="Quality of JPEG and of lossy WebP, 1 to 100.")] = 95,
+    lossless: Annotated[bool, typer.Option("--lossless", help="Write WebP without loss.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace outputs that are there already.")] = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of the tiles in input pixels, 0 for the whole at once; default: what the memory allows."
+        ),
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="Input pixels that neighbouring tiles share.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GiB that the network may use; default: a safe part of what is free.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Enlarge pictures: PNG, JPEG, WebP and TIFF.
+
+    16 bits a channel stay 16 in PNG and TIFF; in JPEG and WebP they become 8. Grey stays grey: the luma of what the
+    network makes of three equal channels. Transparency is enlarged by bicubic; hidden colours take those of the nearest
+    visible pixels first, and JPEG gets white instead. Black-and-white becomes grey, a palette RGB, CMYK RGB through its
+    profile. Pictures are turned upright as EXIF says; other EXIF, the colour profile and the resolution are kept, XMP
+    and text are not. Of several pictures in a file the first is taken. 32-bit and floating-point pixels are refused.
+
+    An output that is there already is never replaced without --force: one is an error, among several it is left as it
+    is, so that the same command goes on where it stopped. Exit code 1: some of several pictures failed, each with a
+    line, and the rest are done. Put -- before a name that begins with a dash.
+
+    Example: srlib upscale photo.jpg large.png --model bicubic --scale 2
+
+    Example: srlib upscale "holiday/*.jpg" large/ --model safmn --scale 4 --weights model.safetensors
+    """
+    from srlib import runs as engine
+    from srlib import upscale as enlarging
+    from srlib.logs import someone_watches
+    from srlib.models import takes_scale
+    from srlib.pictures import NoRoom
+
+    check_format(as_json, as_csv)
+    if not 1 <= quality <= 100:
+        raise InputError(f"quality {quality}: give a number from 1 to 100")
+    if memory is not None and not 0 < memory < 2**20:
+        raise InputError(f"{memory:g} GiB of memory: give a number above 0, such as 4")
+    if record is not None and weights is not None:
+        raise InputError("--record and --weights both say which weights: give one of them")
+    if record is None and not model:
+        raise InputError("no model: give --model bicubic, or --model NAME with --weights FILE, or --record RUN.json")
+    where = engine.pick_device(device)
+    made = enlarging.jobs(sources, out, format)
+    network = None
+    if record is not None:
+        run = read_run(record, runs, model)
+        model, trained = run.config["model"], run.config["scale"]
+        if trained is not None and scale not in (None, trained):
+            raise InputError(f"the run of {record} enlarges {trained} times: leave --scale out")
+        scale = (trained or 4) if scale is None else scale
+        enlarging.check_model(model, scale)
+        network = run.network(where)
+    else:
+        scale = 4 if scale is None else scale
+        enlarging.check_model(model, scale)
+        if weights is not None and model == "bicubic":
+            raise InputError("bicubic has no weights: leave --weights out, or name the model that they are of")
+        if weights is None and model != "bicubic":
+            raise InputError(
+                f"no weights for {model}, and none come with srlib: give --weights FILE, a file that its authors "
+                f"released or model.safetensors in the folder of a run (srlib train {model}), or take --model bicubic"
+            )
+        if weights is not None:
+            network = read_weights(weights, model, int(scale) if takes_scale(model) else None).to(where)
+    upscaler = None if network is None else engine.upscaler(network.eval(), scale)
+    limit = None if memory is None else int(memory * 2**30)
+    method = enlarging.Method(scale, upscaler, where, tile, overlap, limit)
+    saving = enlarging.Saving(quality, lossless, force)
+    rows, several = [], len(made) > 1
+    try:
+        with enlarging.ended_cleanly():
+            for result in enlarging.enlarge_all(made, method, saving, watched=someone_watches()):
+                if not several and result.status != "done":
+                    raise InputError("; ".join(result.notes))
+                for note in result.notes:
+                    line = note if result.status == "failed" else f"{result.job.source}: {note}"
+                    print("srlib: " + " ".join(line.split()), file=sys.stderr)
+                rows.append(result.record())
+    except KeyboardInterrupt:
+        stop("interrupted; finished pictures are whole, and the same command goes on with the others", code=130)
+    except enlarging.Terminated:
+        stop("stopped; finished pictures are whole, and the same command goes on with the others", code=75)
+    except NoRoom as error:
+        stop(f"{error}; the same command goes on when there is room", code=2)
+    if not (as_json or as_csv):
+        rows = [enlarged_text(row) for row in rows]
+    show(rows, as_json, as_csv)
+    if any(row["status"] == "failed" for row in rows):
+        sys.exit(1)
+
+
+def enlarged_text(row: dict[str, Any]) -> dict[str, Any]:
+    """What became of a picture, as a line of the printed table."""
+    sizes = [f"{row[of + 'width']}x{row[of + 'height']}" if row[of + "width"] else None for of in ("", "out_")]
+    tiles = f"{row['tiles']} of {row['tile']}" if row["tile"] else ("whole" if row["tiles"] else None)
+    kept = {"output": row["output"], "status": row["status"], "from": sizes[0], "to": sizes[1], "tiles": tiles}
+    return kept | {"seconds": row["seconds"]}
+
+
+@app.command()
 def table(
     paper: Annotated[str, typer.Argument(help="Paper: safmn, seemore, ssiu or moeisr.")],
     number: Annotated[str, typer.Argument(help="Number of the table, such as 3 or 4a.")],

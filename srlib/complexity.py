@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import platform
 import statistics
 import tempfile
@@ -335,6 +336,7 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
         _synchronise(device)
         peak = torch.cuda.max_memory_allocated(device)
         return Memory(peak - before, peak, describe_device(device), "torch.cuda.max_memory_allocated")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own to standard error
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     with tempfile.TemporaryDirectory() as folder:

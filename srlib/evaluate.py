@@ -5,8 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from srlib import metrics
 from srlib.errors import InputError
 from srlib.metrics import Protocol
 from srlib.resize import imresize
+from srlib.tiles import evaluation_mode
 
 if TYPE_CHECKING:
     from srlib.data import Store
@@ -112,7 +112,7 @@ def score(
     """
     _check_images(store)
     images = []
-    with torch.inference_mode(), _evaluation_mode(upscale):
+    with torch.inference_mode(), evaluation_mode(upscale):
         for index, name in enumerate(store.names):
             lr, hr = (image.to(device) for image in store.pair(index, scale))
             sr = _enlarged(name, upscale, lr, hr, scale)
@@ -129,7 +129,7 @@ def outputs(
     """
     _check_images(store)
     made = []
-    with torch.inference_mode(), _evaluation_mode(upscale):
+    with torch.inference_mode(), evaluation_mode(upscale):
         for index, name in enumerate(store.names):
             lr, hr = (image.to(device) for image in store.pair(index, scale))
             made.append(_enlarged(name, upscale, lr, hr, scale))
@@ -168,7 +168,7 @@ def bicubic(scale: float) -> Callable[[Tensor], Tensor]:
 
 class AtScale(nn.Module):
     """A network for every scale as an upscaler for ``score``: LR (B, 3, h, w) to (B, 3, H, W), the sides times the
-    scale and rounded.
+    scale and rounded. ``window`` needs the parts of a ``srlib.models.moeisr.MoEISR``.
     """
 
     def __init__(self, network: nn.Module, scale: float) -> None:
@@ -179,8 +179,47 @@ class AtScale(nn.Module):
         self.scale = scale
 
     def forward(self, lr: Tensor) -> Tensor:
-        height, width = (max(1, round(side * self.scale)) for side in lr.shape[-2:])
-        return self.network(lr, size=(height, width))
+        return self.network(lr, size=self.size(lr.shape[-2:]))
+
+    def size(self, lr: Sequence[int]) -> tuple[int, int]:
+        """The output's height and width for an LR image of that height and width."""
+        height, width = (max(1, round(side * self.scale)) for side in lr)
+        return height, width
+
+    def window(
+        self, part: Tensor, corner: tuple[int, int], whole: tuple[int, int], rows: slice, columns: slice
+    ) -> Tensor:
+        """``rows`` and ``columns`` of the output for an LR image of size ``whole``, from the ``part`` (1, 3, h, w) of
+        it that starts at ``corner``: (1, 3, n, m).
+
+        Output pixels ask the LR pixels that they would ask in the whole image. Of those beyond the part's border, the
+        nearest in it answers, as it does at an image's border. The scale need not be whole.
+        """
+        net, size = self.network, self.size(whole)
+        x = (part - 0.5) / 0.5
+        z = net.encoder(x)
+        chosen = net.choices(z).flatten()
+        cell = x.new_tensor([2 * small / large for small, large in zip(whole, size, strict=True)])
+        table = net.table(z, chosen, cell)
+        near, places = [], []
+        spans = zip(net.grid(whole, size, z.device), corner, (rows, columns), z.shape[-2:], strict=True)
+        for axis, first, span, side in spans:
+            number, way = (one[:, span] for one in axis)
+            here = (number - first).clamp(0, side - 1)
+            near.append((here, way + 2 * (number - first - here)))  # ways are in half LR pixels
+            centre = (number + way / 2)[0] + 0.5 - first  # in LR pixels of the part
+            places.append(2 * centre / side - 1)
+        shape = [len(one) for one in places]
+        answers = []
+        for some in net.portions(shape[0] * shape[1], z):
+            at = (some // shape[1], some % shape[1])
+            asked_of = ([one[:, i] for one in axis] for axis, i in zip(near, at, strict=True))
+            asked = net.queries(*asked_of, z.shape[-1], 0)
+            rgb = (net.ask(table, chosen, asked, cell) * asked.weight[..., None]).sum(0)
+            coord = torch.stack([axis[i] for axis, i in zip(places, at, strict=True)], -1)
+            answers.append(net.finish_at(rgb[None], x, coord[None])[0])
+        sr = torch.cat(answers).T.unflatten(1, shape)
+        return sr[None] * 0.5 + 0.5
 
 
 def luma_bicubic(store: "Store", scale: float) -> Scores:
@@ -230,20 +269,6 @@ def _compare(name: str, sr: Tensor, hr: Tensor, protocol: Protocol, scale: float
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     return ImageScore(name, psnr, ssim)
-
-
-@contextmanager
-def _evaluation_mode(upscale: object) -> Iterator[None]:
-    """Evaluation mode for a network and its parts, each put back afterwards; nothing for any other callable."""
-    modules = list(upscale.modules()) if isinstance(upscale, nn.Module) else []
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 def _write_at_once(path: Path, text: str) -> None:

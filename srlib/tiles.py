@@ -1,0 +1,528 @@
+"""Images of any size: enlarged in overlapping tiles, which are blended into bands, where the whole is too large for the
+memory.
+
+An image is cut into tiles of equal size that overlap. Each is enlarged by itself. In the middle of an overlap, over at
+most ``RAMP`` LR pixels, one tile's result fades into the next one's along a raised cosine; nearer to its edge, where a
+tile lacks what lies beyond, nothing of it is used. The image's own borders are the tiles' borders, too, and stay as
+they are. Both axes do the same one after the other, so that the weights of all tiles sum to one at every pixel.
+
+What an output pixel depends on has an end in some networks; tiles whose overlap reaches beyond it change nothing but
+the last digits. Others look at the whole image, and there tiles are an approximation: ``difference`` measures it.
+"""
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from srlib.complexity import peak_memory
+from srlib.errors import InputError
+
+ALIGN = 16  # LR pixels: tiles start at multiples of it, as what networks pool, stride or attend in is a power of two
+OVERLAP = 32  # LR pixels, unless asked otherwise
+RAMP = 16  # LR pixels that one tile takes to fade into the next at the most
+LARGEST = 512  # side of a tile that is chosen by itself, in LR pixels
+SMALLEST = 64
+SMALL = 1 << 16  # LR pixels of an image that is enlarged whole without a look at the memory
+SHARE = 0.6  # of the memory that is free may be used
+ON_CPU = 3 << 30  # and no more than these bytes there: the rest of a machine is for others
+GROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # files of a control group, and
+GROUP_2 = ("memory.max", "memory.current", "inactive_file")  # what of its use the system gives back when it is needed
+TRIALS = (128, 192)  # sides of the images by which memory is measured; above what networks go through in one strip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an image is enlarged: in tiles of ``tile`` x ``tile`` LR pixels, each sharing ``overlap`` with the next.
+
+    ``tile`` None is the whole image at once. Along an axis on which the image is shorter, a tile is as long as the
+    image.
+    """
+
+    tile: int | None
+    overlap: int = 0
+
+
+class Piece(NamedTuple):
+    """A tile's extent along one axis, in LR pixels: ``start`` to ``end``; it fades in from ``begin`` to ``full`` and is
+    used up to ``until``, where the next one is all there."""
+
+    start: int
+    end: int
+    begin: int
+    full: int
+    until: int
+
+
+def pieces(start: int, end: int, tile: int, overlap: int) -> tuple[Piece, ...]:
+    """How an axis from LR pixel ``start`` to ``end`` is covered by tiles of equal length that overlap by ``overlap`` or
+    more.
+
+    They start at multiples of 16 from the first where there is room for it; the last one is moved inward.
+    """
+    length = min(tile, end - start)
+    step = max(1, length - overlap)
+    step = step // ALIGN * ALIGN or step
+    starts = [*range(start, end - length, step), end - length]
+    begins, fulls = [start], [start]
+    for one, before in zip(starts[1:], starts, strict=False):
+        shared, ramp = before + length - one, min(RAMP, overlap // 2)
+        begins.append(one + (shared - ramp) // 2)
+        fulls.append(begins[-1] + ramp)
+    untils = [*fulls[1:], end]
+    extents = zip(starts, begins, fulls, untils, strict=True)
+    return tuple(Piece(first, first + length, *rest) for first, *rest in extents)
+
+
+def work(size: tuple[int, int], plan: Plan) -> float:
+    """How many LR pixels are computed for each of an image of ``size`` (height, width): 1 for the whole at once."""
+    if plan.tile is None:
+        return 1.0
+    return math.prod(
+        sum(one.end - one.start for one in pieces(0, side, plan.tile, plan.overlap)) / side for side in size
+    )
+
+
+def plan(
+    network: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    scale: float,
+    *,
+    device: str | torch.device = "cpu",
+    memory: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+) -> Plan:
+    """How to enlarge an LR image of ``size`` (height, width): whole where that fits the memory, else in tiles.
+
+    ``network`` takes images as ``upscale`` of ``bands`` does. ``memory``: bytes that may be used; None is a safe part
+    of what is free on ``device`` now, on a CPU 3 GiB at the most. What the network needs is measured once, on two small
+    images of noise, unless the image is itself that small. ``tile`` and ``overlap``, in LR pixels, are the user's own
+    wish: tile 0 is the whole image. Tiles that are chosen are as large as fits, up to 512.
+
+    Raises InputError for settings that can't be, and where the memory is too small for any tile.
+    """
+    height, width = size
+    whole = Plan(None)
+    _check(size, scale, memory, tile, overlap)
+    _check_upscaler(network)
+    if tile is not None:
+        if tile == 0 or tile >= max(size):
+            return whole
+        if not _tileable(network, scale):
+            raise InputError(f"scale {scale:g} puts no tile on the output's pixels: give a network for every scale")
+        return Plan(tile, min(OVERLAP, tile // 4) if overlap is None else overlap)
+    if not _tileable(network, scale) or (memory is None and height * width <= SMALL):
+        return whole
+    room = _room(device) if memory is None else memory
+    needed = footprint(network, scale, device)
+    if needed.of(height, width) <= room:
+        return whole
+    chosen = OVERLAP if overlap is None else overlap
+    for side in range(LARGEST, max(SMALLEST, 2 * chosen) - 1, -ALIGN):
+        tall, wide = min(side, height), min(side, width)
+        band = 3 * 12 * scale**2 * tall * width  # the band, what is left of the one before, and a copy in 8 bits
+        if needed.of(tall, wide) + (band if torch.device(device).type == "cpu" else 0) <= room:
+            return Plan(side, chosen)
+    raise InputError(
+        f"{room / 2**20:,.0f} MiB of memory is too little to enlarge {width} x {height} pixels in any tiles: close "
+        "other programs, or give a tile"
+    )
+
+
+def bands(
+    upscale: Callable[[Tensor], Tensor],
+    lr: Tensor,
+    scale: float,
+    plan: Plan,
+    *,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Enlarge one image band by band, from top to bottom: (first output row, the band's rows (3, n, W)) each time.
+
+    ``upscale`` takes float32 images in [0, 1], 1x3xhxw on ``device``, and returns them ``scale`` times as large, as
+    ``srlib.evaluate.score`` has it; a network for every scale comes in ``srlib.evaluate.AtScale``. ``lr`` (3, h, w) is
+    uint8, uint16, or floating point in [0, 1], on any device. Bands are float32 on the CPU, neither clamped nor
+    rounded, and together they are the whole output; no more than one of them is held here. ``progress`` is told the
+    number of tiles done and the number of all.
+
+    A tile for which the device's memory is too small is done in tiles of half the size, and so are those after it; a
+    warning says so once for each size. Raises InputError for an image or upscaler that can't be, and where the memory
+    is too small for the smallest tile.
+    """
+    if not isinstance(lr, Tensor) or lr.ndim != 3 or lr.shape[0] != 3 or not lr.numel():
+        raise InputError(f"tiles are cut from one image (3, h, w), not from {_described(lr)}; give images one by one")
+    if lr.dtype not in LEVELS and not lr.is_floating_point():
+        raise InputError(f"tiles are cut from uint8, uint16 or floating point, not {lr.dtype}; convert the image")
+    _check(lr.shape[1:], scale, None, plan.tile, plan.overlap)
+    _check_upscaler(upscale)
+    if plan.tile is not None and not _tileable(upscale, scale):
+        raise InputError(f"scale {scale:g} puts no tile on the output's pixels: give a network for every scale")
+    return _Stitcher(upscale, lr, scale, plan, torch.device(device), progress).run()
+
+
+class Tiled(nn.Module):
+    """An upscaler that works in tiles: LR (B, 3, h, w) to (B, 3, H, W), as ``upscale`` itself does it, to be compared
+    with it or scored in its place. It takes no gradients."""
+
+    def __init__(self, upscale: Callable[[Tensor], Tensor], scale: float, plan: Plan) -> None:
+        super().__init__()
+        self.upscale, self.scale, self.plan = upscale, scale, plan
+
+    def forward(self, lr: Tensor) -> Tensor:
+        images = []
+        for image in lr:
+            made = bands(self.upscale, image, self.scale, self.plan, device=lr.device)
+            images.append(torch.cat([rows for _, rows in made], 1))
+        return torch.stack(images).to(lr.device)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an image enlarged in tiles is from the one enlarged whole, both in 8 bits.
+
+    ``psnr`` in dB over all channels, infinite where they are equal; ``largest``: the largest absolute difference, in
+    levels of 255; ``share``: of the pixels, from 0 to 1, that differ in any channel; ``work`` as the function of that
+    name.
+    """
+
+    psnr: float
+    largest: int
+    share: float
+    work: float
+
+
+def difference(
+    network: Callable[[Tensor], Tensor],
+    lr: Tensor,
+    scale: float,
+    tile: int,
+    overlap: int,
+    *,
+    whole: Tensor | None = None,
+    device: str | torch.device = "cpu",
+) -> Difference:
+    """What enlarging ``lr`` (3, h, w) in tiles changes against enlarging it whole, after both are rounded to 8 bits.
+
+    ``whole`` is the output (3, H, W) of the whole image where it is there already. Takes and raises what ``plan`` and
+    ``bands`` do.
+    """
+    settings = plan(network, tuple(lr.shape[1:]), scale, device=device, tile=tile, overlap=overlap)
+    if whole is None:
+        whole = torch.cat([rows for _, rows in bands(network, lr, scale, Plan(None), device=device)], 1)
+    whole = _eight_bits(whole.cpu())
+    squares = largest = differing = 0
+    for row, rows in bands(network, lr, scale, settings, device=device):
+        apart = (_eight_bits(rows) - whole[:, row : row + rows.shape[1]]).abs()
+        squares += int((apart.long() ** 2).sum())
+        largest = max(largest, int(apart.max()))
+        differing += int((apart.amax(0) > 0).sum())
+    psnr = 10 * math.log10(255**2 * whole.numel() / squares) if squares else math.inf
+    return Difference(psnr, largest, differing / whole[0].numel(), work(tuple(lr.shape[1:]), settings))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The most tensor memory that an upscaler holds at once: bytes that it takes for any image, and for an LR pixel."""
+
+    fixed: float
+    pixel: float
+
+    def of(self, height: int, width: int) -> float:
+        """The bytes for an LR image, with the image itself."""
+        return self.fixed + (self.pixel + 12) * height * width
+
+
+_FOOTPRINTS: WeakKeyDictionary[Any, dict[tuple[float, str], Footprint]] = WeakKeyDictionary()
+
+
+def footprint(upscale: Callable[[Tensor], Tensor], scale: float, device: str | torch.device = "cpu") -> Footprint:
+    """What memory an upscaler takes, measured on two small images of noise, once for each upscaler and device."""
+    known = _FOOTPRINTS.setdefault(upscale, {})
+    key = (scale, str(device))
+    if key not in known:
+        noise = torch.Generator().manual_seed(0)
+        taken = []
+        for side in TRIALS:
+            image = torch.rand(1, 3, side, side, generator=noise).to(device)
+            with torch.inference_mode(), evaluation_mode(upscale):
+                taken.append(peak_memory(partial(upscale, image), device).rise)
+        small, large = (side**2 for side in TRIALS)
+        pixel = max(0.0, (taken[1] - taken[0]) / (large - small))
+        known[key] = Footprint(max(0.0, taken[0] - pixel * small), pixel)
+    return known[key]
+
+
+def free_memory(
+    device: str | torch.device = "cpu", proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that this process can still take on a device.
+
+    On CUDA what the device has free, and what torch holds there without using it. On a CPU the least of what the system
+    calls available, what the process's control groups (version 1 or 2, as containers and schedulers set them) leave,
+    and what its limit of address space leaves; 1 GiB where a system says nothing.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    found = [_available(proc), *_groups(proc, cgroup), _addresses(proc)]
+    return max(0, min((one for one in found if one is not None), default=1 << 30))
+
+
+def _room(device: str | torch.device) -> int:
+    free = int(SHARE * free_memory(device))
+    return min(free, ON_CPU) if torch.device(device).type == "cpu" else free
+
+
+def _available(proc: Path) -> int | None:
+    """What the system has available: Linux says it, other systems what is not in use at all."""
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _groups(proc: Path, root: Path) -> Iterator[int]:
+    """What each control group of this process, and each above it, leaves of its limit."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        limit, used, cached = GROUP_1 if kinds else GROUP_2
+        base = root / "memory" if kinds else root
+        here = base / path.lstrip("/")
+        for folder in (here, *here.parents):
+            try:
+                most, taken = (int((folder / name).read_text()) for name in (limit, used))
+                stat = dict(one.split() for one in (folder / "memory.stat").read_text().splitlines())
+                yield most - taken + int(stat.get(cached, 0))
+            except (OSError, ValueError):  # no such group, or one without a limit ("max")
+                pass
+            if folder == base:
+                break
+
+
+def _addresses(proc: Path) -> int | None:
+    """What the limit of this process's address space leaves, if it has one."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
+            return None
+        return limit - int((proc / "self" / "statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError):  # a system without limits
+        return None
+
+
+# --- stitching --------------------------------------------------------------------------------------------------------
+
+LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+Box = tuple[int, int, int, int]
+"""A rectangle of LR pixels: top, left, bottom, right."""
+
+
+class _Axis(NamedTuple):
+    """One axis of an image: its side before and after."""
+
+    side: int
+    large: int
+
+    def first(self, edge: int) -> int:
+        """How many output pixels have their centres before the LR pixel ``edge``."""
+        return -((self.side - 2 * edge * self.large) // (2 * self.side))
+
+    def span(self, start: int, end: int) -> slice:
+        """The output pixels from one LR pixel up to another, counted from those of LR pixel 0."""
+        return slice(self.first(start), self.first(end))
+
+    def ramp(self, piece: Piece) -> Tensor:
+        """The weights (n) of the output pixels in which a tile fades in."""
+        inside = self.span(piece.begin, piece.full)
+        place = (torch.arange(inside.start, inside.stop, dtype=torch.float64) + 0.5) * self.side / self.large
+        return torch.sin((place - piece.begin) / max(1, piece.full - piece.begin) * (math.pi / 2)).square().float()
+
+
+class _Stitcher:
+    """The work on one image: ``limit`` is the largest tile that the memory has proved to have room for, or None."""
+
+    def __init__(
+        self,
+        upscale: Callable[..., Tensor],
+        lr: Tensor,
+        scale: float,
+        plan: Plan,
+        device: torch.device,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.upscale, self.lr, self.scale, self.device, self.progress = upscale, lr, scale, device, progress
+        self.tile = plan.tile
+        self.overlap = OVERLAP if plan.tile is None else plan.overlap
+        self.rows, self.columns = (_Axis(side, max(1, round(side * scale))) for side in lr.shape[1:])
+        self.limit: int | None = None
+
+    def run(self) -> Iterator[tuple[int, Tensor]]:
+        """The bands of the whole image."""
+        box = (0, 0, *self.lr.shape[1:])
+        if self.tile is None:
+            yield 0, self.made(box)
+            return
+        yield from self.bands(box, self.tile, self.progress)
+
+    def bands(
+        self, box: Box, tile: int, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The bands of a part of the image, in tiles."""
+        top, left, bottom, right = box
+        down, across = (pieces(*edges, tile, self.overlap) for edges in ((top, bottom), (left, right)))
+        done, left_over = 0, None
+        width = self.columns.span(left, right)
+        for number, row in enumerate(down):
+            used = self.rows.span(row.begin, row.until)
+            band = torch.empty(3, used.stop - used.start, width.stop - width.start)
+            for column in across:
+                part = self.made((row.start, column.start, row.end, column.end))
+                part = part[:, used.start - self.rows.first(row.start) :][:, : used.stop - used.start]
+                self.paste(band, part, column, width.start)
+                done += 1
+                if progress:
+                    progress(done, len(down) * len(across))
+            if left_over is not None:
+                fading = band[:, : left_over.shape[1]]
+                fading.copy_(left_over.lerp(fading, self.rows.ramp(row)[:, None]))
+            last = number == len(down) - 1
+            ready = used.stop if last else self.rows.first(down[number + 1].begin)
+            left_over = None if last else band[:, ready - used.start :].clone()
+            yield used.start, band[:, : ready - used.start]
+
+    def paste(self, band: Tensor, part: Tensor, column: Piece, left: int) -> None:
+        """Put a tile's result, whose rows are the band's, into its columns; ``left`` is the band's first."""
+        fading, own = self.columns.span(column.begin, column.full), self.columns.span(column.full, column.until)
+        first = self.columns.first(column.start)
+        band[..., own.start - left : own.stop - left] = part[..., own.start - first : own.stop - first]
+        if fading.stop > fading.start:
+            mixed = band[..., fading.start - left : fading.stop - left]
+            coming = part[..., fading.start - first : fading.stop - first]
+            mixed.copy_(mixed.lerp(coming, self.columns.ramp(column)))
+
+    def made(self, box: Box) -> Tensor:
+        """The output (3, n, m) of a part of the image, on the CPU; in smaller tiles where the memory is too small."""
+        sides = (box[2] - box[0], box[3] - box[1])
+        if self.limit is None or max(sides) <= self.limit:
+            try:
+                return self.computed(box)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+            self.halve(max(sides))
+        return torch.cat([rows for _, rows in self.bands(box, self.limit)], 1)
+
+    def computed(self, box: Box) -> Tensor:
+        """What the upscaler makes of a part of the image."""
+        top, left, bottom, right = box
+        part = self.lr[:, top:bottom, left:right].to(self.device)
+        part = part[None].to(torch.float32) / LEVELS.get(part.dtype, 1)
+        rows, columns = self.rows.span(top, bottom), self.columns.span(left, right)
+        window = getattr(self.upscale, "window", None)
+        with torch.inference_mode(), evaluation_mode(self.upscale):
+            if window is None or tuple(part.shape[2:]) == tuple(self.lr.shape[1:]):
+                sr = self.upscale(part)
+            else:
+                sr = window(part, (top, left), tuple(self.lr.shape[1:]), rows, columns)
+        wanted = (1, 3, rows.stop - rows.start, columns.stop - columns.start)
+        if not isinstance(sr, Tensor) or sr.shape != wanted:
+            raise InputError(
+                f"the upscaler made {_described(sr)} of {tuple(part.shape)}, not {wanted}; use one for scale "
+                f"{self.scale:g}"
+            )
+        return sr[0].float().cpu()
+
+    def halve(self, side: int) -> None:
+        """Go on with tiles of half of ``side``."""
+        limit = -(-side // (2 * ALIGN)) * ALIGN
+        if limit >= side or limit < max(SMALLEST, 2 * self.overlap) or not _tileable(self.upscale, self.scale):
+            raise InputError(
+                f"the memory of {self.device} is too small for {side} x {side} pixels: close other programs, or use "
+                "another device"
+            ) from None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(f"out of memory at {side} x {side} pixels: going on in tiles of {limit}", stacklevel=2)
+        self.limit = limit
+
+
+@contextmanager
+def evaluation_mode(upscale: object) -> Iterator[None]:
+    """Evaluation mode for a network and its parts, each put back afterwards; nothing for any other callable."""
+    modules = list(upscale.modules()) if isinstance(upscale, nn.Module) else []
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device had no room; a CPU has no exception of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _eight_bits(image: Tensor) -> Tensor:
+    """Values in [0, 1] as whole numbers of 255, in 16 bits so that they can be subtracted."""
+    return (image * 255).round().clamp(0, 255).to(torch.int16)
+
+
+def _tileable(upscale: object, scale: float) -> bool:
+    """Whether tiles' results lie on the whole output's pixels: at whole scales, or where the upscaler sees to it."""
+    return float(scale).is_integer() or hasattr(upscale, "window")
+
+
+def _described(thing: object) -> str:
+    return f"a tensor of shape {tuple(thing.shape)}" if isinstance(thing, Tensor) else type(thing).__name__
+
+
+def _check_upscaler(upscale: object) -> None:
+    config = getattr(upscale, "config", None)
+    if config is not None and getattr(config, "scale", None) is None:
+        raise InputError("a network for every scale needs to be told one: give srlib.evaluate.AtScale(network, scale)")
+
+
+def _check(size: tuple[int, ...], scale: float, memory: int | None, tile: int | None, overlap: int | None) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f"an image of {size} has no pixels; give a height and a width from 1 up")
+    if not math.isfinite(scale) or scale <= 0:
+        raise InputError(f"scale {scale!r} is not positive; give a number above 0")
+    if memory is not None and memory < 1:
+        raise InputError(f"{memory} bytes of memory hold nothing; give more")
+    if tile is not None and tile < 0:
+        raise InputError(f"a tile of {tile} pixels has no pixels; give 16 or more, or 0 for the whole image")
+    if tile is not None and 0 < tile < ALIGN:
+        raise InputError(f"a tile of {tile} pixels is too small to be enlarged alone; give {ALIGN} or more, or 0")
+    if overlap is not None and (overlap < 0 or overlap > (tile or LARGEST) // 2):
+        raise InputError(f"an overlap of {overlap} pixels: give 0 up to half a tile, which is {(tile or LARGEST) // 2}")

@@ -1,0 +1,733 @@
+"""Picture files keep what they hold, and `srlib upscale` makes of each what it promises, or says why not."""
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+
+from srlib import cli, pictures, tiles, upscale
+from srlib.errors import InputError
+from srlib.models import create
+from srlib.models.safmn import SAFMNConfig
+from srlib.pictures import Picture
+from srlib.resize import imresize
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def noise(height: int, width: int, channels: int, depth: Any = np.uint8, seed: int = 0) -> np.ndarray:
+    """Pixels (H, W, C) of noise, alpha among them not zero everywhere."""
+    top = np.iinfo(depth).max
+    return np.random.default_rng(seed).integers(0, top, (height, width, channels), dtype=depth, endpoint=True)
+
+
+def smooth(height: int, width: int, channels: int, depth: Any = np.uint8) -> np.ndarray:
+    """Pixels of slow waves, which lossy formats keep nearly."""
+    rows, columns, channel = np.ogrid[:height, :width, :channels]
+    waves = 0.5 + 0.4 * np.sin(rows / 9 + channel) * np.cos(columns / 7 - channel)
+    return (waves * np.iinfo(depth).max).astype(depth)
+
+
+def exif_of(**below: Any) -> Image.Exif:
+    """EXIF with a maker, a description, an exposure and a place."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x010E] = "Maker", "a picture"
+    exif[0x8769] = {0x9003: "2026:01:02 03:04:05", 0xA002: 999, 0xA003: 888, 0xA005: {1: "R98"}} | below
+    exif[0x8825] = {1: "N", 2: (52.0, 30.0, 0.0)}
+    return exif
+
+
+@pytest.fixture
+def srlib(monkeypatch, capfd, tmp_path):
+    """Run the command in this process; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SRLIB_PROGRESS", "line")
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A file of a small SAFMN's weights at x2, as a run writes it."""
+    from srlib import runs
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    runs.save(create("safmn", 2, SAFMNConfig(blocks=1, channels=8)), "safmn", path)
+    return path
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_what_is_written_without_loss_is_read_again(tmp_path, channels, depth, suffix):
+    made = Picture(noise(37, 53, channels, depth), ICC, (300.0, 150.0), dict(exif_of()))
+    path = tmp_path / f"a{suffix}"
+    assert pictures.write(made, path) == ()
+    found = pictures.read(path)
+    assert found.pixels.dtype == depth and np.array_equal(found.pixels, made.pixels)
+    assert found.icc == ICC and found.notes == ()
+    assert found.dpi == pytest.approx((300, 150), abs=0.02)
+    assert found.exif[0x010F] == "Maker" and found.exif[0x8769][0x9003] == "2026:01:02 03:04:05"
+    assert (found.exif[0x8769][0xA002], found.exif[0x8769][0xA003]) == (53, 37)
+    assert found.exif[0x8769][0xA005] == {1: "R98"} and found.exif[0x8825][1] == "N"
+    assert os.listdir(tmp_path) == [path.name]
+    others = (imagecodecs.png_decode(path.read_bytes()) if suffix == ".png" else tifffile.imread(path),)
+    assert all(np.array_equal(other.reshape(made.pixels.shape), made.pixels) for other in others)
+    if (suffix, depth, channels) == (".tif", np.uint16, 2):
+        return  # Pillow cannot open it
+    with Image.open(path) as seen:
+        seen.load()
+        assert seen.size == (53, 37) and seen.info["icc_profile"] == ICC and seen.getexif()[0x010F] == "Maker"
+
+
+@pytest.mark.parametrize(("suffix", "channels"), [(".jpg", 1), (".jpg", 3), (".webp", 3), (".webp", 4)])
+def test_lossy_files_keep_all_but_the_last_digits(tmp_path, suffix, channels):
+    pixels = smooth(40, 56, channels)
+    made = Picture(pixels, ICC, (72.0, 72.0), dict(exif_of()))
+    assert pictures.write(made, tmp_path / f"a{suffix}") == ()
+    found = pictures.read(tmp_path / f"a{suffix}")
+    assert found.pixels.shape == pixels.shape and found.icc == ICC
+    assert np.abs(found.pixels.astype(int) - pixels).mean() < (1 if suffix == ".jpg" else 3)
+    assert found.exif[0x010E] == "a picture" and found.exif[0x8769][0xA002] == 56
+    if suffix == ".jpg":
+        with Image.open(tmp_path / "a.jpg") as seen:
+            assert channels == 1 or seen.layer[0][1:3] == seen.layer[1][1:3] == (1, 1), "colours at full resolution"
+    else:
+        assert pictures.write(made, tmp_path / "b.webp", lossless=True) == ()
+        assert np.array_equal(pictures.read(tmp_path / "b.webp").pixels, pixels)
+
+
+def save_turned(path: Path, pixels: np.ndarray, orientation: int) -> None:
+    """A file of pixels with the tag of EXIF that says how to turn them."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    elif pixels.dtype == np.uint16:
+        pictures.write(Picture(pixels), path)
+        whole = path.read_bytes()
+        body = exif.tobytes().removeprefix(b"Exif\0\0")
+        chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+        path.write_bytes(whole[:33] + chunk + whole[33:])
+    else:
+        Image.fromarray(pixels).save(path, exif=exif, **({"lossless": True} if path.suffix == ".webp" else {}))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "depth"),
+    [(".png", np.uint8), (".png", np.uint16), (".jpg", np.uint8), (".webp", np.uint8), (".tif", np.uint8),
+     (".tif", np.uint16)],
+)  # fmt: skip
+def test_a_picture_is_turned_as_a_viewer_turns_it_and_once(tmp_path, orientation, suffix, depth):
+    pixels = noise(12, 20, 3, depth)
+    save_turned(tmp_path / f"a{suffix}", pixels, orientation)
+    found = pictures.read(tmp_path / f"a{suffix}")
+    upright = Image.fromarray(pixels if depth == np.uint8 else (pixels >> 8).astype(np.uint8))
+    if suffix == ".jpg":
+        with Image.open(tmp_path / "a.jpg") as opened:
+            upright = opened.copy()
+    upright.getexif()[0x0112] = orientation
+    wanted = np.asarray(ImageOps.exif_transpose(upright))
+    shown = found.pixels if depth == np.uint8 else (found.pixels >> 8).astype(np.uint8)
+    assert np.array_equal(shown, wanted)
+    assert ("turned upright as EXIF says" in found.notes) == (orientation > 1)
+    pictures.write(found, tmp_path / "b.png")
+    again = pictures.read(tmp_path / "b.png")
+    assert again.exif[0x0112] == 1 and np.array_equal(again.pixels, found.pixels)
+
+
+def test_what_is_no_grey_or_rgb_is_converted_and_said(tmp_path):
+    rgb = Image.fromarray(smooth(20, 30, 3))
+    cases: dict[str, tuple[Image.Image, dict[str, Any], int, str]] = {
+        "palette.png": (rgb.quantize(16), {}, 3, "palette became RGB"),
+        "seen-through.png": (rgb.quantize(16), {"transparency": 3}, 4, "palette became RGB"),
+        "ink.tif": (rgb.convert("1"), {"compression": "group4"}, 1, "black and white became grey"),
+        "print.jpg": (rgb.convert("CMYK"), {}, 3, "CMYK became RGB, without a colour profile"),
+        "print.tif": (rgb.convert("CMYK"), {"icc_profile": b"broken"}, 3, "without a colour profile"),
+        "key.png": (rgb, {"transparency": tuple(rgb.getpixel((3, 4)))}, 4, ""),
+        "grey-key.png": (rgb.convert("L"), {"transparency": 99}, 2, ""),
+        "jpeg.tif": (rgb, {"compression": "jpeg"}, 3, ""),
+        "two.png": (rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}, 3, "the first of 2 pictures"),
+        "two.webp": (rgb, {"save_all": True, "append_images": [rgb.rotate(180)]}, 3, "the first of 2 pictures"),
+        "two.tif": (rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}, 3, "the first of 2 pictures"),
+    }
+    for name, (image, options, channels, said) in cases.items():
+        image.save(tmp_path / name, **options)
+        found = pictures.read(tmp_path / name)
+        assert found.pixels.shape == (20, 30, channels), name
+        assert said in "; ".join(found.notes) and bool(said) == bool(found.notes), (name, found.notes)
+        with Image.open(tmp_path / name) as opened:
+            wanted = np.asarray(opened.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]))
+        if name != "jpeg.tif":
+            assert np.array_equal(found.pixels, wanted.reshape(found.pixels.shape)), name
+    assert pictures.read(tmp_path / "print.tif").icc is None, "a profile of other colours than the pixels' is not kept"
+
+
+def test_cmyk_is_converted_through_its_profile(tmp_path, monkeypatch):
+    """No CMYK profile comes with what the tests need: one of RGB stands in, and is found not to fit."""
+    asked = []
+    real = ImageCms.profileToProfile
+    monkeypatch.setattr(ImageCms, "profileToProfile", lambda *a, **k: asked.append(a) or real(*a, **k))
+    Image.new("CMYK", (9, 8), (10, 200, 30, 40)).save(tmp_path / "a.tif", icc_profile=ICC)
+    assert pictures.read(tmp_path / "a.tif").pixels.shape == (8, 9, 3) and len(asked) == 1
+    monkeypatch.setattr(ImageCms, "profileToProfile", lambda *a, **k: Image.new("RGB", (9, 8), (1, 2, 3)))
+    found = pictures.read(tmp_path / "a.tif")
+    assert (found.pixels == (1, 2, 3)).all() and "through its colour profile" in found.notes[0] and found.icc is None
+
+
+def test_a_16_bit_colour_that_is_declared_transparent_becomes_alpha(tmp_path):
+    pixels = noise(6, 7, 3, np.uint16)
+    pictures.write(Picture(pixels), tmp_path / "a.png")
+    whole, body = (tmp_path / "a.png").read_bytes(), pixels[2, 3].astype(">u2").tobytes()
+    chunk = struct.pack(">I", 6) + b"tRNS" + body + struct.pack(">I", zlib.crc32(b"tRNS" + body))
+    (tmp_path / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+    found = pictures.read(tmp_path / "a.png")
+    assert np.array_equal(found.colours, pixels) and found.alpha is not None
+    assert found.alpha[2, 3] == 0 and (found.alpha == 65535).sum() == 41
+
+
+def test_tiff_in_all_its_ways(tmp_path):
+    pixels = noise(40, 36, 3, np.uint16)
+    path = tmp_path / "a.tif"
+    ways: list[dict[str, Any]] = [
+        {}, {"byteorder": ">"}, {"bigtiff": True}, {"tile": (16, 16)}, {"compression": "lzw", "predictor": True},
+        {"compression": "zlib", "rowsperstrip": 7}, {"compression": "zstd"}, {"compression": "packbits"},
+    ]  # fmt: skip
+    for way in ways:
+        tifffile.imwrite(path, pixels, photometric="rgb", **way)
+        assert np.array_equal(pictures.read(path).pixels, pixels), way
+    tifffile.imwrite(path, pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    assert np.array_equal(pictures.read(path).pixels, pixels)
+    tifffile.imwrite(path, pixels[..., 0], photometric="miniswhite")
+    assert np.array_equal(pictures.read(path).pixels[..., 0], 65535 - pixels[..., 0])
+    both = np.concatenate((pixels, noise(40, 36, 1, np.uint16, seed=1)), 2)
+    tifffile.imwrite(path, both, photometric="rgb", extrasamples=["unassalpha"])
+    assert np.array_equal(pictures.read(path).pixels, both)
+    tifffile.imwrite(path, both, photometric="rgb", extrasamples=["unspecified"])
+    assert np.array_equal(pictures.read(path).pixels, pixels)
+    assert pictures.read(path).notes == ("1 extra channel was left out",)
+
+
+def test_premultiplied_alpha_is_divided_out(tmp_path):
+    alpha = np.full((4, 5, 1), 128, np.uint8)
+    alpha[0] = 0
+    straight = np.full((4, 5, 3), 200, np.uint8)
+    within = np.rint(straight * (alpha / 255)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", np.concatenate((within, alpha), 2), photometric="rgb", extrasamples=[1])
+    found = pictures.read(tmp_path / "a.tif")
+    assert np.array_equal(found.pixels[..., 3:], alpha) and (found.pixels[0, :, :3] == 0).all()
+    assert np.abs(found.pixels[1:, :, :3].astype(int) - 200).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [(np.float32, "32 bits of floating point"), (np.uint32, "32 bits"), (np.int16, "16 bits with a sign"),
+     (np.float16, "16 bits of floating point")],
+)  # fmt: skip
+def test_pixels_whose_range_nobody_knows_are_refused(tmp_path, dtype, said):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((5, 6), dtype), photometric="minisblack")
+    with pytest.raises(InputError, match=f"a.tif has pixels of {said}: save it as 8-bit or 16-bit grey or RGB first"):
+        pictures.read(tmp_path / "a.tif")
+
+
+def test_other_files_are_refused_in_one_line(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.gif")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    Image.new("LAB", (8, 8)).save(tmp_path / "lab.tif")
+    tifffile.imwrite(tmp_path / "deep-cmyk.tif", noise(8, 8, 4, np.uint16), photometric="separated")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, said in {
+        "a.gif": "no PNG, JPEG, WebP or TIFF", "text.png": "no PNG", "empty.png": "no PNG", "lab.tif": "mode LAB",
+        "deep-cmyk.tif": "16 bits of SEPARATED colours", "pipe.png": "not a file", "none.png": "no picture at",
+        ".": "not a file",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=said) as caught:
+            pictures.read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def bomb(suffix: str, side: int) -> bytes:
+    """A small file that calls itself side x side."""
+    if suffix == ".png":
+        body = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        ends = b"".join(
+            struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name)) for name in (b"IDAT", b"IEND")
+        )
+        return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + ends
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((64, 64), np.uint16), photometric="minisblack", compression="zlib")
+    whole = file.getvalue()
+    for tag in (256, 257):
+        place = (
+            whole.index(struct.pack("<H", tag) + struct.pack("<H", 4)) if struct.pack("<HH", tag, 4) in whole else None
+        )
+        place = whole.index(struct.pack("<HH", tag, 3)) if place is None else place
+        whole = whole[:place] + struct.pack("<HHII", tag, 4, 1, side) + whole[place + 12 :]
+    return whole
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_bomb_is_refused_before_it_goes_off(tmp_path, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(bomb(suffix, 40_000))
+    with pytest.raises(InputError, match="at most 179 million are read: reduce it, or cut it into parts first"):
+        pictures.read(tmp_path / f"a{suffix}")
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory) -> dict[str, bytes]:
+    """A file of each kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    found = {}
+    kinds = [("a.png", 4, np.uint8), ("b.png", 3, np.uint16), ("c.tif", 3, np.uint8), ("d.tif", 2, np.uint16)]
+    for name, channels, depth in (*kinds, ("e.jpg", 3, np.uint8), ("f.webp", 3, np.uint8)):
+        pictures.write(Picture(noise(24, 31, channels, depth), ICC, (96, 96), dict(exif_of())), folder / name)
+        found[name] = (folder / name).read_bytes()
+    Image.fromarray(noise(24, 31, 3)).quantize(20).save(folder / "g.tif", compression="tiff_lzw")
+    found["g.tif"] = (folder / "g.tif").read_bytes()
+    return found
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.png", "c.tif", "d.tif", "e.jpg", "f.webp", "g.tif"])
+def test_a_file_that_was_cut_off_is_called_damaged(tmp_path, whole_files, name):
+    data, path = whole_files[name], tmp_path / name
+    for share in (0.02, 0.3, 0.6, 0.9, 0.97):
+        path.write_bytes(data[: int(share * len(data))])
+        try:
+            said = "; ".join(pictures.read(path).notes)
+            assert name.endswith(".tif") and share >= 0.9, "a TIFF's description comes last"
+        except InputError as error:
+            said = str(error)
+        assert "damaged" in said and "\n" not in said
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["a.png", "b.png", "c.tif", "d.tif", "e.jpg", "f.webp", "g.tif"]), st.data())
+def test_broken_bytes_are_an_input_error_or_a_picture(whole_files, tmp_path_factory, name, data):
+    broken = bytearray(whole_files[name])
+    for _ in range(data.draw(st.integers(1, 6))):
+        broken[data.draw(st.integers(0, len(broken) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"broken-{name}"
+    path.write_bytes(bytes(broken))
+    try:
+        found = pictures.read(path)
+    except InputError as error:
+        assert "\n" not in str(error) and name in str(error)
+    else:
+        assert found.pixels.dtype in (np.uint8, np.uint16) and 1 <= found.pixels.shape[2] <= 4
+        pictures.write(found, path.with_suffix(".tiff"), replace_it=True)
+
+
+def test_broken_exif_costs_nothing_but_itself(tmp_path):
+    image = Image.new("RGB", (8, 9), "red")
+    image.save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    found = pictures.read(tmp_path / "a.jpg")
+    assert found.size == (9, 8)
+    odd = Picture(found.pixels, exif={0x010F: "Maker", 0x8769: {0x9003: object()}})
+    for suffix in (".png", ".tif", ".jpg"):
+        (note,) = pictures.write(odd, tmp_path / f"b{suffix}")
+        assert "EXIF could not be kept" in note and pictures.read(tmp_path / f"b{suffix}").size == (9, 8)
+    long = Picture(found.pixels, exif={0x010E: "x" * 70_000})
+    assert pictures.write(long, tmp_path / "long.jpg") == ("EXIF is too long for JPEG and is left out",)
+
+
+def test_a_png_says_its_colours_as_before(tmp_path):
+    chunks = ((b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", struct.pack(">8I", *range(8))))
+    made = Picture(noise(5, 5, 3), chunks=chunks)
+    pictures.write(made, tmp_path / "a.png")
+    found = pictures.read(tmp_path / "a.png")
+    assert found.chunks == chunks
+    assert pictures.write(found, tmp_path / "b.tif") == ("the PNG's own gamma or colour space has no place in tiff",)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    made, path = Picture(noise(5, 6, 3)), tmp_path / "a.png"
+    pictures.write(made, path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="is there already: give --force"):
+        pictures.write(Picture(noise(5, 6, 3, seed=1)), path)
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(pictures.NoRoom, match="cannot be written .No space left on device"):
+        pictures.write(Picture(noise(5, 6, 3, seed=1)), path, replace_it=True)
+    monkeypatch.undo()
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.png"]
+    place = pictures._place
+    monkeypatch.setattr(pictures, "_place", lambda *a: (tmp_path / "b.png").write_text("mine") and place(*a))
+    with pytest.raises(InputError, match="there already"):
+        pictures.write(made, tmp_path / "b.png")
+    assert (tmp_path / "b.png").read_text() == "mine", "a file that appears meanwhile is nobody's to replace"
+    monkeypatch.undo()
+    pictures.write(Picture(noise(5, 6, 3, seed=1)), path, replace_it=True)
+    assert path.read_bytes() != before
+
+
+def test_formats_end_somewhere():
+    for kind, size, said in (
+        ("webp", (16_384, 10, 3), "ends at 16383"), ("jpeg", (10, 65_501, 3), "ends at 65500"),
+        ("tiff", (40_000, 40_000, 3), "4 GiB"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            pictures.check_size(kind, size, 1)
+    pictures.check_size("png", (40_000, 40_000, 3), 1)
+    with pytest.raises(InputError, match="GiB are free|are free: choose a smaller --scale"):
+        upscale.check_room((400_000, 400_000, 4), 2, "png")
+
+
+# --- enlarging --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 23), st.integers(1, 23), st.integers(1, 4), st.floats(1, 5), st.integers(1, 40), st.booleans())
+def test_bicubic_in_bands_is_imresize(height, width, channels, scale, rows, deep):
+    pixels = noise(height, width, channels, np.uint16 if deep else np.uint8)
+    size = tuple(max(1, round(side * scale)) for side in (height, width))
+    image = torch.from_numpy(pixels.astype(np.float64) / 65535 if deep else pixels).permute(2, 0, 1)
+    wanted = imresize(image, size=size).permute(1, 2, 0).numpy()
+    before, upscale._BAND_BYTES = upscale._BAND_BYTES, 8 * size[1] * channels * rows
+    try:
+        bands = list(upscale.bicubic(pixels, size, pixels.dtype.type))
+    finally:
+        upscale._BAND_BYTES = before
+    made = np.concatenate([band for _, band in bands])
+    assert [first for first, _ in bands] == list(range(0, size[0], rows))
+    if deep:
+        assert np.abs(made.astype(int) - np.clip(wanted * 65535, 0, 65535)).max() <= 0.5 + 1e-6
+    else:
+        assert np.array_equal(made, wanted)
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize(("channels", "depth"), [(3, np.uint8), (3, np.uint16), (1, np.uint8), (4, np.uint8)])
+def test_a_picture_is_what_the_network_makes_of_it(weights, tile, channels, depth):
+    network = cli.read_weights(weights, "safmn", 2).eval()
+    pixels = np.maximum(noise(24, 40, channels, depth), 1)  # nothing is fully transparent
+    large, plan, count = upscale.enlarge(Picture(pixels), upscale.Method(2, network, tile=tile), depth)
+    top = np.iinfo(depth).max
+    lr = torch.from_numpy(np.broadcast_to(pixels[..., : 1 if channels == 1 else 3], (24, 40, 3)).astype(np.float32))
+    with torch.inference_mode():
+        asked = network if tile is None else tiles.Tiled(network, 2, plan)
+        sr = asked(lr.permute(2, 0, 1).contiguous()[None] / top)[0]
+    wanted = (sr * top).round().clamp(0, top).permute(1, 2, 0).numpy().astype(depth)
+    if channels == 1:
+        grey = (0.299 * sr[0].double() + 0.587 * sr[1].double() + 0.114 * sr[2].double()).float()
+        wanted = (grey * top).round().clamp(0, top)[..., None].numpy().astype(depth)
+    assert large.pixels.dtype == depth and np.array_equal(large.colours, wanted)
+    assert (count == 1) == (tile is None) and plan.tile == tile
+    if channels == 4:
+        alpha = imresize(torch.from_numpy(pixels[None, ..., 3]), scale=2)[0].numpy()
+        assert np.array_equal(large.alpha, alpha)
+
+
+def test_equal_channels_have_themselves_as_luma():
+    levels = torch.arange(65536, dtype=torch.float32).reshape(1, 256, 256) / 65535
+    assert torch.equal((upscale.luma(levels.expand(3, -1, -1)) * 65535).round(), (levels * 65535).round())
+
+
+def test_hidden_black_makes_no_dark_fringe():
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[4:12, 4:12] = (250, 200, 150, 255)
+    large, _, _ = upscale.enlarge(Picture(pixels), upscale.Method(3))
+    seen = large.pixels[large.alpha > 0]
+    assert (seen[:, :3] == (250, 200, 150)).all() and 0 < (large.alpha == 255).sum() < large.alpha.size
+    empty = np.zeros((4, 4, 2), np.uint8)
+    assert (upscale.enlarge(Picture(empty), upscale.Method(2))[0].pixels == 0).all()
+
+
+def test_a_model_for_every_scale_takes_any(monkeypatch):
+    from functools import partial
+
+    from srlib import runs
+    from srlib.models.encoders import EDSR, ENCODERS
+
+    monkeypatch.setitem(ENCODERS, "edsr", partial(EDSR, blocks=1))
+    torch.manual_seed(0)
+    network = create("moeisr-lte-s-edsr").eval()
+    pixels = noise(9, 14, 3)
+    large, _, _ = upscale.enlarge(Picture(pixels), upscale.Method(2.5, runs.upscaler(network, 2.5)))
+    with torch.inference_mode():
+        sr = network(torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / 255, size=(22, 35))[0]
+    wanted = (sr * 255).round().clamp(0, 255).permute(1, 2, 0).numpy().astype(np.uint8)
+    assert np.array_equal(large.pixels, wanted)
+
+
+class Broken(torch.nn.Module):
+    """An upscaler that fails in the way it is told."""
+
+    def __init__(self, how: Any) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.how, Exception):
+            raise self.how
+        return torch.full((1, 3, 2 * lr.shape[2], 2 * lr.shape[3]), self.how)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [(float("nan"), "not finite"), (torch.OutOfMemoryError("x"), "memory"), (MemoryError(), "memory"),
+     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "memory")],
+)  # fmt: skip
+def test_what_a_network_cannot_do_is_said_in_one_line(tmp_path, how, said):
+    pictures.write(Picture(noise(8, 8, 3)), tmp_path / "a.png")
+    job = upscale.Job(tmp_path / "a.png", tmp_path / "b.png")
+    with pytest.raises(InputError, match=f"a.png.*{said}") as caught:
+        upscale.enlarge_file(job, upscale.Method(2, Broken(how)), upscale.Saving())
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == ["a.png"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def holiday(tmp_path) -> Path:
+    """A folder of pictures with names as people give them, and what else lies in such folders."""
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    for k, name in enumerate(["über den Wolken.png", "-dash.jpg", "a [1].webp", "b.tif"]):
+        pictures.write(Picture(smooth(20 + k, 30, 3)), folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_text("no picture")
+    (folder / "deeper").mkdir()
+    pictures.write(Picture(smooth(9, 9, 3)), folder / "deeper" / "c.png")
+    return folder
+
+
+def test_a_folder_is_enlarged_by_a_network(srlib, holiday, weights, tmp_path):
+    command = ("upscale", holiday, "out", "--model", "safmn", "--scale", "2", "--weights", weights)
+    code, out, err = srlib(*command, "--json")
+    rows = json.loads(out)
+    names = sorted(["über den Wolken.png", "-dash.jpg", "a [1].webp", "b.tif"])
+    assert (code, err) == (0, "") and sorted(os.listdir(tmp_path / "out")) == names
+    assert [Path(row["output"]).name for row in rows] == names and {row["status"] for row in rows} == {"done"}
+    for row in rows:
+        with Image.open(row["output"]) as made, Image.open(row["input"]) as given:
+            assert made.size == (row["out_width"], row["out_height"]) == (2 * given.width, 2 * given.height)
+            assert made.format == given.format and row["tile"] is None and row["seconds"] > 0
+    before = (tmp_path / "out" / "b.tif").read_bytes()
+    (tmp_path / "out" / "-dash.jpg").unlink()
+    code, out, err = srlib(*command, "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0 and [row["status"] for row in rows] == ["done", "kept", "kept", "kept"]
+    assert err.count("there already: --force replaces it") == 3 == err.count("\n")
+    code, out, _ = srlib(*command, "--force", "--tile", "16")
+    assert code == 0 and " of 16" in out and "kept" not in out and (tmp_path / "out" / "b.tif").read_bytes() != before
+
+
+def test_bicubic_is_imresize_and_all_of_a_file_is_kept(srlib, tmp_path):
+    pixels = noise(21, 34, 3)
+    exif = exif_of()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "in.png", icc_profile=ICC, exif=exif, dpi=(240, 240))
+    code, out, err = srlib("upscale", "in.png", "out.tif", "--model", "bicubic", "--scale", "3")
+    assert code == 0 and "21x34" in out and "63x102" in out and err == "srlib: in.png: turned upright as EXIF says\n"
+    upright = torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, -1))).permute(2, 0, 1)
+    assert np.array_equal(tifffile.imread(tmp_path / "out.tif"), imresize(upright, scale=3).permute(1, 2, 0).numpy())
+    found = pictures.read(tmp_path / "out.tif")
+    assert found.icc == ICC and found.exif[0x0112] == 1 and found.exif[0x8769][0xA002] == 63
+    assert found.dpi == pytest.approx((240, 240), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "depth", "target", "said"),
+    [
+        ("a.png", 3, np.uint16, "b.tif", ""), ("a.tif", 1, np.uint16, "b.png", ""),
+        ("a.png", 4, np.uint16, "b.webp", "16 bits became 8, as webp has no more"),
+        ("a.tif", 3, np.uint16, "b.jpg", "16 bits became 8, as jpeg has no more"),
+        ("a.png", 4, np.uint8, "b.jpg", "transparency was laid over white"),
+        ("a.png", 1, np.uint8, "b.webp", "WebP has no grey: it is stored as RGB"),
+        ("a.jpg", 1, np.uint8, "b.jpg", ""), ("a.png", 2, np.uint8, "b.png", ""),
+    ],
+)  # fmt: skip
+def test_each_kind_of_picture_comes_out_as_promised(srlib, tmp_path, name, channels, depth, target, said):
+    pictures.write(Picture(smooth(20, 26, channels, depth)), tmp_path / name)
+    code, _, err = srlib("upscale", name, target, "--model", "bicubic", "--scale", "2.5")
+    assert code == 0 and err == (f"srlib: {name}: {said}\n" if said else "")
+    found = pictures.read(tmp_path / target)
+    kept = target.endswith((".png", ".tif"))
+    assert found.size == (50, 65) and found.deep == (kept and depth == np.uint16)
+    assert found.grey == (channels < 3 and target != "b.webp")
+    assert (found.alpha is None) == (channels in (1, 3) or target == "b.jpg")
+    if said.startswith("16 bits"):
+        exact = smooth(20, 26, channels, depth).astype(float)[..., :3] / 257
+        wanted = imresize(torch.from_numpy(exact).permute(2, 0, 1), size=(50, 65)).permute(1, 2, 0).numpy()
+        assert np.abs(found.colours - wanted).mean() < 3
+
+
+def test_damaged_pictures_are_said_and_the_rest_is_done(srlib, holiday, tmp_path):
+    for name in ("bad.png", "bad.jpg", "bad.webp", "bad.tif"):
+        pictures.write(Picture(noise(40, 40, 3)), holiday / name)
+        (holiday / name).write_bytes((holiday / name).read_bytes()[:700])
+    code, out, err = srlib("upscale", holiday, "out", "--model", "bicubic", "--scale", "2", "--json")
+    rows = {Path(row["input"]).name: row for row in json.loads(out)}
+    assert code == 1 and len(rows) == 8 and err.count("\n") == 4
+    for name, row in rows.items():
+        assert row["status"] == ("failed" if name.startswith("bad") else "done"), name
+        assert (tmp_path / "out" / name).exists() != name.startswith("bad")
+        assert not name.startswith("bad") or (str(holiday / name) in err and "damaged" in row["notes"])
+    code, out, err = srlib("upscale", holiday / "bad.png", "one.png", "--model", "bicubic")
+    assert code == 2 and out == "" and err.count("\n") == 1 and "bad.png is damaged" in err
+
+
+def test_patterns_and_many_names(srlib, holiday, tmp_path):
+    code, out, _ = srlib("upscale", "holiday/*.[jt]*", "o1", "--model", "bicubic", "--scale", "1", "--json")
+    assert code == 0 and sorted(os.listdir("o1")) == ["-dash.jpg", "b.tif"]
+    code, out, _ = srlib("upscale", "holiday/**/*.png", "o2", "--model", "bicubic", "--scale", "1", "--format", "jpeg")
+    assert code == 0 and sorted(os.listdir("o2")) == ["c.jpg", "über den Wolken.jpg"]
+    code, _, _ = srlib("upscale", "holiday/a [1].webp", "o3/", "--model", "bicubic", "--scale", "1", "--lossless")
+    assert code == 0 and os.listdir("o3") == ["a [1].webp"]
+    assert np.array_equal(pictures.read(Path("o3/a [1].webp")).pixels, pictures.read(holiday / "a [1].webp").pixels)
+
+
+def test_names_that_begin_with_a_dash(srlib, holiday, tmp_path):
+    (tmp_path / "-dash.jpg").write_bytes((holiday / "-dash.jpg").read_bytes())
+    code, _, err = srlib("upscale", "--model", "bicubic", "--scale", "1", "--", "-dash.jpg", "-large.png")
+    assert (code, err) == (0, "") and pictures.read(tmp_path / "-large.png").size == (21, 30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("holiday", "out.png", "--model", "bicubic"), "a folder is needed for several pictures"),
+        (("holiday", "file.txt", "--model", "bicubic"), "a folder is needed"),
+        (("holiday/b.tif", "out.xyz", "--model", "bicubic"), "its suffix says no format"),
+        (("holiday/b.tif", "out", "--model", "bicubic"), "make the folder"),
+        (("holiday/b.tif", "out.png", "--model", "bicubic", "--format", "jpeg"), "leave --format out"),
+        (("holiday/b.tif", "o/", "--model", "bicubic", "--format", "gif"), "choose one of png, jpeg, webp, tiff"),
+        (("holiday/b.tif", "holiday/b.tif", "--model", "bicubic", "--force"), "a picture that is to be read"),
+        (("holiday", "holiday", "--model", "bicubic", "--force"), "a picture that is to be read"),
+        (("twins", "o", "--model", "bicubic", "--format", "png"), "would both become o/a.png"),
+        (("empty", "o", "--model", "bicubic"), "holds no PNG, JPEG, WebP or TIFF"),
+        (("*.bmp", "o", "--model", "bicubic"), "matches *.bmp"),
+        (("none.png", "o.png", "--model", "bicubic"), "no picture at none.png"),
+        (("holiday/b.tif", "twins/a.png", "--model", "bicubic"), "is there already: --force replaces it"),
+        (("holiday/b.tif", "o.png"), "no model: give --model bicubic"),
+        (("holiday/b.tif", "o.png", "--model", "resnet"), "unknown model 'resnet'"),
+        (("holiday/b.tif", "o.png", "--model", "safmn"), "no weights for safmn, and none come with srlib"),
+        (("holiday/b.tif", "o.png", "--model", "safmn", "--weights", "none.pth"), "no weights at none.pth"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--weights", "none.pth"), "bicubic has no weights"),
+        (("holiday/b.tif", "o.png", "--model", "safmn", "--scale", "2.5"), "by whole numbers, not 2.5"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--scale", "0.5"), "scale 0.5 does not enlarge"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--scale", "nan"), "scale nan"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--scale", "inf"), "scale inf"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--quality", "0"), "from 1 to 100"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--memory", "-1"), "above 0"),
+        (("holiday/b.tif", "o.png", "--record", "none.json"), "no record at none.json"),
+        (("holiday/b.tif", "o.png", "--record", "r", "--weights", "w"), "give one of them"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--json", "--csv"), "give one of them"),
+        (("holiday/b.tif", "file.txt/o.png", "--model", "bicubic"), "no folder can be made"),
+        (("holiday/b.tif",), "Missing argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_cannot_be_is_one_line(srlib, holiday, tmp_path, arguments, said):
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "twins").mkdir()
+    for suffix in (".png", ".jpg"):
+        pictures.write(Picture(smooth(8, 8, 3)), tmp_path / "twins" / f"a{suffix}")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, out, err = srlib("upscale", *arguments)
+    assert code == 2 and out == "" and said in err and err.startswith("srlib: ") and err.count("\n") == 1, err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_record_of_a_run_names_model_and_scale(srlib, holiday, tmp_path, weights):
+    run = tmp_path / "runs" / "tiny"
+    run.mkdir(parents=True)
+    (run / "model.safetensors").write_bytes(weights.read_bytes())
+    (run / "config.json").write_text(json.dumps({"model": "safmn", "scale": 2}))
+    Path("record.json").write_text(json.dumps({"run": "tiny"}))
+    code, out, err = srlib("upscale", holiday / "b.tif", "o.png", "--record", "record.json")
+    assert (code, err) == (0, "") and pictures.read(Path("o.png")).size == (46, 60)
+    code, _, err = srlib("upscale", holiday / "b.tif", "p.png", "--record", "record.json", "--scale", "4")
+    assert code == 2 and "enlarges 2 times: leave --scale out" in err
+
+
+def test_a_disk_without_room_ends_it_at_once(srlib, holiday, monkeypatch):
+    written = []
+
+    def full(*arguments: Any, **options: Any) -> tuple[str, ...]:
+        written.append(arguments)
+        raise pictures.NoRoom("out/-dash.jpg cannot be written (No space left on device)")
+
+    monkeypatch.setattr(pictures, "write", full)
+    code, out, err = srlib("upscale", "holiday", "out", "--model", "bicubic", "--scale", "2")
+    assert code == 2 and out == "" and len(written) == 1 and "No space left on device" in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to(srlib, holiday, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    code, _, err = srlib("upscale", holiday / "b.tif", closed / "o.png", "--model", "bicubic")
+    assert code == 2 and "cannot be written (Permission denied)" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("ends", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_process_that_is_stopped_leaves_no_half_file(tmp_path, ends, code):
+    """Stopped while it writes its second picture: the first one is whole, and of the second there is nothing."""
+    for name, side in (("a.png", 8), ("b.png", 900)):
+        pictures.write(Picture(noise(side, side, 3)), tmp_path / name)
+    command = [sys.executable, "-m", "srlib", "upscale", "a.png", "b.png", "out", "--model", "bicubic"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which tests in the background may ignore
+    )  # fmt: skip
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("out/.*.part")) or not (tmp_path / "out" / "a.png").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(ends)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code and "same command goes on" in err and err.count("\n") == 1
+    assert os.listdir(tmp_path / "out") == ["a.png"] and pictures.read(tmp_path / "out" / "a.png").size == (32, 32)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"SRLIB_PROGRESS": "line", "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+
+
+def test_help_says_what_happens_to_each_kind(srlib):
+    code, out, _ = srlib("upscale", "--help")
+    text = " ".join(out.split())
+    assert code == 0 and all(word in text for word in ("16 bits", "Grey", "Transparency", "CMYK", "EXIF", "--force"))
+    assert re.search(r"Example: srlib upscale photo\.jpg large\.png --model bicubic --scale 2", text)
