@@ -285,7 +285,7 @@ def decode(data: bytes, label: str) -> np.ndarray:
     """
     try:
         with PILLOW.strict(), Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
-            check_size(opened.size, len(data), label)
+            check_extent(opened.size, len(data), label)
             if opened.format == "PNG":
                 check_png(data)
             opened.load()
@@ -312,7 +312,7 @@ def decode(data: bytes, label: str) -> np.ndarray:
 
 class Pillow:
     """Pillow's settings, which are the whole process's, as ``decode`` needs them in however many threads: a file that
-    was cut off is an error, whatever another library has switched on, ``check_size`` says what is too large, and
+    was cut off is an error, whatever another library has switched on, ``check_extent`` says what is too large, and
     nothing is printed."""
 
     def __init__(self) -> None:
@@ -353,7 +353,7 @@ class Pillow:
 PILLOW = Pillow()
 
 
-def check_size(size: tuple[int, int], nbytes: int, label: str) -> None:
+def check_extent(size: tuple[int, int], nbytes: int, label: str) -> None:
     """Raise InputError for an image (width, height) that is too large to be opened, before memory is taken for it."""
     width, height = size
     pixels = width * height

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from srlib.data import PILLOW, check_png, check_extent
 from srlib.errors import InputError
 
 FORMATS = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "tiff": (".tif", ".tiff")}
@@ -108,15 +109,13 @@ def read(path: Path) -> Picture:
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)  # what it would say of a damaged file is said by the error
     try:
-        with warnings.catch_warnings():
+        with PILLOW.strict(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
                 return _read_tiff(data, str(path))
             return _read_other(data, str(path))
     except InputError:
         raise
-    except Image.DecompressionBombError as error:
-        raise _too_large(str(path)) from error
     except Image.UnidentifiedImageError as error:
         raise InputError(f"{path} is no PNG, JPEG, WebP or TIFF picture, or damaged from its beginning") from error
     except MemoryError as error:
@@ -209,8 +208,8 @@ def _bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _too_large(label: str, size: tuple[int, int] | None = None) -> InputError:
-    shape = f"{size[1]}x{size[0]} pixels" if size else f"more than {LARGEST / 1e6:.0f} million pixels"
+def _too_large(label: str, size: tuple[int, int]) -> InputError:
+    shape = f"{size[1]}x{size[0]} pixels"
     mend = f"at most {LARGEST / 1e6:.0f} million are read: reduce it, or cut it into parts first"
     return InputError(f"{label} has {shape}; {mend}")
 
@@ -227,6 +226,9 @@ def _read_other(data: bytes, label: str) -> Picture:
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
         if opened.width * opened.height > LARGEST:
             raise _too_large(label, (opened.height, opened.width))
+        check_extent(opened.size, len(data), label)
+        if opened.format == "PNG":
+            check_png(data)
         count = getattr(opened, "n_frames", 1)
         opened.load()
         exif = _loaded(opened.getexif)
@@ -247,6 +249,7 @@ def _read_tiff(data: bytes, label: str) -> Picture:
         page = file.pages.first
         if page.imagelength * page.imagewidth > LARGEST:
             raise _too_large(label, (page.imagelength, page.imagewidth))
+        check_extent((page.imagewidth, page.imagelength), len(data), label)
         count = len(file.pages)
         plain = page.photometric in (0, 1, 2) and page.dtype in (np.uint8, np.uint16)
         if not plain and (page.bitspersample not in (1, 2, 4, 8) or page.sampleformat not in (1, 4)):

@@ -36,7 +36,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageFile, PngImagePlugin
 
-from srlib import cli, data, logs, metrics, papers, runs
+from srlib import cli, data, logs, metrics, papers, pictures, runs
 from srlib.errors import InputError
 from srlib.models import create, default_config, names, takes_scale
 from srlib.models.safmn import SAFMNConfig
@@ -1109,3 +1109,63 @@ class TestSurroundings:
                 pytest.skip(f"this file system takes no such name ({i})")
         done = shell("$SRLIB evaluate bicubic --scale 1 --data images --images", tmp_path)
         assert done.returncode == 0 and b"[bold]" in done.stdout and not done.stderr
+
+
+# --- pictures to enlarge ---------------------------------------------------------------------------------------------
+
+
+@cache
+def picture(name: str) -> np.ndarray:
+    """What ``srlib upscale`` reads of a whole sample."""
+    path = Path(os.devnull).parent / name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_bytes", lambda path: samples()[name])
+        return pictures.read(path).pixels
+
+
+@fuzz(80)
+@given(st.data())
+def test_a_damaged_picture_is_refused_or_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], draws: st.DataObject
+) -> None:
+    name = draws.draw(st.sampled_from([name for name in sorted(samples()) if not name.endswith(".bmp")]))
+    (tmp_path / name).write_bytes(draws.draw(mutated(samples()[name])))
+    found = told(pictures.read, tmp_path / name)
+    if found is not None:
+        assert found.pixels.dtype in (np.uint8, np.uint16) and found.pixels.shape[2] in (1, 2, 3, 4)
+        assert not name.endswith(".png") or np.array_equal(found.pixels, picture(name))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(samples()) if not name.endswith(".bmp")])
+def test_a_picture_cut_off_anywhere_is_refused_or_whole(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    whole = samples()[name]
+    for end in range(0, len(whole), 1 if FUZZ else 1 + len(whole) // 60):
+        (tmp_path / name).write_bytes(whole[:end])
+        found = told(pictures.read, tmp_path / name)
+        assert found is None or np.array_equal(found.pixels, picture(name)), end
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_no_picture(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    (tmp_path / name).write_bytes(BOMBS[name])
+    assert told(pictures.read, tmp_path / name) is None
+
+
+@fuzz(10)
+@given(st.data())
+def test_upscale_names_the_damaged_picture_and_goes_on(
+    workless: Callable[..., Any], capsys: pytest.CaptureFixture[str], draws: st.DataObject
+) -> None:
+    """Exit code 1, and the others are there."""
+    shutil.rmtree("made", ignore_errors=True)
+    name = draws.draw(st.sampled_from(("rgb.png", "plain.jpg", "lossy.webp", "raw.tif")))
+    path = Path(f"images/b{Path(name).suffix}")
+    path.write_bytes(samples()[name][: -draws.draw(st.integers(30, 300))])
+    code, _, err = workless("upscale", "images", "made", "--model", "bicubic", "--scale", "2")
+    path.unlink()
+    assert code == 1 and str(path) in err and [made.name for made in Path("made").iterdir()] == ["a.png"]
