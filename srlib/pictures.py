@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from srlib.data import PILLOW, check_png, check_extent
+from srlib.data import PILLOW, check_extent, check_png
 from srlib.errors import InputError
 
 FORMATS = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "tiff": (".tif", ".tiff")}

@@ -674,7 +674,8 @@ def test_the_record_of_a_run_names_model_and_scale(srlib, holiday, tmp_path, wei
     run = tmp_path / "runs" / "tiny"
     run.mkdir(parents=True)
     (run / "model.safetensors").write_bytes(weights.read_bytes())
-    (run / "config.json").write_text(json.dumps({"model": "safmn", "scale": 2}))
+    config = {"model": "safmn", "scale": 2, "network": {}, "train": {}, "data": "photos/train"}
+    (run / "config.json").write_text(json.dumps(config))
     Path("record.json").write_text(json.dumps({"run": "tiny"}))
     code, out, err = srlib("upscale", holiday / "b.tif", "o.png", "--record", "record.json")
     assert (code, err) == (0, "") and pictures.read(Path("o.png")).size == (46, 60)
