@@ -119,7 +119,7 @@ class Log:
 
 
 def kept(path: Path, columns: Sequence[str], step: int) -> bytes:
-    """The bytes of a log up to the row of ``step``: what comes after it, whole or cut off, was not saved with a state."""
+    """The bytes of a log up to the row of ``step``: what comes after it, whole or not, belongs to no saved state."""
     lines = path.read_bytes().splitlines(keepends=True)[1:] if path.exists() else []
     parts = [",".join(columns).encode() + b"\r\n"]
     for line in lines:

@@ -1,5 +1,6 @@
 """Who trains a run, and until when: signals, the lock on its folder, and several processes that train it together."""
 
+import logging
 import os
 import platform
 import signal
@@ -101,6 +102,7 @@ class Group:
                 f"{torch.cuda.device_count()}, or srlib --device cpu"
             )
         fabric = Fabric(accelerator=device, devices=here, num_nodes=size // here, strategy="ddp", precision=precision)
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which tells of each process that it is there
         fabric.launch()
         return cls(fabric)
 
@@ -165,7 +167,7 @@ class Group:
         return losses if self.size == 1 else self.fabric.all_reduce(losses, reduce_op="mean")
 
     def stops(self, signals: Signals, step: int, every: int) -> bool:
-        """Whether to stop after ``step``; several processes ask each other, every ``AGREE`` steps or ``every`` fewer."""
+        """Whether to stop after ``step``; several processes ask each other, each ``AGREE`` steps or ``every`` fewer."""
         if self.size == 1:
             return bool(signals.asked)
         if step % min(AGREE, every):
