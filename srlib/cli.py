@@ -49,15 +49,15 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 def main() -> None:
     """Run the command; bad input becomes one line and exit code 2."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except InputError as error:
         stop(str(error))
-    except Stopped as error:
-        stop(str(error), code=75)
     except (typer.Abort, KeyboardInterrupt):
-        stop("interrupted; the same command goes on where it stopped", code=130)
+        code = 130
     except USAGE_ERROR as error:
         stop(f"{error.format_message()} See `srlib --help` and `srlib COMMAND --help`.")
+    if code == 130:  # which Typer makes of Ctrl-C
+        stop("interrupted; the same command goes on where it stopped", code=130)
 
 
 def stop(line: str, code: int = 2) -> None:
@@ -151,10 +151,13 @@ def train(
     at = "for every scale" if config.scale is None else f"x{config.scale}"
     title = f"{model} {at}, {budget}" + (f", {what}" if what else "")
     progress = contextlib.redirect_stdout(sys.stderr) if as_json or as_csv else contextlib.nullcontext()
-    with progress:
-        run = engine.train_or_load(
-            config, store, watched, root=runs, device=device, compile=compile, wait=wait, title=title
-        )
+    try:
+        with progress:
+            run = engine.train_or_load(
+                config, store, watched, root=runs, device=device, compile=compile, wait=wait, title=title
+            )
+    except Stopped as error:
+        stop(str(error), code=75)
     if int(os.environ.get("RANK", 0)):  # of several processes the first one says it
         return
     if record:

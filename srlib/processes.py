@@ -225,13 +225,12 @@ def held(folder: Path, group: Group, wait: bool) -> Iterator[None]:
 
     def taken() -> bool:
         nonlocal said
-        try:
-            with reported(folder / ".lock"):
-                lock.acquire(timeout=ASK_AGAIN if said else 0)
-        except Timeout:
+        with reported(folder / ".lock"):
+            free = acquired(lock, ASK_AGAIN if said else 0)
+        if not free:
             by = who(holder)
             if not wait:
-                raise Stopped(f"{folder.name} is being trained by {by}: wait for it, or leave out --no-wait") from None
+                raise Stopped(f"{folder.name} is being trained by {by}: wait for it, or leave out --no-wait")
             if not said:
                 say(f"{folder.name} is being trained by {by}: waiting for it")
             said = True
@@ -251,6 +250,15 @@ def held(folder: Path, group: Group, wait: bool) -> Iterator[None]:
             with suppress(OSError):
                 holder.unlink()
             lock.release()
+
+
+def acquired(lock: FileLock, seconds: float) -> bool:
+    """Whether a lock could be had within some time."""
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:  # which is an OSError
+        return False
+    return True
 
 
 def who(holder: Path) -> str:

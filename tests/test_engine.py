@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -182,7 +181,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(forks, train, who
     seed = random.randrange(10**6)
     print("seed", seed)
     chance, halves, steps = random.Random(seed), 0, set()
-    for number in range(12):
+    for number in range(8):
         process = forks.start(*train(tmp_path), hooks=("slow files",))
         if number % 2:
             half = f"*/state-*.pt.{process.pid}.tmp"
@@ -207,12 +206,12 @@ def test_a_kill_after_the_last_state_or_before_the_scores_is_made_up_for(forks, 
     until(lambda: (run / "model.safetensors").exists())
     process.signal(signal.SIGKILL)
     process.wait()
-    assert not (run / "metrics.json").exists() and states(run) == [44, 48]
+    assert not (run / "metrics.json").exists() and states(run) == [28, 32]
     code, said = forks.run(*train(tmp_path))
-    assert code == 0 and "48 steps, held-out PSNR" in said
+    assert code == 0 and "32 steps, held-out PSNR" in said
     same(whole[0], run)
     (run / "held_out.json").unlink()
-    (run / "state-48.pt").write_bytes(b"left over")
+    (run / "state-32.pt").write_bytes(b"left over")
     assert forks.run(*train(tmp_path))[0] == 0
     same(whole[0], run)
 
@@ -262,7 +261,7 @@ DAMAGE = {
         path, lambda parts: parts["optimizer"]["state"][0].update(exp_avg=torch.zeros(3))
     ),
     "not finite": lambda path: altered(path, lambda parts: parts["average"]["module.to_feat.weight"].fill_(np.nan)),
-    "another step": lambda path: altered(path, lambda parts: parts.update(step=3)),
+    "another step": lambda path: altered(path, lambda parts: parts.update(step=7)),
 }
 
 
@@ -339,7 +338,7 @@ def test_a_damaged_newest_state_of_a_run_costs_steps_and_nothing_else(forks, tra
     last = states(halfway)
     cut(halfway / f"state-{last[-1]}.pt")
     code, said = forks.run(*train(halfway.parent))
-    assert code == 0 and f"is damaged (" in said and f"goes on from state-{last[0]}.pt" in said
+    assert code == 0 and "is damaged (" in said and f"goes on from state-{last[0]}.pt" in said
     assert json.loads((halfway / "provenance.json").read_text())["resumed_at"] == last[0]
     same(whole[0], halfway)
 
@@ -454,12 +453,16 @@ def test_a_small_disk_that_fills_up_is_one_line(forks, train, tmp_path):
 
 
 def test_a_folder_that_may_not_be_written_to_is_one_line(forks, train, halfway):
+    """Root, for whom modes count nothing, has it mounted read-only."""
     before = {path.name: path.read_bytes() for path in halfway.iterdir() if path.is_file()}
-    hooks = () if os.getuid() else ("nobody",)
-    halfway.chmod(0o555)
+    if not os.getuid():
+        for options in (("--bind", halfway), ("-o", "remount,ro,bind")):
+            if subprocess.run(["mount", *options, halfway]).returncode:
+                pytest.skip("this root may not mount a folder read-only")
+    halfway.chmod(0o555) if os.getuid() else None
     try:
-        code, said = forks.run(*train(halfway.parent), hooks=hooks)
+        code, said = forks.run(*train(halfway.parent))
     finally:
-        halfway.chmod(0o755)
-    assert code == 2 and said.count("\n") == 1 and ("cannot write" in said or "cannot read" in said)
+        halfway.chmod(0o755) if os.getuid() else subprocess.run(["umount", halfway], check=True)
+    assert code == 2 and said.count("\n") == 1 and "cannot write" in said
     assert {path.name: path.read_bytes() for path in halfway.iterdir() if path.is_file()} == before
