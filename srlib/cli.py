@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that help comes at once. Bad
 error and exit code 2.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from srlib.errors import InputError
+from srlib.errors import InputError, Stopped
 
 if TYPE_CHECKING:
     from srlib.data import Store
@@ -60,7 +61,7 @@ def main() -> None:
     except OSError:
         stop("the working folder is there no more: change to another")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,14 +73,19 @@ def main() -> None:
     except InputError as error:
         stop(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        stop("interrupted; the same command goes on where it stopped", code=130)
+        code = 130
     except USAGE_ERROR as error:
         stop(f"{error.format_message()} See `srlib --help` and `srlib COMMAND --help`.")
+    if code == 130:  # which Typer makes of Ctrl-C
+        stop("interrupted; the same command goes on where it stopped", code=130)
+    if code:
+        sys.exit(code)
 
 
 def stop(line: str, code: int = 2) -> None:
-    """Say one line on standard error and leave."""
-    print("srlib: " + " ".join(line.split()), file=sys.stderr)
+    """Say one line on standard error and leave; of several processes that train together, each says which it is."""
+    process = int(os.environ.get("RANK", 0))
+    print(f"srlib{f', process {process}' if process else ''}: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -113,16 +119,27 @@ def train(
     compile: Annotated[bool, typer.Option(help="Use torch.compile.")] = False,
     runs: Runs = Path("runs"),
     record: Annotated[Path | None, typer.Option(help="Write the run's record to this JSON file.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for another process that trains the same run, or leave.")
+    ] = True,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
 ) -> None:
     """Train a model, or load the run if it is there; an interrupted run goes on where it stopped.
 
+    Ctrl-C and SIGTERM save and end with exit code 75; the same command goes on. So it does after a kill or a loss of
+    power, from the last saved step. On several GPUs, or processes, the run is the same one.
+
     Example: srlib train seemore-t --scale 4 --budget smoke
+
+    Example: torchrun --nproc-per-node 2 -m srlib train seemore-t --scale 4 --budget smoke
     """
     from srlib import papers
     from srlib import runs as engine
     from srlib.data import degraded
     from srlib.models import takes_scale
 
+    check_format(as_json, as_csv)
     # names first: nothing is decoded for a run that cannot be
     engine.training(model, budget, seed=seed, precision=precision)
     if scale is not None and not takes_scale(model):
@@ -155,12 +172,27 @@ def train(
     what = row or ("fine-tuned for real-world images" if start else "")
     at = "for every scale" if config.scale is None else f"x{config.scale}"
     title = f"{model} {at}, {budget}" + (f", {what}" if what else "")
-    run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, title=title)
+    progress = contextlib.redirect_stdout(sys.stderr) if as_json or as_csv else contextlib.nullcontext()
+    try:
+        with progress:
+            run = engine.train_or_load(
+                config, store, watched, root=runs, device=device, compile=compile, wait=wait, title=title
+            )
+    except Stopped as error:
+        stop(str(error), code=75)
+    if int(os.environ.get("RANK", 0)):  # of several processes the first one says it
+        return
     if record:
         engine.write_json(record, run.record() | {"budget": budget, "table": table, "row": row})
     held = run.held_out
+    if as_json or as_csv:
+        ended = {"run": run.folder.name, "steps": run.metrics["steps"], "collapsed_at": run.metrics["collapsed_at"]}
+        scored = {key: held[key] for key in ("dataset", "scale", "psnr", "ssim")}
+        show([ended | scored | {"protocol": held["protocol"]["name"]}], as_json, as_csv)
+        return
     where, under = f"{held['dataset']} x{held['scale']}", f"{held['protocol']['name']} protocol"
-    print(f"{run.folder}: {where} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({under})")
+    ending = f", {run.ending}" if run.metrics["collapsed_at"] else ""
+    print(f"{run.folder}{ending}: {where} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f} ({under})")
 
 
 def ablations(model: str) -> list[tuple[str, Any]]:

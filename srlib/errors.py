@@ -1,4 +1,4 @@
-"""The one error that bad input raises."""
+"""How work ends that can't be done: by bad input, or for now."""
 
 
 class InputError(ValueError):
@@ -6,4 +6,13 @@ class InputError(ValueError):
 
     The message is one line that says what is wrong and how to mend it. The command line prints it and exits with code
     2.
+    """
+
+
+class Stopped(KeyboardInterrupt):
+    """A training that ended before its time and lost nothing: the same command goes on where it stopped.
+
+    By a signal (Ctrl-C, SIGTERM), because another process trains that run and nobody wants to wait, or because another
+    of the processes that train it together is gone. The message is one line; the command line prints it and exits with
+    code 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """

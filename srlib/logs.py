@@ -2,14 +2,19 @@
 
 import csv
 import io
+import math
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, stack
 from tqdm.auto import tqdm
 
+from srlib.checkpoints import reported, synchronise, write
 from srlib.errors import InputError
 
 _NUMBER = r"\d+(\.\d*)?(e[+-]?\d{1,3})?"  # as Python writes one
@@ -33,70 +38,102 @@ class Log:
 
     Columns: step, loss (mean over the last ``every`` steps), lr, seconds. ``folder/validation.csv`` has step, psnr,
     ssim, seconds. ``resume(step)`` drops rows after ``step``, so that a resumed run's log has neither gaps nor
-    doubles.
+    doubles. Of several processes that train a run together, the ``quiet`` ones collect and write nothing. Raises
+    InputError where the files can't be written.
     """
 
     TRAINING = ("step", "loss", "lr", "seconds")
     VALIDATION = ("step", "psnr", "ssim", "seconds")
 
-    def __init__(self, folder: Path, *, every: int, total: int, title: str) -> None:
-        self.folder, self.every, self.total, self.title = folder, every, total, title
+    def __init__(self, folder: Path, *, every: int, total: int, title: str, quiet: bool = False) -> None:
+        self.folder, self.every, self.total, self.title, self.quiet = folder, every, total, title, quiet
         self.pending: list[Tensor] = []
         self.bar: tqdm | None = None
-        self.events = None
+        self.events: Any = None
 
-    def resume(self, step: int) -> None:
-        """Open the log for a run that goes on after ``step`` steps (0: a new run)."""
+    def resume(self, step: int, pending: Sequence[Tensor] = ()) -> None:
+        """Open the log for a run that goes on after ``step`` steps (0: a new run); ``pending`` are the losses of the
+        last steps, which have no row yet."""
+        self.pending = list(pending)
+        if self.quiet:
+            return
         for name, columns in (("log.csv", self.TRAINING), ("validation.csv", self.VALIDATION)):
-            path = self.folder / name
-            kept = [row for row in read_csv(path) if row["step"] <= step] if path.exists() else []
-            temporary = path.with_suffix(".tmp")
-            with open(temporary, "w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(kept)
-            os.replace(temporary, path)
+            write(self.folder / name, kept(self.folder / name, columns, step))
         self.bar = tqdm(total=self.total, initial=step, desc=self.title, unit="step", disable=not someone_watches())
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:  # TensorBoard is an extra
             return
-        self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        with reported(self.folder / "tensorboard"):
+            self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
 
-    def training(self, step: int, loss: Tensor, lr: float, seconds: float) -> float | None:
-        """Note one step's loss; returns the mean of the last ``every`` losses whenever a row is written, else None."""
+    def rows(self, name: str) -> list[dict[str, float]]:
+        """The whole rows of one of the two files, [] where it isn't there yet."""
+        path = self.folder / name
+        return read_csv(path) if path.exists() else []
+
+    def training(
+        self, step: int, loss: Tensor, lr: float, seconds: float, mean: Callable[[Tensor], Tensor]
+    ) -> list[float]:
+        """Note one step's loss; whenever a row is written, returns the ``every`` losses of which it is the mean, else
+        []. ``mean`` takes such losses' means over the processes that train together."""
         self.pending.append(loss)
         if self.bar is not None:
             self.bar.update()
         if step % self.every and step != self.total:
-            return None
-        mean = stack(self.pending).mean().item()
+            return []
+        losses = mean(stack(self.pending)).tolist()
         self.pending.clear()
-        self._write("log.csv", self.TRAINING, (step, mean, lr, round(seconds, 3)), prefix="train")
+        average = math.fsum(losses) / len(losses)
+        self._write("log.csv", self.TRAINING, (step, average, lr, round(seconds, 3)), prefix="train")
         if self.bar is not None:
-            self.bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-        return mean
+            self.bar.set_postfix(loss=f"{average:.4f}", refresh=False)
+        return losses
 
     def validation(self, step: int, psnr: float, ssim: float, seconds: float) -> None:
         """Note the held-out scores after ``step`` steps."""
         self._write("validation.csv", self.VALIDATION, (step, psnr, ssim, round(seconds, 3)), prefix="held-out")
 
-    def close(self, line: str) -> None:
+    def settle(self) -> None:
+        """Have the disk hold all rows that were written (fsync), before the state that goes with them is saved."""
+        if not self.quiet:
+            for name in ("log.csv", "validation.csv"):
+                with reported(self.folder / name):
+                    synchronise(self.folder / name)
+
+    def close(self, line: str = "") -> None:
         """End the log; print ``line`` where there was no progress bar."""
         if self.events is not None:
-            self.events.close()
+            with suppress(OSError):  # of a full disk, which has been said
+                self.events.close()
         if self.bar is not None:
             watched = not self.bar.disable
             self.bar.close()
-            if not watched:
+            if line and not watched:
                 print(line, flush=True)
 
     def _write(self, name: str, columns: tuple[str, ...], row: tuple, prefix: str) -> None:
-        with open(self.folder / name, "a", newline="") as file:
+        if self.quiet:
+            return
+        with reported(self.folder / name), open(self.folder / name, "a", newline="") as file:
             csv.writer(file).writerow(row)
         if self.events is not None:
-            for column, value in zip(columns[1:-1], row[1:-1], strict=True):
-                self.events.add_scalar(f"{prefix}/{column}", value, row[0])
+            with reported(self.folder / "tensorboard"):
+                for column, value in zip(columns[1:-1], row[1:-1], strict=True):
+                    self.events.add_scalar(f"{prefix}/{column}", value, row[0])
+
+
+def kept(path: Path, columns: Sequence[str], step: int) -> bytes:
+    """The bytes of a log up to the row of ``step``: what comes after it, whole or not, belongs to no saved state."""
+    lines = path.read_bytes().splitlines(keepends=True)[1:] if path.exists() else []
+    parts = [",".join(columns).encode() + b"\r\n"]
+    for line in lines:
+        first = line.partition(b",")[0]
+        whole = line.endswith(b"\n") and line.count(b",") == len(columns) - 1 and first.isdigit()
+        if not whole or int(first) > step:
+            break
+        parts.append(line)
+    return b"".join(parts)
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:

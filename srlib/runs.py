@@ -3,8 +3,8 @@
 A run's folder, ``runs/safmn-x4-500-1a2b3c4d5e6f`` (for a network for every scale ``runs/liif-edsr-any-...``), holds
 ``config.json`` (what determines the weights), ``model.safetensors`` (weights that name their network), ``log.csv`` and
 ``validation.csv``, ``provenance.json`` (who made it, when, with what) and, last of all and only for a run that came to
-its end, ``metrics.json``; then ``held_out.json``, its scores. While a run trains, ``state.pt`` beside them lets it
-resume.
+its end, ``metrics.json``; then ``held_out.json``, its scores. While a run trains, two states (``state-400.pt``) beside
+them let it resume: see :mod:`srlib.checkpoints`.
 """
 
 import ast
@@ -27,19 +27,19 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from filelock import FileLock
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import srlib
 from srlib import data as data_module
 from srlib import metrics, papers
+from srlib.checkpoints import States, decode, encode, finite, write
 from srlib.complexity import describe_device
-from srlib.errors import InputError
+from srlib.errors import InputError, Stopped
 from srlib.evaluate import AtScale, score
 from srlib.logs import Log, read_csv
 from srlib.models import config_class, create, default_config, names, takes_scale
-from srlib.train import Diverged, State, TrainConfig, make_objective, train
+from srlib.processes import Group, Signals, held
+from srlib.train import Diverged, State, TrainConfig, Watch, make_objective, train
 
 
 @dataclass(frozen=True)
@@ -246,13 +246,17 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """How it ended: steps, the last mean loss (None if not finite), the step of a collapse or None."""
+        """How it ended: steps, the last mean loss (None if not finite), the step of a collapse or None (and in words,
+        how it showed), the step whose weights are kept."""
         return read_checked(self.folder / "metrics.json", METRICS)
 
     @property
     def held_out(self) -> dict[str, Any]:
         """The scores on the held-out images, as ``Scores.record`` gives them (``held_out.json``)."""
-        return read_checked(self.folder / "held_out.json", HELD_OUT)
+        path = self.folder / "held_out.json"
+        record = read_checked(path, HELD_OUT)
+        checked(record["protocol"], NAMED, path)
+        return record
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -448,6 +452,7 @@ def train_or_load(
     root: Path | str = "runs",
     device: str = "auto",
     compile: bool = False,
+    wait: bool = True,
     title: str = "",
 ) -> Run:
     """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
@@ -455,29 +460,51 @@ def train_or_load(
     ``held_out`` images are scored at points along the way under the paper's protocol, and at the end; a finished run is
     scored again where that was on other images or by other code. ``device``: "auto", "cpu" or "cuda". A run of another
     configuration, other data or other code has another key, and so is never served in its place.
+
+    Raises Stopped where a signal ends the training, which is then saved: the same call goes on. While another process
+    trains that run, this one waits for it, or, without ``wait``, raises Stopped at once. Processes that ``torchrun``
+    has started train it together (:class:`srlib.processes.Group`).
     """
     where, folder = pick_device(device), Path(root) / config.slug
     protocol = metrics.protocol(recipe(config.model).protocol_on(held_out.name))
     scale = config.scored_at
     if not (folder / "metrics.json").exists():  # refuse what cannot be trained or scored before a folder is made
-        patches = make_patches(config, store, where)
+        make_patches(config, store, "cpu")
         smallest = min((held_out.pair(i, scale)[1] for i in range(len(held_out))), key=lambda hr: hr.numel())
         metrics.ssim(smallest, smallest, protocol, scale)
-        initial(config, Path(root))
-    make_folder(folder)
-    with FileLock(folder / ".lock"):
-        for leftover in folder.glob("*.tmp"):
-            leftover.unlink()
-        run = Run(folder)
-        if not (folder / "metrics.json").exists():
-            _train(config, patches, held_out, protocol, folder, where, compile, title or config.slug)
+    group = Group.start(where, config.train.precision)
+    if not (folder / "metrics.json").exists():
+        network = initial(config, Path(root))
+        group.check(network, config.train.batch, compile, draws=bool(config.train.queries))
+    group.once(lambda: make_folder(folder))
+    with group.together(), held(folder, group, wait), Signals() as signals:
+        run, states = Run(folder), States(folder)
+        if group.once(lambda: not (folder / "metrics.json").exists()):
+            group.once(lambda: sweep(folder))
+            session = Session(config, held_out, protocol, folder, group, signals, title or config.slug)
+            session.train(make_patches(config, store, str(group.fabric.device)), compile)
         elif run.config | {"data": ""} != config.record() | {"data": ""}:
             raise InputError(f"{folder}/config.json is not what the folder's name promises: delete the folder")
-        scored_by = [held_out.fingerprint, held_out.lr_fingerprint(scale), protocol.record(), scoring_contract()]
-        if not (folder / "held_out.json").exists() or run.held_out["scored_by"] != json.loads(json.dumps(scored_by)):
-            scores = score(upscaler(run.network(where), scale), held_out, scale, protocol, device=where)
-            write_json(folder / "held_out.json", scores.record() | {"scored_by": scored_by})
+
+        def finish() -> None:
+            states.clear()
+            scored_by = [held_out.fingerprint, held_out.lr_fingerprint(scale), protocol.record(), scoring_contract()]
+            known = json.loads(json.dumps(scored_by))
+            if not (folder / "held_out.json").exists() or run.held_out["scored_by"] != known:
+                with signals.at_once(
+                    f"stopped while scoring {folder.name}, which is trained; the same command goes on"
+                ):
+                    scores = score(upscaler(run.network(where), scale), held_out, scale, protocol, device=where)
+                write_json(folder / "held_out.json", scores.record() | {"scored_by": scored_by})
+
+        group.once(finish)
         return run
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed."""
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
 
 
 def scale_of(network_config: Any) -> int | None:
@@ -504,68 +531,132 @@ def make_patches(config: RunConfig, store: data_module.Store, device: str) -> da
     )  # fmt: skip
 
 
-def _train(
-    config: RunConfig,
-    patches: data_module.Patches | data_module.Queries,
-    held_out: data_module.Store,
-    protocol: metrics.Protocol,
-    folder: Path,
-    device: str,
-    compile: bool,
-    title: str,
-) -> None:
-    settings, state_path = config.train, folder / "state.pt"
-    fabric = Fabric(accelerator=device, devices=1, precision=settings.precision)
-    write_json(folder / "config.json", config.record())
-    rhythm = Rhythm.of(settings.steps)
-    log = Log(folder, every=rhythm.log, total=settings.steps, title=title)
-    resumed_at, seconds, mean, psnr = 0, 0.0, None, None
+class Session:
+    """What surrounds the loop while a run is trained: its log and states, scores on the way, the watch over its loss,
+    and when it ends."""
 
-    def on_start(state: State) -> None:
-        nonlocal resumed_at, seconds, mean
-        resumed_at, seconds = state.step, state.seconds
-        log.resume(state.step)
-        if state.step:
-            mean = read_csv(folder / "log.csv")[-1]["loss"]
+    def __init__(
+        self,
+        config: RunConfig,
+        held_out: data_module.Store,
+        protocol: metrics.Protocol,
+        folder: Path,
+        group: Group,
+        signals: Signals,
+        title: str,
+    ) -> None:
+        self.config, self.held_out, self.protocol, self.folder = config, held_out, protocol, folder
+        self.group, self.signals, self.title = group, signals, title
+        self.rhythm = Rhythm.of(config.train.steps)
+        self.log = Log(folder, every=self.rhythm.log, total=config.train.steps, title=title, quiet=not group.first)
+        self.states, self.watch = States(folder), Watch()
+        self.state: State | None = None
+        self.resumed_at = 0
 
-    def on_step(state: State, loss: Tensor) -> None:
-        nonlocal mean, seconds
-        seconds = state.seconds
-        written = log.training(state.step, loss, state.schedule.get_last_lr()[0], state.seconds)
-        if written is not None:
-            mean = written
-            if not np.isfinite(written):
-                raise Diverged(state.step)
+    def train(self, patches: data_module.Patches | data_module.Queries, compile: bool) -> None:
+        """Train the run, or go on with it, and write what it leaves. Raises Stopped, or InputError where the folder
+        can't be written to: its last state is then as it was."""
+        settings, group = self.config.train, self.group
+        group.once(lambda: write_json(self.folder / "config.json", self.config.record()))
+        collapse = None
+        try:
+            trained = train(
+                initial(self.config, self.folder.parent), group.share(patches.batch),
+                group.objective(make_objective(settings)), settings, group.fabric,
+                on_start=self.on_start, on_step=self.on_step, on_save=self.on_save, save_every=self.rhythm.save,
+                compile=compile,
+            )  # fmt: skip
+        except Diverged as diverged:
+            collapse, trained = diverged, None
+        except BaseException:
+            self.log.close()
+            raise
+        group.once(lambda: self.finish(trained, collapse, compile))
 
-    def on_save(state: State) -> None:
-        nonlocal psnr
-        if state.step % rhythm.validate and state.step != settings.steps:
+    def on_start(self, state: State) -> None:
+        """Go on from the last saved state, if there is one, with a log that ends where it does."""
+        self.state = state
+
+        def restored() -> bytes:
+            extra = self.states.restore(state)
+            return encode(state.parts() | extra) if self.group.size > 1 else extra
+
+        found = self.group.once(restored)
+        if self.group.size > 1:
+            parts = decode(found)
+            state.restore(parts)
+            found = parts
+        self.resumed_at = state.step
+        pending = found.get("pending", torch.empty(0)).to(self.group.fabric.device)
+        self.log.resume(state.step, pending.unbind())
+        first = 1
+        for row in self.group.once(lambda: self.log.rows("log.csv")):
+            self.watch.row(first, row["loss"])
+            first = int(row["step"]) + 1
+        self.validate(state)
+
+    def on_step(self, state: State, loss: Tensor) -> None:
+        """Note the loss; raise Diverged where the training has collapsed, and Stopped where it is to stop."""
+        rate, last = state.schedule.get_last_lr()[0], state.step == self.config.train.steps
+        if losses := self.log.training(state.step, loss, rate, state.seconds, self.group.mean):
+            self.watch.look(state.step - len(losses) + 1, losses, last)
+        if self.group.stops(self.signals, state.step, self.rhythm.log):
+            self.save(state)
+            self.group.leave(Stopped(f"stopped at step {state.step:,}, saved; the same command goes on"))
+
+    def on_save(self, state: State) -> None:
+        """Save the state, then score the held-out images where that is due."""
+        self.save(state)
+        self.validate(state)
+
+    def save(self, state: State) -> None:
+        """Save the state with the losses that have no row yet, after the rows that it goes with; raise Diverged where
+        its weights are not finite, before it could take the place of good ones."""
+        if not finite([state.model.state_dict(), state.average.state_dict()]):
+            raise Diverged(state.step, "the weights are not finite")
+        pending = self.log.pending
+        losses = self.group.mean(torch.stack(pending)).cpu() if pending else torch.empty(0)
+
+        def write_state() -> None:
+            self.log.settle()
+            self.states.save(state, {"pending": losses}, self.watch.since)
+
+        self.group.once(write_state)
+
+    def validate(self, state: State) -> None:
+        """Score the held-out images where that is due after this step, and has not been done."""
+        due = state.step % self.rhythm.validate == 0 or state.step == self.config.train.steps
+        if not state.step or not due or not self.group.first:
             return
-        network = upscaler(state.average.module, config.scored_at)
-        scores = score(network, held_out, config.scored_at, protocol, device=fabric.device)
-        log.validation(state.step, scores.psnr, scores.ssim, state.seconds)
-        psnr = scores.psnr
+        if any(row["step"] == state.step for row in self.log.rows("validation.csv")):
+            return
+        network, scale = upscaler(state.average.module, self.config.scored_at), self.config.scored_at
+        with self.signals.at_once(f"stopped at step {state.step:,}, saved; the same command goes on"):
+            scores = score(network, self.held_out, scale, self.protocol, device=self.group.fabric.device)
+        self.log.validation(state.step, scores.psnr, scores.ssim, state.seconds)
 
-    collapsed_at = None
-    try:
-        trained = train(
-            initial(config, folder.parent), patches.batch, make_objective(settings), settings, fabric,
-            state_path=state_path, on_start=on_start, on_step=on_step, on_save=on_save, save_every=rhythm.save,
-            compile=compile,
-        )  # fmt: skip
-    except Diverged as collapse:
-        collapsed_at = collapse.step
-        state = State(initial(config, folder.parent).to(fabric.device), settings)
-        if state_path.exists():
-            state.load(state_path, fabric.device)
-        trained = state.average.module.eval()
-    save(trained, config.model, folder / "model.safetensors")
-    write_json(folder / "provenance.json", provenance(config, fabric.device, seconds, resumed_at, compile))
-    loss = mean if mean is not None and np.isfinite(mean) else None
-    write_json(folder / "metrics.json", {"steps": settings.steps, "loss": loss, "collapsed_at": collapsed_at})
-    state_path.unlink(missing_ok=True)
-    reached = "" if psnr is None else f", held-out PSNR {psnr:.2f} dB"
-    log.close(f"{title}: {Run(folder).ending}{reached}, {seconds:.0f} s on {fabric.device}")
+    def finish(self, trained: nn.Module | None, collapse: Diverged | None, compile: bool) -> None:
+        """Write the weights, who made them, and last of all how the run ended; say it in one line. Of a run that
+        collapsed these are the weights of its last good state, or those that it began with."""
+        config, device, steps = self.config, self.group.fabric.device, self.config.train.steps
+        assert self.state is not None  # on_start has come first
+        seconds, weights_at = self.state.seconds, steps
+        if trained is None:
+            state = State(initial(config, self.folder.parent), config.train)
+            self.states.restore(state, collapse.step if collapse else None)
+            trained, weights_at = state.average.module.eval(), state.step
+        save(trained, config.model, self.folder / "model.safetensors")
+        made_by = provenance(config, device, seconds, self.resumed_at, compile) | {"processes": self.group.size}
+        write_json(self.folder / "provenance.json", made_by)
+        rows, scores = self.log.rows("log.csv"), self.log.rows("validation.csv")
+        loss = rows[-1]["loss"] if rows and np.isfinite(rows[-1]["loss"]) else None
+        ended = {"collapsed_at": collapse.step, "collapse": collapse.reason} if collapse else {"collapsed_at": None}
+        metrics_ = {"steps": steps, "loss": loss} | ended | {"weights_at": weights_at}
+        self.log.settle()
+        write_json(self.folder / "metrics.json", metrics_)
+        self.states.clear()
+        reached = f", held-out PSNR {scores[-1]['psnr']:.2f} dB" if scores else ""
+        self.log.close(f"{self.title}: {Run(self.folder).ending}{reached}, {seconds:.0f} s on {device}")
 
 
 @dataclass(frozen=True)
@@ -614,9 +705,7 @@ def save(model: nn.Module, name: str, path: Path) -> None:
     """Write ``model``'s weights to ``path`` as safetensors that name their network and configuration; atomic."""
     metadata = {"srlib": srlib.__version__, "model": name, "config": json.dumps(asdict(model.config))}
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    safetensors.torch.save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    write(path, safetensors.torch.save(tensors, metadata))
 
 
 def load(path: Path | str, model: str | None = None, scale: int | None = None) -> nn.Module:
@@ -874,12 +963,17 @@ Kinds = Mapping[str, tuple[type | None, ...]]  # of a record's fields; None stan
 CONFIG: Kinds = {"model": (str,), "scale": (int, None), "network": (dict,), "train": (dict,), "data": (str,)}
 METRICS: Kinds = {"steps": (int,), "loss": (float, None), "collapsed_at": (int, None)}
 HELD_OUT: Kinds = {"dataset": (str,), "scale": (int,), "protocol": (dict,), "psnr": (float,), "ssim": (float,)}
+NAMED: Kinds = {"name": (str,)}
 
 
 def read_checked(path: Path, kinds: Kinds) -> dict[str, Any]:
     """A JSON record whose fields are of some kinds; InputError also for one that lacks a field, or has another kind of
     value there, or a number that is none (NaN)."""
-    record = read_json(path)
+    return checked(read_json(path), kinds, path)
+
+
+def checked(record: dict[str, Any], kinds: Kinds, path: Path) -> dict[str, Any]:
+    """``record``, of a file, if its fields are of some kinds; else InputError."""
     for name, allowed in kinds.items():
         if name not in record:
             raise InputError(f"{path} lacks {name!r}: it is damaged; delete it and make it again")
@@ -893,14 +987,7 @@ def read_checked(path: Path, kinds: Kinds) -> dict[str, Any]:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON record in one atomic move; InputError where that is not possible."""
     check_writable(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): choose another place") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def check_writable(path: Path) -> None:

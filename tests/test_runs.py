@@ -59,7 +59,7 @@ def test_a_run_leaves_its_whole_record(trained, store):
     assert {path.name for path in trained.folder.iterdir()} >= {
         "config.json", "model.safetensors", "log.csv", "validation.csv", "provenance.json", "metrics.json",
     }  # fmt: skip
-    assert not (trained.folder / "state.pt").exists()
+    assert not list(trained.folder.glob("state*")) and not list(trained.folder.glob("*.tmp"))
     assert trained.metrics["steps"] == 12 and trained.metrics["collapsed_at"] is None
     assert trained.held_out["protocol"]["name"] == "safmn"
     assert {"commit", "torch", "device", "seed", "fingerprint", "seconds"} <= trained.provenance.keys()

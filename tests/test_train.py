@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from srlib.checkpoints import States, decode
 from srlib.errors import InputError
 from srlib.losses import l1_balance
 from srlib.models import create
@@ -48,7 +49,7 @@ def run(folder: Path, config: TrainConfig, stop_at: int = 0, compile: bool = Fal
     network = train(
         network, queries if config.queries else batch, make_objective(config), config,
         Fabric(accelerator="cpu", devices=1, precision=config.precision),
-        state_path=folder / "state.pt", on_start=lambda state: None, on_step=on_step, on_save=lambda state: None,
+        on_start=States(folder).restore, on_step=on_step, on_save=lambda state: States(folder).save(state, {}),
         save_every=5, compile=compile,
     )  # fmt: skip
     return network, losses
@@ -110,7 +111,7 @@ def test_the_average_lags_behind_the_weights(tmp_path):
         (tmp_path / name).mkdir()
     averaged, _ = run(tmp_path / "average", TrainConfig(steps=10, ema_decay=0.99))
     last, _ = run(tmp_path / "none", TrainConfig(steps=10, ema_decay=0.0))
-    saved = torch.load(tmp_path / "average" / "state.pt", weights_only=True)["model"]
+    saved = decode((tmp_path / "average" / "state-10.pt").read_bytes())["model"]
     assert torch.equal(saved["to_feat.weight"], last.state_dict()["to_feat.weight"])
     assert not torch.allclose(averaged.state_dict()["to_feat.weight"], last.state_dict()["to_feat.weight"])
 

@@ -1,0 +1,468 @@
+"""Training loses nothing: real processes are killed, stopped, starved of disk and started twice, and the run ends the
+same."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from srlib import runs
+from srlib.checkpoints import States, decode
+from srlib.errors import Stopped
+from srlib.models import create
+from srlib.models.safmn import SAFMNConfig
+from srlib.processes import SIGNALS, Signals
+from srlib.train import State, TrainConfig
+
+HERE = Path(__file__).resolve().parent
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked: not on this system")
+
+
+class Process:
+    """A command of srlib in a process of its own."""
+
+    def __init__(self, forks: "Forks", job: dict) -> None:
+        self.forks, self.output = forks, Path(job["output"])
+        self.pid = int(forks.ask(job))
+
+    def wait(self) -> int:
+        return int(self.forks.ask({"wait": self.pid}))
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+
+class Forks:
+    """The process that forks (``forks.py``)."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.count = place, 0
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "SRLIB_CACHE": str(place / "cache"),
+            "SRLIB_PROGRESS": "line",
+        }
+        environment.pop("SRLIB_DATA", None)
+        self.server = subprocess.Popen(
+            [sys.executable, HERE / "forks.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert self.server.stdout.readline().strip() == "forks.py"
+
+    def ask(self, line: dict) -> str:
+        self.server.stdin.write(json.dumps(line) + "\n")
+        self.server.stdin.flush()
+        return self.server.stdout.readline()
+
+    def start(self, *arguments: object, hooks: tuple[str, ...] = (), **environment: object) -> Process:
+        self.count += 1
+        output = self.place / f"said-{self.count}.txt"
+        output.touch()
+        output.chmod(0o666)
+        return Process(self, {
+            "run": [str(one) for one in arguments], "hooks": hooks, "output": str(output),
+            "environment": {name: str(value) for name, value in environment.items()},
+        })  # fmt: skip
+
+    def run(self, *arguments: object, **options: object) -> tuple[int, str]:
+        process = self.start(*arguments, **options)
+        return process.wait(), process.said
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory) -> Iterator[Forks]:
+    server = Forks(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.server.stdin.close()
+    server.server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("data") / "images"
+    place.mkdir()
+    noise = np.random.default_rng(0)
+    for i in range(3):
+        small = Image.fromarray(noise.integers(0, 256, (12, 10, 3), dtype=np.uint8))
+        small.resize((60, 72), Image.Resampling.BILINEAR).save(place / f"{i}.png")
+    return place
+
+
+@pytest.fixture(scope="module")
+def train(images) -> Callable[..., tuple]:
+    """The arguments of a training into a folder."""
+
+    def arguments(root: Path, *more: object, model: str = "safmn") -> tuple:
+        scale = ("--scale", 2) if model == "safmn" else ()
+        return (
+            "train",
+            model,
+            *scale,
+            "--data",
+            images,
+            "--held-out",
+            images,
+            "--runs",
+            root,
+            "--device",
+            "cpu",
+            *more,
+        )
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def whole(forks, train, tmp_path_factory) -> tuple[Path, float]:
+    """The folder of an uninterrupted run, and how long it took."""
+    root, start = tmp_path_factory.mktemp("whole"), time.monotonic()
+    code, said = forks.run(*train(root))
+    assert code == 0, said
+    return found(root), time.monotonic() - start
+
+
+def found(root: Path) -> Path:
+    """The one run in a folder."""
+    (run,) = root.iterdir()
+    return run
+
+
+def same(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    """Check that two runs have the same weights, log and scores, and left nothing else."""
+    assert one.name == other.name
+    weights = [load_file(run / "model.safetensors") for run in (one, other)]
+    for key in weights[0]:
+        assert (weights[0][key] - weights[1][key]).abs().max() <= tolerance, key
+    for name in ("log", "validation"):
+        columns = [runs.Run(run).log(name) for run in (one, other)]
+        for key in columns[0].keys() - {"seconds"}:
+            np.testing.assert_allclose(columns[0][key], columns[1][key], rtol=100 * tolerance, atol=0, err_msg=key)
+        assert (np.diff(columns[1]["seconds"]) > 0).all(), "the time goes on where it was"
+    assert [json.loads((run / "metrics.json").read_text())["collapsed_at"] for run in (one, other)] == [None, None]
+    assert not [path.name for path in other.iterdir() if path.suffix in (".tmp", ".pt")]
+
+
+def states(run: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("state-")) for path in run.glob("state-*.pt"))
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.002)
+
+
+# --- kills -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights(forks, train, whole, tmp_path):
+    """Half of the kills come at random moments, half while a state is half written."""
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    chance, halves, steps = random.Random(seed), 0, set()
+    for number in range(8):
+        process = forks.start(*train(tmp_path), hooks=("slow files",))
+        if number % 2:
+            half = f"*/state-*.pt.{process.pid}.tmp"
+            until(lambda half=half: any(tmp_path.glob(half)) or any(tmp_path.glob("*/metrics.json")))
+        else:
+            time.sleep(chance.uniform(0, 0.7 * whole[1]))
+        process.signal(signal.SIGKILL)
+        process.wait()
+        halves += any(tmp_path.glob("*/state-*.tmp"))
+        steps.add(tuple(states(tmp_path / whole[0].name)))
+    assert halves, "no kill came while a state was being written"
+    assert len(steps) > 2, "the run did not get on between the kills"
+    code, said = forks.run(*train(tmp_path))
+    assert code == 0, said
+    same(whole[0], found(tmp_path))
+
+
+def test_a_kill_after_the_last_state_or_before_the_scores_is_made_up_for(forks, train, whole, tmp_path):
+    """The weights are written, but neither how the run ended nor its scores."""
+    run = tmp_path / whole[0].name
+    process = forks.start(*train(tmp_path), hooks=("slow files",))
+    until(lambda: (run / "model.safetensors").exists())
+    process.signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "metrics.json").exists() and states(run) == [28, 32]
+    code, said = forks.run(*train(tmp_path))
+    assert code == 0 and "32 steps, held-out PSNR" in said
+    same(whole[0], run)
+    (run / "held_out.json").unlink()
+    (run / "state-32.pt").write_bytes(b"left over")
+    assert forks.run(*train(tmp_path))[0] == 0
+    same(whole[0], run)
+
+
+@pytest.fixture
+def halfway(forks, train, tmp_path) -> Path:
+    """The folder of a run that a signal has stopped between two states."""
+    process = forks.start(*train(tmp_path), hooks=("slow steps",))
+    until(lambda: any(tmp_path.glob("*/state-8.pt")))
+    process.signal(signal.SIGTERM)
+    code, said = process.wait(), process.said
+    run = found(tmp_path)
+    assert code == 75
+    assert said == f"srlib: stopped at step {states(run)[-1]}, saved; the same command goes on\n"
+    assert len(states(run)) == 2 and not list(run.glob("*.tmp"))
+    return run
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(path: Path) -> None:
+    """One bit of one weight."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def altered(path: Path, change: Callable[[dict], None]) -> None:
+    parts = torch.load(path, weights_only=True)
+    change(parts)
+    torch.save(parts, path)
+
+
+DAMAGE = {
+    "cut off": cut,
+    "empty": lambda path: path.write_bytes(b""),
+    "no state": lambda path: path.write_bytes(b"garbage" * 1000),
+    "a flipped bit": flip,
+    "a part missing": lambda path: altered(path, lambda parts: parts.pop("optimizer")),
+    "wrong names": lambda path: altered(path, lambda parts: parts["model"].update(more=torch.zeros(1))),
+    "wrong shapes": lambda path: altered(
+        path, lambda parts: parts["optimizer"]["state"][0].update(exp_avg=torch.zeros(3))
+    ),
+    "not finite": lambda path: altered(path, lambda parts: parts["average"]["module.to_feat.weight"].fill_(np.nan)),
+    "another step": lambda path: altered(path, lambda parts: parts.update(step=7)),
+}
+
+
+def fresh() -> State:
+    torch.manual_seed(1)
+    return State(create("safmn", 2, SAFMNConfig(scale=2, blocks=1, channels=8)), TrainConfig(steps=9))
+
+
+def stepped(folder: Path, *steps: int) -> State:
+    """A state after some steps, saved at each."""
+    state = fresh()
+    while state.step < steps[-1]:
+        state.model(torch.rand(1, 3, 8, 8)).mean().backward()
+        state.optimizer.step()
+        state.schedule.step()
+        state.average.update_parameters(state.model)
+        state.step += 1
+        if state.step in steps:
+            States(folder).save(state, {"pending": torch.tensor([float(state.step)])})
+    return state
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, capsys, damage):
+    stepped(tmp_path, 2, 3)
+    before = States(tmp_path).path(2).read_bytes()
+    DAMAGE[damage](tmp_path / "state-3.pt")
+    state = fresh()
+    assert States(tmp_path).restore(state)["pending"] == 2
+    told = capsys.readouterr().err
+    assert told.startswith("srlib: state-3.pt is damaged (") and told.endswith("goes on from state-2.pt\n")
+    assert told.count("\n") == 1 and states(tmp_path) == [2]
+    same_parts(state.parts(), decode(before))
+    DAMAGE[damage](tmp_path / "state-2.pt")
+    state, anew = fresh(), fresh()
+    assert States(tmp_path).restore(state) == {}
+    assert capsys.readouterr().err.endswith("begins anew\n") and states(tmp_path) == []
+    same_parts(state.parts(), anew.parts())
+
+
+def same_parts(one: object, other: object) -> None:
+    if isinstance(one, dict):
+        for key in one:
+            same_parts(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def test_a_state_that_holds_code_does_not_run_it(tmp_path, capsys):
+    class Bomb:
+        def __reduce__(self):
+            return (Path(tmp_path / "exploded").touch, ())
+
+    torch.save({"model": Bomb()}, tmp_path / "state-4.pt")
+    assert States(tmp_path).restore(fresh()) == {}
+    assert "damaged" in capsys.readouterr().err and not (tmp_path / "exploded").exists()
+
+
+def test_the_last_two_states_are_kept_and_a_good_one_before_a_collapse(tmp_path):
+    state = stepped(tmp_path, 1, 2, 3, 4)
+    assert states(tmp_path) == [3, 4]
+    for step in range(5, 9):
+        state.step = step
+        States(tmp_path).save(state, {}, collapsing_at=5)
+        assert states(tmp_path)[0] == 3 and len(states(tmp_path)) == min(3, step - 2)
+    state.step = 9
+    States(tmp_path).save(state, {})
+    assert states(tmp_path) == [8, 9]
+
+
+def test_a_damaged_newest_state_of_a_run_costs_steps_and_nothing_else(forks, train, whole, halfway):
+    last = states(halfway)
+    cut(halfway / f"state-{last[-1]}.pt")
+    code, said = forks.run(*train(halfway.parent))
+    assert code == 0 and "is damaged (" in said and f"goes on from state-{last[0]}.pt" in said
+    assert json.loads((halfway / "provenance.json").read_text())["resumed_at"] == last[0]
+    same(whole[0], halfway)
+
+
+def test_rows_that_no_state_goes_with_are_dropped(forks, train, whole, halfway):
+    """Whole ones, and one that was cut off in a number."""
+    last = states(halfway)[-1]
+    with open(halfway / "log.csv", "ab") as file:
+        file.write(f"{last + 2},0.5,0.001,9.9\r\n{last + 4},0.".encode())
+    assert forks.run(*train(halfway.parent))[0] == 0
+    same(whole[0], halfway)
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_the_same_command_goes_on(forks, train, whole, tmp_path, number):
+    process = forks.start(*train(tmp_path), hooks=("slow steps", "no hangup"))
+    until(lambda: any(tmp_path.glob("*/state-4.pt")))
+    process.signal(signal.SIGHUP)
+    time.sleep(0.2)
+    process.signal(number)
+    assert process.wait() == 75 and process.said.count("\n") == 1
+    run = found(tmp_path)
+    assert states(run)[-1] > 4, "a signal that was ignored does not stop it"
+    assert forks.run(*train(tmp_path))[0] == 0
+    same(whole[0], run)
+
+
+def test_a_second_interrupt_ends_at_once(forks, train, whole, tmp_path):
+    process = forks.start(*train(tmp_path), hooks=("slow steps", "endless saves"))
+    until(lambda: any(tmp_path.glob("*/state-*.tmp")))
+    process.signal(signal.SIGINT)
+    time.sleep(0.7)
+    process.signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert "the same command goes on where it stopped" in process.said and "Traceback" not in process.said
+    assert not list(found(tmp_path).glob("*.tmp"))
+
+
+def test_handlers_are_those_of_the_caller_afterwards():
+    before = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: signals.asked)
+        assert signals.asked == "SIGTERM"
+        with pytest.raises(Stopped, match="saved"), signals.at_once("all is saved"):
+            raise AssertionError("not reached")
+    assert {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS} == before
+    with Signals() as signals, pytest.raises(Stopped, match="saved"):
+        with signals.at_once("all is saved"):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    with ThreadPoolExecutor(1) as pool:  # where Python knows no signals
+        assert pool.submit(lambda: Signals().__enter__().asked).result() == ""
+
+
+# --- two processes that ask for the same run -------------------------------------------------------------------------
+
+
+def test_who_comes_second_waits_and_loads_the_run(forks, train, whole, tmp_path):
+    first = forks.start(*train(tmp_path), hooks=("slow steps",))
+    until(lambda: any(tmp_path.glob("*/state-4.pt")))
+    second = forks.start(*train(tmp_path))
+    until(lambda: "waiting" in second.said)
+    code, said = forks.run(*train(tmp_path, "--no-wait"))
+    run = found(tmp_path)
+    held = f"{run.name} is being trained by process {first.pid} on"
+    assert code == 75 and said.startswith(f"srlib: {held}") and said.endswith("leave out --no-wait\n")
+    assert first.wait() == second.wait() == 0
+    assert said.count("\n") == 1 and second.said.startswith(f"srlib: {held}")
+    assert "held-out PSNR" in first.said and "held-out PSNR" not in second.said
+    assert json.loads((run / "provenance.json").read_text())["resumed_at"] == 0
+    same(whole[0], run)
+
+
+def test_who_waits_takes_over_from_one_that_is_killed(forks, train, whole, tmp_path):
+    first = forks.start(*train(tmp_path), hooks=("slow steps",))
+    until(lambda: any(tmp_path.glob("*/state-8.pt")))
+    second = forks.start(*train(tmp_path))
+    until(lambda: "waiting" in second.said)
+    first.signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL and second.wait() == 0
+    assert json.loads((found(tmp_path) / "provenance.json").read_text())["resumed_at"] >= 8
+    same(whole[0], found(tmp_path))
+
+
+# --- no room, no rights ----------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_earlier_states_as_they_are(forks, train, whole, halfway):
+    """A limit on the size of files says what a full disk does."""
+    before = {step: (halfway / f"state-{step}.pt").read_bytes() for step in states(halfway)}
+    code, said = forks.run(*train(halfway.parent), hooks=("small files",))
+    assert code == 2 and said.count("\n") == 1 and "cannot write" in said and "as it was" in said
+    assert {step: (halfway / f"state-{step}.pt").read_bytes() for step in states(halfway)} == before
+    assert not list(halfway.glob("*.tmp"))
+    assert forks.run(*train(halfway.parent))[0] == 0
+    same(whole[0], halfway)
+
+
+def test_a_small_disk_that_fills_up_is_one_line(forks, train, tmp_path):
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        code, said = forks.run(*train(tmp_path))
+        assert code == 2 and said.count("\n") == 1 and "No space left on device" in said
+        assert not list(tmp_path.glob("*/*.tmp"))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_line(forks, train, halfway):
+    """Root, for whom modes count nothing, has it mounted read-only."""
+    before = {path.name: path.read_bytes() for path in halfway.iterdir() if path.is_file()}
+    if not os.getuid():
+        for options in (("--bind", halfway), ("-o", "remount,ro,bind")):
+            if subprocess.run(["mount", *options, halfway]).returncode:
+                pytest.skip("this root may not mount a folder read-only")
+    halfway.chmod(0o555) if os.getuid() else None
+    try:
+        code, said = forks.run(*train(halfway.parent))
+    finally:
+        halfway.chmod(0o755) if os.getuid() else subprocess.run(["umount", halfway], check=True)
+    assert code == 2 and said.count("\n") == 1 and "cannot write" in said
+    assert {path.name: path.read_bytes() for path in halfway.iterdir() if path.is_file()} == before
