@@ -102,7 +102,8 @@ class Part:
     def layouts(self) -> tuple[tuple[str, str], ...]:
         """Every pair of folders (HR, LR) that is looked for, below the data folder and below benchmark/ in it."""
         usual = (f"{self.name}/HR", f"{self.name}/LR_bicubic")
-        return tuple(dict.fromkeys((usual, self.home, *self.others)))
+        home = (self.home[0].removeprefix("benchmark/"), self.home[1].removeprefix("benchmark/"))
+        return tuple(dict.fromkeys((usual, home, *self.others)))
 
 
 @dataclass(frozen=True)
