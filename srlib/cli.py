@@ -196,7 +196,7 @@ def evaluate(
 ) -> None:
     """Score a run, a file of weights, or bicubic interpolation, and say under which protocol.
 
-    Example: srlib evaluate bicubic --scale 4 --data photos/held-out --protocol matlab
+    Example: srlib evaluate bicubic --scale 4 --data photos/held-out
     """
     from srlib import metrics
     from srlib import runs as engine

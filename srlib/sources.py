@@ -585,7 +585,7 @@ def get(
                 say(f"{archive.file}: there already; --force fetches it again")
                 continue
             if force:
-                _forget_archive(work, archive)
+                (work / archive.file).unlink(missing_ok=True)
             file = _fetch(archive, one, work, say)
             _install(archive, one, file, base, force, say)
             if not _shared(archive, one, base):
@@ -642,11 +642,6 @@ def _alone(work: Path, base: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot write to {base} ({reason}): make room, or name another --data-root") from None
-
-
-def _forget_archive(work: Path, archive: Archive) -> None:
-    for name in (archive.file, f"{archive.file}.part", f"{archive.file}.part.json"):
-        (work / name).unlink(missing_ok=True)
 
 
 def _fetch(archive: Archive, one: Source, work: Path, say: Callable[[str], None]) -> Path:

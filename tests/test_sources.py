@@ -441,6 +441,45 @@ def test_killed_while_its_checksum_is_taken_nothing_is_lost(offered, tmp_path, m
     assert served.requests[0]["range"] == f"bytes={len(content)}-" and len(served.requests) == 1
 
 
+@pytest.mark.parametrize("where", ["unpack", "_move", "_rename"])
+def test_stopped_while_it_unpacks_or_moves_it_goes_on_without_fetching_again(offered, tmp_path, monkeypatch, where):
+    """At the last of them, some folders are in place, each whole."""
+    served = offered(tar(tiny()))
+    real, calls = getattr(sources, where), []
+
+    def stopped(*arguments: object) -> object:
+        calls.append(arguments)
+        if where != "_rename" or len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, where, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(tmp_path)
+    there = tree(tmp_path)
+    assert set(there) == ({key for key in tiny() if "X2" in key} if where == "_rename" else set())
+    fetch(tmp_path)
+    assert tree(tmp_path) == tiny() and len(served.requests) == 1
+
+
+def test_the_data_folder_may_be_on_several_disks(offered, tmp_path, monkeypatch):
+    """Where a rename can't cross to the other disk, images are copied beside their place and renamed there."""
+    offered(tar(tiny()))
+    real = os.replace
+
+    def on_one_disk(old: object, new: object) -> None:
+        if "unpacked." in str(old):
+            raise OSError(sources.errno.EXDEV, "Invalid cross-device link")
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", on_one_disk)
+    fetch(tmp_path)
+    (tmp_path / "benchmark/Tiny/HR/1.png").write_bytes(b"old")
+    fetch(tmp_path, force=True)
+    assert tree(tmp_path) == tiny()
+
+
 def test_a_wrong_checksum_keeps_nothing(offered, tmp_path):
     content = tar(tiny())
     offered(content, checksum=sha256(b"another"), checked_by="a list")
