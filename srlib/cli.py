@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +40,7 @@ Scale = Annotated[int, typer.Option(help="How many times larger the output is, e
 DataRoot = Annotated[
     Path | None, typer.Option(help="Folder that holds benchmark/Set5 and others; default: the variable SRLIB_DATA.")
 ]
+GetRoot = Annotated[Path | None, typer.Option("--data-root", help="The data folder; default: the variable SRLIB_DATA.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -246,7 +247,7 @@ def evaluate(
 ) -> None:
     """Score a run, a file of weights, or bicubic interpolation, and say under which protocol.
 
-    Example: srlib evaluate bicubic --scale 4 --data photos/held-out --protocol matlab
+    Example: srlib evaluate bicubic --scale 4 --data photos/held-out
     """
     from srlib import metrics
     from srlib import runs as engine
@@ -671,6 +672,143 @@ def random_batch(scale: int, queries: int, side: int) -> list[Any]:
         return [lr, torch.rand(16, 3, side * scale, side * scale)]
     cell = torch.full((16, 2), 2 / (side * scale))
     return [lr, 2 * torch.rand(16, queries, 2) - 1, cell, torch.rand(16, queries, 3)]
+
+
+data_app = typer.Typer(help="Data sets: what there is, whether it is whole, and fetching.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("list")
+def data_list(data_root: GetRoot = None, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """List the papers' data sets: how many images each has, what of it is here, who publishes it, how it is had.
+
+    Example: srlib data list
+    """
+    from srlib import sources
+
+    check_format(as_json, as_csv)
+    rows = [one.record() for one in sources.found(data_root)]
+    if not (as_json or as_csv):
+        kept = ("name", "images", "found", "lr", "folder", "publisher", "get")
+        rows = [{name: row[name] for name in kept} for row in rows]
+    show(rows, as_json, as_csv)
+
+
+@data_app.command("check")
+def data_check(
+    names: Annotated[list[str] | None, typer.Argument(help="Data sets; default: all.", show_default=False)] = None,
+    data_root: GetRoot = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every image, not its header alone.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Check data sets: the number of images, their names and sizes, LR against HR. Exit code 1 if something is amiss.
+
+    What is missing is said with where it must lie and how to get it.
+
+    Example: srlib data check Set5
+    """
+    from srlib import sources
+
+    check_format(as_json, as_csv)
+    asked = [sources.source(name).name for name in names or ()]
+    asked = asked or [name for name, one in sources.SOURCES.items() if not one.made_of]
+    rows = []
+    for name in dict.fromkeys(asked):
+        with progress_bar(name) if deep else contextlib.nullcontext() as progress:
+            rows += sources.check(name, data_root, deep=deep, progress=progress)
+    show_checked(rows, as_json, as_csv)
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="Data set, as `srlib data list` names it.")],
+    data_root: GetRoot = None,
+    hr_only: Annotated[
+        bool, typer.Option("--hr-only", help="Leave out archives of LR images: they are made from HR when needed.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Fetch and replace what is there already.")] = False,
+) -> None:
+    """Fetch a data set from its publisher into the data folder, where the other commands find it.
+
+    An interrupted download goes on when the command is given again. Exit code 1 if what was fetched isn't whole.
+
+    Example: srlib data get Set5 --data-root data
+    """
+    from srlib import sources
+
+    show_checked(sources.get(name, data_root, force=force, hr_only=hr_only), False, False)
+
+
+@app.command()
+def doctor(
+    data_root: DataRoot = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print what wrong conventions cost, alone, as CSV.")] = False,
+) -> None:
+    """Say what is installed, check resizing and metrics against known values, and show what wrong conventions cost.
+
+    Costs are those of bicubic x4 on the held-out photographs. Exit code 1 if a check fails.
+
+    Example: srlib doctor
+    """
+    from dataclasses import asdict
+
+    from srlib import doctor as examining
+
+    check_format(as_json, as_csv)
+    installed = examining.installation(data_root)
+    checks = examining.checks(data_root)
+    costs, amiss = [], ""
+    try:
+        costs = [asdict(cost) for cost in examining.costs(open_store("photos/held-out", None))]
+    except InputError as error:  # the rest is worth knowing all the more
+        amiss = str(error)
+    rows = [{"check": one.name, "verdict": one.verdict, "found": one.found, "expected": one.expected} for one in checks]
+    if as_json:
+        print(json.dumps({"installation": installed, "checks": rows, "costs": costs}, indent=1))
+    elif as_csv and costs:
+        show(costs, False, True)
+    elif not as_csv:
+        show([{"what": name, "here": text} for name, text in installed.items()], False, False)
+        show(rows, False, False)
+        signed = {"psnr": "{:.2f} dB", "ssim": "{:.4f}", "psnr_cost": "{:+.2f} dB", "ssim_cost": "{:+.4f}"}
+        show(costs, False, False, formats=signed) if costs else print(f"no costs: {amiss}")
+    if failed := [one.name for one in checks if one.passed is False]:
+        names = ", ".join(failed)
+        stop(f"{len(failed)} of {len(checks)} checks failed ({names}): install what constraints.txt pins", code=1)
+
+
+def show_checked(rows: list[Any], as_json: bool, as_csv: bool) -> None:
+    """Print what was checked, then leave with exit code 1 if anything is missing or wrong."""
+    table = [
+        {"name": row.part, "what": row.what, "expected": row.expected, "found": row.found, "whole": row.whole}
+        | {"folder": row.folder}
+        | ({"problems": list(row.problems) if as_json else "; ".join(row.problems)} if as_json or as_csv else {})
+        for row in rows
+    ]
+    show(table, as_json, as_csv)
+    for row in () if as_json or as_csv else rows:
+        for problem in row.problems[:20]:
+            print(f"{row.part} {row.what}: {problem}")
+        if len(row.problems) > 20:
+            print(f"{row.part} {row.what}: and {len(row.problems) - 20} more, which --json has")
+    if not all(row.whole for row in rows):
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for calls with the number of things done and to do, drawn in a terminal alone."""
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=title, unit="image", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def open_store(spec: str, root: Path | None) -> "Store":

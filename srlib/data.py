@@ -89,9 +89,19 @@ BENCHMARKS: dict[str, int] = {
 # other folders, relative to the data or benchmark folder, that a set is found in: (HR, LR)
 _LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
     "BSD100": (("B100/HR", "B100/LR_bicubic"),),
-    "DIV2K_val": (("DIV2K/DIV2K_valid_HR", "DIV2K/DIV2K_valid_LR_bicubic"),),
-    "DIV2K_train": (("DIV2K/DIV2K_train_HR", "DIV2K/DIV2K_train_LR_bicubic"),),
+    "DIV2K_val": (
+        ("DIV2K/DIV2K_valid_HR", "DIV2K/DIV2K_valid_LR_bicubic"),
+        ("DIV2K_valid_HR", "DIV2K_valid_LR_bicubic"),
+    ),
+    "DIV2K_train": (
+        ("DIV2K/DIV2K_train_HR", "DIV2K/DIV2K_train_LR_bicubic"),
+        ("DIV2K_train_HR", "DIV2K_train_LR_bicubic"),
+    ),
+    "Flickr2K": (("Flickr2K/Flickr2K_HR", "Flickr2K/Flickr2K_LR_bicubic"),),
 }
+
+# set -> the sets that it is made of
+_JOINED = {"DF2K": ("DIV2K_train", "Flickr2K")}
 
 _STORE_FORMAT = 1  # part of each store's key: raise it when decoding or the layout on disk changes
 _LR_FORMAT = 1  # likewise for LR images: raise it when an output of ``imresize`` changes
@@ -180,9 +190,11 @@ def benchmark(name: str, root: str | Path | None = None) -> ImageSet:
 
     ``root`` is the data folder that holds benchmark/, or that folder itself; None means the environment variable
     SRLIB_DATA. BSD100 is also found as B100, DIV2K_val as DIV2K/DIV2K_valid_HR. LR files are looked up when a scale is
-    first used: a scale without a folder X<s> is made from HR instead. Raises InputError where the root or the benchmark
-    is missing or empty.
+    first used: a scale without a folder X<s> is made from HR instead. DF2K is DIV2K_train and Flickr2K together, its LR
+    images those of the scales that both have. Raises InputError where the root or the benchmark is missing or empty.
     """
+    if name in _JOINED:
+        return _joined(name, [benchmark(part, root) for part in _JOINED[name]])
     name = "BSD100" if name == "B100" else name
     base = _data_root(root)
     if base is None:
@@ -206,7 +218,7 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     if spec.split("/")[0] == "photos":
         return photos(spec.removeprefix("photos").removeprefix("/"))
     base = _data_root(root)
-    if spec in BENCHMARKS or spec in _LAYOUTS:
+    if spec in BENCHMARKS or spec in _LAYOUTS or spec in _JOINED:
         return benchmark(spec, base)
     for path in [_expanded(spec)] + ([base / spec] if base else []):
         if spec and os.path.isdir(path):
@@ -275,6 +287,12 @@ def _benchmark(name: str, hr: Path, lr: Path) -> ImageSet:
     found = [child for child in sorted(lr.iterdir()) if child.is_dir()] if lr.is_dir() else []
     scales = {int(child.name[1:]): child for child in found if child.name[0] == "X" and child.name[1:].isdecimal()}
     return ImageSet(name, files, {s: tuple(x / f"{file.stem}x{s}.png" for file in files) for s, x in scales.items()})
+
+
+def _joined(name: str, parts: Sequence[ImageSet]) -> ImageSet:
+    scales = set.intersection(*(set(part.lr_files) for part in parts))
+    lr_files = {scale: sum((part.lr_files[scale] for part in parts), ()) for scale in sorted(scales)}
+    return ImageSet(name, sum((part.files for part in parts), ()), lr_files)
 
 
 def decode(data: bytes, label: str) -> np.ndarray:
