@@ -13,39 +13,43 @@ the last digits. Others look at the whole image, and there tiles are an approxim
 import math
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from srlib.complexity import peak_memory
 from srlib.errors import InputError
 
-ALIGN = 16  # LR pixels: tiles start at multiples of it, as what networks pool, stride or attend in is a power of two
+ALIGN = 16  # LR pixels: networks pool, stride and attend in powers of two up to this, from the first pixel on
 OVERLAP = 32  # LR pixels, unless asked otherwise
-RAMP = 16  # LR pixels that one tile takes to fade into the next at the most
+RAMP = 8  # LR pixels that one tile takes to fade into the next at the most
 LARGEST = 512  # side of a tile that is chosen by itself, in LR pixels
 SMALLEST = 64
-SMALL = 1 << 16  # LR pixels of an image that is enlarged whole without a look at the memory
 SHARE = 0.6  # of the memory that is free may be used
 ON_CPU = 3 << 30  # and no more than these bytes there: the rest of a machine is for others
 GROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # files of a control group, and
 GROUP_2 = ("memory.max", "memory.current", "inactive_file")  # what of its use the system gives back when it is needed
-TRIALS = (128, 192)  # sides of the images by which memory is measured; above what networks go through in one strip
+PIXEL = 16 << 10  # bytes, more than any network here takes for an LR pixel: below it nothing needs to be measured
+TRIALS = (128, 192)  # sides of the images by which memory is measured: larger than one strip of a network's (layers.py)
+TRIALS_EVERY = (64, 112)  # and for networks for every scale, which take much longer and have no strips
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an image is enlarged: in tiles of ``tile`` x ``tile`` LR pixels, each sharing ``overlap`` with the next.
+    """How an image is enlarged: in tiles of ``tile`` x ``tile`` LR pixels at the most, each sharing ``overlap`` or
+    more with the next.
 
-    ``tile`` None is the whole image at once. Along an axis on which the image is shorter, a tile is as long as the
-    image.
+    ``tile`` None is the whole image at once. Tiles are a little shorter where that covers the image as well, and as long
+    as the image along an axis on which it is shorter; see ``pieces``.
     """
 
     tile: int | None
@@ -64,14 +68,21 @@ class Piece(NamedTuple):
 
 
 def pieces(start: int, end: int, tile: int, overlap: int) -> tuple[Piece, ...]:
-    """How an axis from LR pixel ``start`` to ``end`` is covered by tiles of equal length that overlap by ``overlap`` or
-    more.
+    """How an axis from LR pixel ``start`` to ``end`` is covered by tiles of equal length, ``tile`` at the most, each
+    sharing ``overlap`` or more with the next.
 
-    They start at multiples of 16 from the first where there is room for it; the last one is moved inward.
+    They are as few as that takes, and as short as so few may be; the last one is moved inward. All start at multiples
+    of 16 from ``start``, and leave the same remainder as the axis does, so that a tile is padded and pooled as the
+    whole image is, unless they are too short for it.
     """
-    length = min(tile, end - start)
+    side = end - start
+    length = min(tile, side)
     step = max(1, length - overlap)
-    step = step // ALIGN * ALIGN or step
+    aligned = range(tile - (tile - side) % ALIGN, overlap + ALIGN - 1, -ALIGN)
+    if length < side and aligned:
+        count = _count(side, aligned[0], overlap)
+        length = next(one for one in reversed(aligned) if _count(side, one, overlap) == count)
+        step = (length - overlap) // ALIGN * ALIGN
     starts = [*range(start, end - length, step), end - length]
     begins, fulls = [start], [start]
     for one, before in zip(starts[1:], starts, strict=False):
@@ -81,6 +92,11 @@ def pieces(start: int, end: int, tile: int, overlap: int) -> tuple[Piece, ...]:
     untils = [*fulls[1:], end]
     extents = zip(starts, begins, fulls, untils, strict=True)
     return tuple(Piece(first, first + length, *rest) for first, *rest in extents)
+
+
+def _count(side: int, length: int, overlap: int) -> int:
+    """How many tiles that start at multiples of 16 cover ``side`` LR pixels."""
+    return 1 + -(-(side - length) // ((length - overlap) // ALIGN * ALIGN))
 
 
 def work(size: tuple[int, int], plan: Plan) -> float:
@@ -106,7 +122,7 @@ def plan(
 
     ``network`` takes images as ``upscale`` of ``bands`` does. ``memory``: bytes that may be used; None is a safe part
     of what is free on ``device`` now, on a CPU 3 GiB at the most. What the network needs is measured once, on two small
-    images of noise, unless the image is itself that small. ``tile`` and ``overlap``, in LR pixels, are the user's own
+    images of noise, unless the image is itself small. ``tile`` and ``overlap``, in LR pixels, are the user's own
     wish: tile 0 is the whole image. Tiles that are chosen are as large as fits, up to 512.
 
     Raises InputError for settings that can't be, and where the memory is too small for any tile.
@@ -121,9 +137,11 @@ def plan(
         if not _tileable(network, scale):
             raise InputError(f"scale {scale:g} puts no tile on the output's pixels: give a network for every scale")
         return Plan(tile, min(OVERLAP, tile // 4) if overlap is None else overlap)
-    if not _tileable(network, scale) or (memory is None and height * width <= SMALL):
+    if not _tileable(network, scale):
         return whole
     room = _room(device) if memory is None else memory
+    if PIXEL * height * width <= room:
+        return whole
     needed = footprint(network, scale, device)
     if needed.of(height, width) <= room:
         return whole
@@ -246,7 +264,7 @@ class Footprint:
         return self.fixed + (self.pixel + 12) * height * width
 
 
-_FOOTPRINTS: WeakKeyDictionary[Any, dict[tuple[float, str], Footprint]] = WeakKeyDictionary()
+_FOOTPRINTS: weakref.WeakKeyDictionary[Any, dict[tuple[float, str], Footprint]] = weakref.WeakKeyDictionary()
 
 
 def footprint(upscale: Callable[[Tensor], Tensor], scale: float, device: str | torch.device = "cpu") -> Footprint:
@@ -254,16 +272,58 @@ def footprint(upscale: Callable[[Tensor], Tensor], scale: float, device: str | t
     known = _FOOTPRINTS.setdefault(upscale, {})
     key = (scale, str(device))
     if key not in known:
-        noise = torch.Generator().manual_seed(0)
-        taken = []
-        for side in TRIALS:
+        noise, taken = torch.Generator().manual_seed(0), []
+        sides = TRIALS_EVERY if hasattr(upscale, "window") else TRIALS
+        for side in sides:
             image = torch.rand(1, 3, side, side, generator=noise).to(device)
             with torch.inference_mode(), evaluation_mode(upscale):
-                taken.append(peak_memory(partial(upscale, image), device).rise)
-        small, large = (side**2 for side in TRIALS)
+                taken.append(_peak(partial(upscale, image), torch.device(device)))
+        small, large = (side**2 for side in sides)
         pixel = max(0.0, (taken[1] - taken[0]) / (large - small))
         known[key] = Footprint(max(0.0, taken[0] - pixel * small), pixel)
     return known[key]
+
+
+class _Held(TorchDispatchMode):
+    """Follows the memory of every tensor that torch's operators put out, in bytes, until it is given back.
+
+    It sees what ``srlib.complexity.peak_memory`` sees but for what an operator takes and gives back by itself, and
+    leaves the profiler and its messages alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self.alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor):
+                self.see(one.untyped_storage())
+        return made
+
+    def see(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage from now on until it goes."""
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.alive:
+            self.alive[key] = weakref.ref(storage, lambda _: self.forget(key, size))
+            self.held += size
+            self.peak = max(self.peak, self.held)
+
+    def forget(self, key: int, size: int) -> None:
+        """A storage is gone."""
+        del self.alive[key]
+        self.held -= size
+
+
+def _peak(call: Callable[[], object], device: torch.device) -> int:
+    """The most tensor memory in bytes that a call takes at once."""
+    if device.type == "cuda":
+        return peak_memory(call, device).rise
+    with _Held() as memory:
+        call()
+    return memory.peak
 
 
 def free_memory(
