@@ -141,13 +141,10 @@ SMALL_SEEMORE = replace(default_config("seemore-t"), groups=1)
         ("safmn", replace(default_config("safmn"), blocks=1), True),  # pools of whole eighths are pools of tiles
         ("ssiu", replace(SMALL_SSIU, attention="sam"), True),  # blocks of the image are blocks of tiles
         ("ssiu", SMALL_SSIU, False),  # its enlargement aligns corners, and so hangs on where they are
-        (
-            "seemore-t",
-            replace(default_config("seemore-t"), groups=1, experts=1),
-            False,
-        ),  # the router's weight is a mean
+        ("seemore-t", replace(SMALL_SEEMORE, experts=1), True),  # one expert weighs 1 wherever
+        ("seemore-t", SMALL_SEEMORE, False),  # the router weighs its experts by the mean of the whole image
     ],
-    ids=["safmn", "sam", "esam", "seemore"],
+    ids=["safmn", "sam", "esam", "one expert", "router"],
 )
 def test_local_networks_are_exact_beyond_their_reach(model: str, config: object, exact: bool) -> None:
     torch.manual_seed(0)
