@@ -33,7 +33,7 @@ FORMATS = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "tif
 LARGEST = 178_956_970  # pixels of a picture that is read: the number above which Pillow, too, suspects a bomb
 
 _FILE_BYTES = 4 << 30  # a file is read whole, and a TIFF file's offsets end here
-_SIDES = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383, "tiff": 2**31 - 1}  # what each format can hold, in pixels
+_SIDES = {"png": 1_000_000, "jpeg": 65_500, "webp": 16_383, "tiff": 2**31 - 1}  # what each format can hold, in pixels
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _ORIENTATION, _EXIF, _GPS, _INTEROP = 0x0112, 0x8769, 0x8825, 0xA005
@@ -507,7 +507,8 @@ def _write_png(file: IO[bytes], picture: Picture, exif: bytes) -> None:
     if picture.deep:
         import imagecodecs
 
-        encoded = memoryview(imagecodecs.png_encode(picture.pixels, level=3))
+        pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
+        encoded = memoryview(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=3))
     else:
         buffer = io.BytesIO()
         _image(picture.pixels).save(buffer, "PNG", compress_level=3)

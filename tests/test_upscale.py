@@ -416,6 +416,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_bytes() != before
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_deep_grey_is_written_however_its_array_came_about(tmp_path, suffix):
+    pixels = noise(8, 9, 1, np.uint16)[..., 0]
+    for odd in (pixels[..., None], np.asfortranarray(pixels)[..., None], pixels[::2, ::-1, None]):
+        pictures.write(Picture(odd), tmp_path / f"a{suffix}", replace_it=True)
+        assert np.array_equal(pictures.read(tmp_path / f"a{suffix}").pixels, odd)
+
+
 def test_formats_end_somewhere():
     for kind, size, said in (
         ("webp", (16_384, 10, 3), "ends at 16383"), ("jpeg", (10, 65_501, 3), "ends at 65500"),
