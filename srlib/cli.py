@@ -184,6 +184,13 @@ def evaluate(
     degradation: Annotated[
         str | None, typer.Option(help="bicubic or real-esrgan: what makes LR images; default bicubic, or the run's.")
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Enlarge in tiles of so many LR pixels a side, 0 for none; default: what the free memory asks for."
+        ),
+    ] = None,
+    overlap: Annotated[int | None, typer.Option(help="LR pixels that a tile shares with the next.")] = None,
     data_root: DataRoot = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -194,6 +201,8 @@ def evaluate(
 ) -> None:
     """Score a run, a file of weights, or bicubic interpolation, and say under which protocol.
 
+    Where an image is enlarged in tiles, a column says in how large ones, and the record does for each image.
+
     Example: srlib evaluate bicubic --scale 4 --data photos/held-out --protocol matlab
     """
     from srlib import metrics
@@ -201,8 +210,10 @@ def evaluate(
     from srlib.data import degraded
     from srlib.evaluate import bicubic, luma_bicubic, score
     from srlib.models import names, takes_scale
+    from srlib.tiles import check_settings
 
     check_format(as_json, as_csv)
+    check_settings(tile, overlap)
     if record is None and not model:
         raise InputError(
             "nothing to score: give bicubic, a model with --weights (srlib evaluate safmn --weights FILE), or a run's "
@@ -214,6 +225,8 @@ def evaluate(
         raise InputError("--weights go with a model's name: srlib evaluate safmn --weights FILE")
     if luma and (model != "bicubic" or protocol or degradation):
         raise InputError("--luma is a way to score bicubic, with its own protocol: srlib evaluate bicubic --luma")
+    if model == "bicubic" and (tile is not None or overlap is not None):
+        raise InputError("--tile and --overlap are for a network: bicubic needs none of them")
     if degradation not in (None, "bicubic", "real-esrgan"):
         raise InputError(f"no degradation {degradation!r}: choose bicubic or real-esrgan")
     where = engine.pick_device(device)
@@ -244,25 +257,28 @@ def evaluate(
     if degradation == "real-esrgan":
         stores = [degraded(store) for store in stores]
 
-    def scored(upscaler: Callable[[int], Any]) -> list[Any]:
+    def scored(upscaler: Callable[[int], Any], **tiles: int | None) -> list[Any]:
         """Scores at each scale on each set, under each protocol."""
         found = []
         for factor, store in product(scales, stores):
             usual = "matlab" if network is None else engine.recipe(model).protocol_on(store.name)
             for name in protocol or [usual]:
-                found.append(score(upscaler(factor), store, factor, metrics.protocol(name), device=where))
+                found.append(score(upscaler(factor), store, factor, metrics.protocol(name), device=where, **tiles))
         return found
 
     baseline = [luma_bicubic(store, scales[0]) for store in stores] if luma else scored(bicubic)
-    scores = [] if network is None else scored(lambda factor: engine.upscaler(network, factor))
+    wish = {"tile": tile, "overlap": overlap}
+    scores = [] if network is None else scored(lambda factor: engine.upscaler(network, factor), **wish)
     found = {model: scores, "bicubic": baseline}
     if out:
         lists = {"scores": [one.record() for one in scores], "bicubic": [one.record() for one in baseline]}
         engine.write_json(out, origin | {"model": model, "scale": scale, "commit": engine.commit()} | lists)
+    tiled = any(one.tile is not None for one in (*scores, *baseline))
     rows = [
         {"dataset": one.dataset, "scale": one.scale, "model": name, "protocol": one.protocol.name}
         | ({"image": each.name} if images else {})
         | {"psnr": each.psnr, "ssim": each.ssim}
+        | ({"tile": each.tile, "overlap": each.overlap} if tiled else {})
         for name, part in found.items() for one in part for each in (one.images if images else [one])
     ]  # fmt: skip
     show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}"})

@@ -17,7 +17,7 @@ from srlib import metrics
 from srlib.errors import InputError
 from srlib.metrics import Protocol
 from srlib.resize import imresize
-from srlib.tiles import evaluation_mode
+from srlib.tiles import enlarged, evaluation_mode, plan
 
 if TYPE_CHECKING:
     from srlib.data import Store
@@ -25,16 +25,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image's PSNR in dB and SSIM."""
+    """One image's PSNR in dB and SSIM; ``tile`` and ``overlap`` in LR pixels where it was enlarged in tiles."""
 
     name: str
     psnr: float
     ssim: float
+    tile: int | None = None
+    overlap: int | None = None
 
     @property
     def text(self) -> str:
-        """Both as papers print them: "32.18 / 0.8948"."""
+        """PSNR and SSIM as papers print them: "32.18 / 0.8948"."""
         return f"{self.psnr:.2f} / {self.ssim:.4f}"
+
+    def record(self) -> dict[str, object]:
+        """The fields as JSON data; those of tiles only where there were some."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,16 @@ class Scores:
         return sum(image.ssim for image in self.images) / len(self.images)
 
     @property
+    def tile(self) -> int | None:
+        """The smallest tile that an image was enlarged in, in LR pixels; None where all were enlarged whole."""
+        return min((image.tile for image in self.images if image.tile is not None), default=None)
+
+    @property
+    def overlap(self) -> int | None:
+        """The smallest overlap of such tiles."""
+        return min((image.overlap for image in self.images if image.overlap is not None), default=None)
+
+    @property
     def text(self) -> str:
         """The means as papers print them: "32.18 / 0.8948"."""
         return ImageScore("mean", self.psnr, self.ssim).text
@@ -76,7 +92,7 @@ class Scores:
             "protocol": self.protocol.record(),
             "psnr": self.psnr,
             "ssim": self.ssim,
-            "images": [asdict(image) for image in self.images],
+            "images": [image.record() for image in self.images],
         }
 
     def write(self, path_stem: str | Path) -> tuple[Path, Path]:
@@ -103,20 +119,30 @@ def score(
     scale: float,
     protocol: Protocol,
     device: str | torch.device = "cpu",
+    *,
+    tile: int | None = None,
+    overlap: int | None = None,
 ) -> Scores:
     """Upscale every LR image of a store and compare the result with its HR image under the protocol.
 
     ``upscale`` takes float32 images in [0, 1], 1x3xHxW on ``device``, and returns float images of ``scale`` times the
-    size; a network is put into evaluation mode meanwhile. Raises InputError where the store is empty, a result has the
-    wrong size, or an image is too small for the protocol.
+    size; a network is put into evaluation mode meanwhile. An image that is too large for the free memory is enlarged in
+    tiles, and its score says so; ``tile`` and ``overlap`` (LR pixels) ask for some of that size, tile 0 for none; see
+    ``srlib.tiles.plan``. Raises InputError where the store is empty, a result has the wrong size, or an image is too
+    small for the protocol, and for settings that ``plan`` refuses.
     """
     _check_images(store)
     images = []
-    with torch.inference_mode(), evaluation_mode(upscale):
-        for index, name in enumerate(store.names):
-            lr, hr = (image.to(device) for image in store.pair(index, scale))
-            sr = _enlarged(name, upscale, lr, hr, scale)
-            images.append(_compare(name, sr, hr[None], protocol, scale))
+    for index, name in enumerate(store.names):
+        lr, hr = (image.to(device) for image in store.pair(index, scale))
+        try:
+            planned = plan(upscale, lr.shape[1:], scale, device=device, tile=tile, overlap=overlap)
+            sr, used = enlarged(upscale, lr, scale, planned, device=device)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        _check_size(name, sr[None], lr, hr, scale)
+        found = _compare(name, sr[None], hr[None], protocol, scale)
+        images.append(found if used.tile is None else replace(found, tile=used.tile, overlap=used.overlap))
     return Scores(store.name, store.fingerprint, store.lr_origin(scale), scale, protocol, tuple(images))
 
 
@@ -255,12 +281,16 @@ def _check_images(store: "Store") -> None:
 
 def _enlarged(name: str, upscale: Callable[[Tensor], Tensor], lr: Tensor, hr: Tensor, scale: float) -> Tensor:
     sr = upscale(lr[None].to(torch.float32) / 255)
+    _check_size(name, sr, lr, hr, scale)
+    return sr
+
+
+def _check_size(name: str, sr: Tensor, lr: Tensor, hr: Tensor, scale: float) -> None:
     if sr.shape != (1, *hr.shape):
         raise InputError(
             f"{name}: the upscaler made {tuple(sr.shape)} of {(1, *lr.shape)}, not {(1, *hr.shape)};"
             f" use one for scale {scale:g}"
         )
-    return sr
 
 
 def _compare(name: str, sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> ImageScore:

@@ -13,39 +13,43 @@ the last digits. Others look at the whole image, and there tiles are an approxim
 import math
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from srlib.complexity import peak_memory
 from srlib.errors import InputError
 
-ALIGN = 16  # LR pixels: tiles start at multiples of it, as what networks pool, stride or attend in is a power of two
+ALIGN = 16  # LR pixels: networks pool, stride and attend in powers of two up to this, from the first pixel on
 OVERLAP = 32  # LR pixels, unless asked otherwise
-RAMP = 16  # LR pixels that one tile takes to fade into the next at the most
-LARGEST = 512  # side of a tile that is chosen by itself, in LR pixels
+RAMP = 8  # LR pixels that one tile takes to fade into the next at the most
+LARGEST = 640  # side of a tile that is chosen by itself, in LR pixels: larger ones gain little speed
 SMALLEST = 64
-SMALL = 1 << 16  # LR pixels of an image that is enlarged whole without a look at the memory
 SHARE = 0.6  # of the memory that is free may be used
 ON_CPU = 3 << 30  # and no more than these bytes there: the rest of a machine is for others
 GROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # files of a control group, and
 GROUP_2 = ("memory.max", "memory.current", "inactive_file")  # what of its use the system gives back when it is needed
-TRIALS = (128, 192)  # sides of the images by which memory is measured; above what networks go through in one strip
+PIXEL = 16 << 10  # bytes, more than any network here takes for an LR pixel: below it nothing needs to be measured
+TRIALS = (128, 192)  # sides of the images by which memory is measured: larger than one strip of a network's (layers.py)
+TRIALS_EVERY = (64, 112)  # and for networks for every scale, which take much longer and have no strips
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How an image is enlarged: in tiles of ``tile`` x ``tile`` LR pixels, each sharing ``overlap`` with the next.
+    """How an image is enlarged: in tiles of ``tile`` x ``tile`` LR pixels at the most, each sharing ``overlap`` or
+    more with the next.
 
-    ``tile`` None is the whole image at once. Along an axis on which the image is shorter, a tile is as long as the
-    image.
+    ``tile`` None is the whole image at once. Tiles are a little shorter where that covers the image as well, and as
+    long as the image along an axis on which it is shorter; see ``pieces``.
     """
 
     tile: int | None
@@ -64,14 +68,21 @@ class Piece(NamedTuple):
 
 
 def pieces(start: int, end: int, tile: int, overlap: int) -> tuple[Piece, ...]:
-    """How an axis from LR pixel ``start`` to ``end`` is covered by tiles of equal length that overlap by ``overlap`` or
-    more.
+    """How an axis from LR pixel ``start`` to ``end`` is covered by tiles of equal length, ``tile`` at the most, each
+    sharing ``overlap`` or more with the next.
 
-    They start at multiples of 16 from the first where there is room for it; the last one is moved inward.
+    They are as few as that takes, and as short as so few may be; the last one is moved inward. All start at multiples
+    of 16 from ``start``, and leave the same remainder as the axis does, so that a tile is padded and pooled as the
+    whole image is, unless they are too short for it.
     """
-    length = min(tile, end - start)
+    side = end - start
+    length = min(tile, side)
     step = max(1, length - overlap)
-    step = step // ALIGN * ALIGN or step
+    aligned = range(tile - (tile - side) % ALIGN, overlap + ALIGN - 1, -ALIGN)
+    if length < side and aligned:
+        count = _count(side, aligned[0], overlap)
+        length = next(one for one in reversed(aligned) if _count(side, one, overlap) == count)
+        step = (length - overlap) // ALIGN * ALIGN
     starts = [*range(start, end - length, step), end - length]
     begins, fulls = [start], [start]
     for one, before in zip(starts[1:], starts, strict=False):
@@ -81,6 +92,11 @@ def pieces(start: int, end: int, tile: int, overlap: int) -> tuple[Piece, ...]:
     untils = [*fulls[1:], end]
     extents = zip(starts, begins, fulls, untils, strict=True)
     return tuple(Piece(first, first + length, *rest) for first, *rest in extents)
+
+
+def _count(side: int, length: int, overlap: int) -> int:
+    """How many tiles that start at multiples of 16 cover ``side`` LR pixels."""
+    return 1 + -(-(side - length) // ((length - overlap) // ALIGN * ALIGN))
 
 
 def work(size: tuple[int, int], plan: Plan) -> float:
@@ -106,14 +122,14 @@ def plan(
 
     ``network`` takes images as ``upscale`` of ``bands`` does. ``memory``: bytes that may be used; None is a safe part
     of what is free on ``device`` now, on a CPU 3 GiB at the most. What the network needs is measured once, on two small
-    images of noise, unless the image is itself that small. ``tile`` and ``overlap``, in LR pixels, are the user's own
-    wish: tile 0 is the whole image. Tiles that are chosen are as large as fits, up to 512.
+    images of noise, unless the image is itself small. ``tile`` and ``overlap``, in LR pixels, are the user's own
+    wish: tile 0 is the whole image. Tiles that are chosen are as large as fits, up to 640.
 
     Raises InputError for settings that can't be, and where the memory is too small for any tile.
     """
     height, width = size
     whole = Plan(None)
-    _check(size, scale, memory, tile, overlap)
+    _check(tuple(size), scale, memory, tile, overlap)
     _check_upscaler(network)
     if tile is not None:
         if tile == 0 or tile >= max(size):
@@ -121,9 +137,11 @@ def plan(
         if not _tileable(network, scale):
             raise InputError(f"scale {scale:g} puts no tile on the output's pixels: give a network for every scale")
         return Plan(tile, min(OVERLAP, tile // 4) if overlap is None else overlap)
-    if not _tileable(network, scale) or (memory is None and height * width <= SMALL):
+    if not _tileable(network, scale):
         return whole
     room = _room(device) if memory is None else memory
+    if PIXEL * height * width <= room:
+        return whole
     needed = footprint(network, scale, device)
     if needed.of(height, width) <= room:
         return whole
@@ -160,15 +178,18 @@ def bands(
     warning says so once for each size. Raises InputError for an image or upscaler that can't be, and where the memory
     is too small for the smallest tile.
     """
-    if not isinstance(lr, Tensor) or lr.ndim != 3 or lr.shape[0] != 3 or not lr.numel():
-        raise InputError(f"tiles are cut from one image (3, h, w), not from {_described(lr)}; give images one by one")
-    if lr.dtype not in LEVELS and not lr.is_floating_point():
-        raise InputError(f"tiles are cut from uint8, uint16 or floating point, not {lr.dtype}; convert the image")
-    _check(lr.shape[1:], scale, None, plan.tile, plan.overlap)
-    _check_upscaler(upscale)
-    if plan.tile is not None and not _tileable(upscale, scale):
-        raise InputError(f"scale {scale:g} puts no tile on the output's pixels: give a network for every scale")
-    return _Stitcher(upscale, lr, scale, plan, torch.device(device), progress).run()
+    work = _Stitcher(upscale, lr, scale, plan, torch.device(device), progress)
+    return work.bands() if plan.tile is not None else ((0, one.cpu()) for one in [work.whole()])
+
+
+def enlarged(
+    upscale: Callable[[Tensor], Tensor], lr: Tensor, scale: float, plan: Plan, *, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Plan]:
+    """The output (3, H, W) of a whole image, float32 on ``device``, and how it was made: by ``plan``, or in smaller
+    tiles where the memory was too small for that. Takes and raises what ``bands`` does."""
+    work = _Stitcher(upscale, lr, scale, plan, torch.device(device), None)
+    sr = work.whole() if plan.tile is None else torch.cat([rows for _, rows in work.bands()], 1)
+    return sr.to(device), work.used
 
 
 class Tiled(nn.Module):
@@ -180,11 +201,8 @@ class Tiled(nn.Module):
         self.upscale, self.scale, self.plan = upscale, scale, plan
 
     def forward(self, lr: Tensor) -> Tensor:
-        images = []
-        for image in lr:
-            made = bands(self.upscale, image, self.scale, self.plan, device=lr.device)
-            images.append(torch.cat([rows for _, rows in made], 1))
-        return torch.stack(images).to(lr.device)
+        images = (enlarged(self.upscale, image, self.scale, self.plan, device=lr.device) for image in lr)
+        return torch.stack([sr for sr, _ in images])
 
 
 @dataclass(frozen=True)
@@ -246,24 +264,67 @@ class Footprint:
         return self.fixed + (self.pixel + 12) * height * width
 
 
-_FOOTPRINTS: WeakKeyDictionary[Any, dict[tuple[float, str], Footprint]] = WeakKeyDictionary()
+_FOOTPRINTS: weakref.WeakKeyDictionary[Any, dict[tuple[float, str], Footprint]] = weakref.WeakKeyDictionary()
 
 
 def footprint(upscale: Callable[[Tensor], Tensor], scale: float, device: str | torch.device = "cpu") -> Footprint:
-    """What memory an upscaler takes, measured on two small images of noise, once for each upscaler and device."""
-    known = _FOOTPRINTS.setdefault(upscale, {})
+    """What memory an upscaler takes, measured on two small images of noise, once for each network, scale and
+    device."""
+    known = _FOOTPRINTS.setdefault(getattr(upscale, "network", upscale), {})
     key = (scale, str(device))
     if key not in known:
-        noise = torch.Generator().manual_seed(0)
-        taken = []
-        for side in TRIALS:
+        noise, taken = torch.Generator().manual_seed(0), []
+        sides = TRIALS_EVERY if hasattr(upscale, "window") else TRIALS
+        for side in sides:
             image = torch.rand(1, 3, side, side, generator=noise).to(device)
             with torch.inference_mode(), evaluation_mode(upscale):
-                taken.append(peak_memory(partial(upscale, image), device).rise)
-        small, large = (side**2 for side in TRIALS)
+                taken.append(_peak(partial(upscale, image), torch.device(device)))
+        small, large = (side**2 for side in sides)
         pixel = max(0.0, (taken[1] - taken[0]) / (large - small))
         known[key] = Footprint(max(0.0, taken[0] - pixel * small), pixel)
     return known[key]
+
+
+class _Held(TorchDispatchMode):
+    """Follows the memory of every tensor that torch's operators put out, in bytes, until it is given back.
+
+    It sees what ``srlib.complexity.peak_memory`` sees but for what an operator takes and gives back by itself, and
+    leaves the profiler and its messages alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self.alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor):
+                self.see(one.untyped_storage())
+        return made
+
+    def see(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage from now on until it goes."""
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.alive:
+            self.alive[key] = weakref.ref(storage, lambda _: self.forget(key, size))
+            self.held += size
+            self.peak = max(self.peak, self.held)
+
+    def forget(self, key: int, size: int) -> None:
+        """A storage is gone."""
+        del self.alive[key]
+        self.held -= size
+
+
+def _peak(call: Callable[[], object], device: torch.device) -> int:
+    """The most tensor memory in bytes that a call takes at once."""
+    if device.type == "cuda":
+        return peak_memory(call, device).rise
+    with _Held() as memory:
+        call()
+    return memory.peak
 
 
 def free_memory(
@@ -367,7 +428,7 @@ class _Axis(NamedTuple):
 
 
 class _Stitcher:
-    """The work on one image: ``limit`` is the largest tile that the memory has proved to have room for, or None."""
+    """The work on one image: ``limit`` is half of what the memory has proved too small for, or None."""
 
     def __init__(
         self,
@@ -378,44 +439,63 @@ class _Stitcher:
         device: torch.device,
         progress: Callable[[int, int], None] | None,
     ) -> None:
+        if not isinstance(lr, Tensor) or lr.ndim != 3 or lr.shape[0] != 3 or not lr.numel():
+            raise InputError(
+                f"tiles are cut from one image (3, h, w), not from {_described(lr)}; give images one by one"
+            )
+        if lr.dtype not in LEVELS and not lr.is_floating_point():
+            raise InputError(f"tiles are cut from uint8, uint16 or floating point, not {lr.dtype}; convert the image")
+        _check(lr.shape[1:], scale, None, plan.tile, plan.overlap)
+        _check_upscaler(upscale)
+        if plan.tile is not None and not _tileable(upscale, scale):
+            raise InputError(f"scale {scale:g} puts no tile on the output's pixels: give a network for every scale")
         self.upscale, self.lr, self.scale, self.device, self.progress = upscale, lr, scale, device, progress
-        self.tile = plan.tile
-        self.overlap = OVERLAP if plan.tile is None else plan.overlap
+        self.plan, self.overlap = plan, OVERLAP if plan.tile is None else plan.overlap
         self.rows, self.columns = (_Axis(side, max(1, round(side * scale))) for side in lr.shape[1:])
+        self.box: Box = (0, 0, *lr.shape[1:])
         self.limit: int | None = None
 
-    def run(self) -> Iterator[tuple[int, Tensor]]:
-        """The bands of the whole image."""
-        box = (0, 0, *self.lr.shape[1:])
-        if self.tile is None:
-            yield 0, self.made(box)
-            return
-        yield from self.bands(box, self.tile, self.progress)
+    @property
+    def used(self) -> Plan:
+        """How the image was enlarged indeed."""
+        if self.limit is None:
+            return self.plan
+        return Plan(min(self.limit, self.plan.tile or self.limit), self.overlap)
 
-    def bands(
+    def whole(self) -> Tensor:
+        """The output of the image without tiles, as ``made`` gives it."""
+        sr = self.made(self.box)
+        if self.progress:
+            self.progress(1, 1)
+        return sr
+
+    def bands(self) -> Iterator[tuple[int, Tensor]]:
+        """The bands of the whole image."""
+        return self.part(self.box, self.plan.tile, self.progress)
+
+    def part(
         self, box: Box, tile: int, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """The bands of a part of the image, in tiles."""
         top, left, bottom, right = box
         down, across = (pieces(*edges, tile, self.overlap) for edges in ((top, bottom), (left, right)))
-        done, left_over = 0, None
+        done, faded = 0, None
         width = self.columns.span(left, right)
         for number, row in enumerate(down):
             used = self.rows.span(row.begin, row.until)
             band = torch.empty(3, used.stop - used.start, width.stop - width.start)
             for column in across:
-                part = self.made((row.start, column.start, row.end, column.end))
-                part = part[:, used.start - self.rows.first(row.start) :][:, : used.stop - used.start]
-                self.paste(band, part, column, width.start)
+                made = self.made((row.start, column.start, row.end, column.end))
+                first = used.start - self.rows.first(row.start)
+                self.paste(band, made[:, first : first + band.shape[1]].cpu(), column, width.start)
                 done += 1
                 if progress:
                     progress(done, len(down) * len(across))
-            if left_over is not None:
-                fading = band[:, : left_over.shape[1]]
-                fading.copy_(left_over.lerp(fading, self.rows.ramp(row)[:, None]))
-            last = number == len(down) - 1
-            ready = used.stop if last else self.rows.first(down[number + 1].begin)
-            left_over = None if last else band[:, ready - used.start :].clone()
+            if faded is not None:
+                mixed = band[:, : faded.shape[1]]
+                mixed.copy_(faded.lerp(mixed, self.rows.ramp(row)[:, None]))
+            ready = used.stop if row is down[-1] else self.rows.first(down[number + 1].begin)
+            faded = band[:, ready - used.start :].clone()
             yield used.start, band[:, : ready - used.start]
 
     def paste(self, band: Tensor, part: Tensor, column: Piece, left: int) -> None:
@@ -429,36 +509,38 @@ class _Stitcher:
             mixed.copy_(mixed.lerp(coming, self.columns.ramp(column)))
 
     def made(self, box: Box) -> Tensor:
-        """The output (3, n, m) of a part of the image, on the CPU; in smaller tiles where the memory is too small."""
-        sides = (box[2] - box[0], box[3] - box[1])
-        if self.limit is None or max(sides) <= self.limit:
+        """The output (3, n, m) of a part of the image; in smaller tiles, and then on the CPU, where memory is short."""
+        side = max(box[2] - box[0], box[3] - box[1])
+        if self.limit is None or side <= self.limit:
             try:
                 return self.computed(box)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
-            self.halve(max(sides))
-        return torch.cat([rows for _, rows in self.bands(box, self.limit)], 1)
+            self.halve(side)
+        return torch.cat([rows for _, rows in self.part(box, self.limit)], 1)
 
     def computed(self, box: Box) -> Tensor:
-        """What the upscaler makes of a part of the image."""
+        """What the upscaler makes of a part of the image, on its device."""
         top, left, bottom, right = box
         part = self.lr[:, top:bottom, left:right].to(self.device)
         part = part[None].to(torch.float32) / LEVELS.get(part.dtype, 1)
         rows, columns = self.rows.span(top, bottom), self.columns.span(left, right)
-        window = getattr(self.upscale, "window", None)
+        window = None if box == self.box else getattr(self.upscale, "window", None)
         with torch.inference_mode(), evaluation_mode(self.upscale):
-            if window is None or tuple(part.shape[2:]) == tuple(self.lr.shape[1:]):
+            if window is None:
                 sr = self.upscale(part)
             else:
                 sr = window(part, (top, left), tuple(self.lr.shape[1:]), rows, columns)
-        wanted = (1, 3, rows.stop - rows.start, columns.stop - columns.start)
-        if not isinstance(sr, Tensor) or sr.shape != wanted:
+        wanted = (rows.stop - rows.start, columns.stop - columns.start)
+        slack = 0 if _tileable(self.upscale, self.scale) else 1  # of an image at another scale, some round sides up
+        got = tuple(sr.shape) if isinstance(sr, Tensor) else ()
+        if got[:2] != (1, 3) or any(abs(a - b) > slack for a, b in zip(got[2:], wanted, strict=True)):
             raise InputError(
-                f"the upscaler made {_described(sr)} of {tuple(part.shape)}, not {wanted}; use one for scale "
+                f"the upscaler made {_described(sr)} of {tuple(part.shape)}, not {(1, 3, *wanted)}; use one for scale "
                 f"{self.scale:g}"
             )
-        return sr[0].float().cpu()
+        return sr[0].float()
 
     def halve(self, side: int) -> None:
         """Go on with tiles of half of ``side``."""
@@ -504,13 +586,26 @@ def _tileable(upscale: object, scale: float) -> bool:
 
 
 def _described(thing: object) -> str:
-    return f"a tensor of shape {tuple(thing.shape)}" if isinstance(thing, Tensor) else type(thing).__name__
+    return str(tuple(thing.shape)) if isinstance(thing, Tensor) else type(thing).__name__
 
 
 def _check_upscaler(upscale: object) -> None:
     config = getattr(upscale, "config", None)
     if config is not None and getattr(config, "scale", None) is None:
         raise InputError("a network for every scale needs to be told one: give srlib.evaluate.AtScale(network, scale)")
+
+
+def check_settings(tile: int | None, overlap: int | None) -> None:
+    """Raise InputError for a tile or an overlap, in LR pixels, that can't be; None is left to ``plan``."""
+    if tile is not None and tile != 0 and tile < ALIGN:
+        raise InputError(
+            f"a tile of {tile} pixels is too small to be enlarged alone: give {ALIGN} or more, or 0 for none"
+        )
+    if tile == 0 and overlap:
+        raise InputError("tile 0 is the whole image, without overlap: leave the overlap out, or give a tile")
+    most = (tile or LARGEST) // 2
+    if overlap is not None and not 0 <= overlap <= most:
+        raise InputError(f"an overlap of {overlap} pixels is not from 0 to half a tile: give up to {most}")
 
 
 def _check(size: tuple[int, ...], scale: float, memory: int | None, tile: int | None, overlap: int | None) -> None:
@@ -520,9 +615,4 @@ def _check(size: tuple[int, ...], scale: float, memory: int | None, tile: int | 
         raise InputError(f"scale {scale!r} is not positive; give a number above 0")
     if memory is not None and memory < 1:
         raise InputError(f"{memory} bytes of memory hold nothing; give more")
-    if tile is not None and tile < 0:
-        raise InputError(f"a tile of {tile} pixels has no pixels; give 16 or more, or 0 for the whole image")
-    if tile is not None and 0 < tile < ALIGN:
-        raise InputError(f"a tile of {tile} pixels is too small to be enlarged alone; give {ALIGN} or more, or 0")
-    if overlap is not None and (overlap < 0 or overlap > (tile or LARGEST) // 2):
-        raise InputError(f"an overlap of {overlap} pixels: give 0 up to half a tile, which is {(tile or LARGEST) // 2}")
+    check_settings(tile, overlap)
