@@ -34,7 +34,7 @@ FORMATS = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "tif
 LARGEST = 178_956_970  # pixels of a picture that is read: the number above which Pillow, too, suspects a bomb
 
 _FILE_BYTES = 4 << 30  # a file is read whole, and a TIFF file's offsets end here
-_SIDES = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383, "tiff": 2**31 - 1}  # what each format can hold, in pixels
+_SIDES = {"png": 1_000_000, "jpeg": 65_500, "webp": 16_383, "tiff": 2**31 - 1}  # what each format can hold, in pixels
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 _ORIENTATION, _EXIF, _GPS, _INTEROP = 0x0112, 0x8769, 0x8825, 0xA005
@@ -121,8 +121,9 @@ def read(path: Path) -> Picture:
     except MemoryError as error:
         raise InputError(f"{path} needs more memory than there is: reduce it, or cut it into parts first") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is damaged and cannot be decoded ({reason})") from error
+        telling = isinstance(error, (OSError, ValueError, SyntaxError, RuntimeError)) and str(error)
+        reason = f" ({' '.join(str(error).split())})" if telling else ""
+        raise InputError(f"{path} is damaged and cannot be decoded{reason}") from error
     finally:
         logger.setLevel(level)
 
@@ -242,7 +243,7 @@ def _read_other(data: bytes, label: str) -> Picture:
 
 
 def _read_tiff(data: bytes, label: str) -> Picture:
-    """A TIFF file's first picture: grey and RGB of 8 and 16 bits through tifffile, all else through Pillow."""
+    """A TIFF file's first picture, through tifffile, which reads every way of storing pixels and says what is wrong."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -250,33 +251,81 @@ def _read_tiff(data: bytes, label: str) -> Picture:
         if page.imagelength * page.imagewidth > LARGEST:
             raise _too_large(label, (page.imagelength, page.imagewidth))
         check_extent((page.imagewidth, page.imagelength), len(data), label)
-        count = len(file.pages)
-        plain = page.photometric in (0, 1, 2) and page.dtype in (np.uint8, np.uint16)
-        if not plain and (page.bitspersample not in (1, 2, 4, 8) or page.sampleformat not in (1, 4)):
-            kinds = {2: "with a sign", 3: "of floating point", 5: "of complex integers", 6: "of complex numbers"}
-            kind = kinds.get(page.sampleformat, "")
-            if not kind and page.bitspersample == 16:
-                kind = "of " + getattr(page.photometric, "name", "unknown") + " colours"
-            raise InputError(
-                f"{label} has pixels of {page.bitspersample} bits {kind}".rstrip() + ": save it as 8-bit or 16-bit "
-                "grey or RGB first"
-            )
+        _check_tiff(page, label)
         exif = _loaded(lambda: _tiff_exif(data))
         icc = page.tags.valueof(34675)
+        pixels, icc, notes = _tiff_pixels(page, icc if isinstance(icc, bytes) else None, label)
         (entries,) = struct.unpack_from(file.byteorder + ("Q" if file.is_bigtiff else "H"), data, page.offset)
-        broken = ("some of its tags are damaged and left out",) if entries > len(page.tags) else ()
-        if plain:
-            pixels, notes = _tiff_pixels(page, label)
-    if not plain:
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as opened:
-            opened.load()
-            pixels, icc, notes = _plain(opened, icc, label)
-        if exif is not None and _ORIENTATION in exif:
-            exif[_ORIENTATION] = 1  # Pillow has turned it
-    notes += broken
+        if entries > len(page.tags):
+            notes += ("some of its tags are damaged and left out",)
+        count = len(file.pages)
     if count > 1:
         notes += (f"the first of {count} pictures was taken",)
-    return _upright(pixels, exif, icc if isinstance(icc, bytes) else None, None, (), notes)
+    return _upright(pixels, exif, icc, None, (), notes)
+
+
+def _check_tiff(page: Any, label: str) -> None:
+    """Raise InputError for pixels of which nobody knows the range, and colours for which there is no conversion."""
+    stored = getattr(page.photometric, "name", "unknown")
+    known = {"MINISBLACK": (1, 2, 4, 8, 16), "MINISWHITE": (1, 2, 4, 8, 16), "RGB": (8, 16), "PALETTE": (1, 2, 4, 8)}
+    known |= {"SEPARATED": (8,), "YCBCR": (8,)}
+    kinds = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+    kind = kinds.get(page.sampleformat, "")
+    if kind or page.bitspersample not in known.get(stored, ()):
+        names = {"MINISBLACK": "grey", "MINISWHITE": "grey", "SEPARATED": "CMYK", "CIELAB": "L*a*b*"}
+        what = f"{page.bitspersample}-bit {kind or names.get(stored, stored)} pixels"
+        raise InputError(f"{label} has {what}, which are not read: save it as 8-bit or 16-bit grey or RGB first")
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise InputError(f"{label} is no flat picture: its axes are {page.axes}")
+
+
+def _tiff_pixels(page: Any, icc: bytes | None, label: str) -> tuple[np.ndarray, bytes | None, tuple[str, ...]]:
+    """The pixels of a page as grey or RGB, with or without alpha; the profile, unless its conversion used it up."""
+    if 0 in page.databytecounts or not page.databytecounts:
+        raise InputError(f"{label} is damaged: parts of its pixels are missing")
+    pixels = page.asarray()
+    pixels = pixels.transpose(1, 2, 0) if page.axes == "SYX" else pixels
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    stored, bits = page.photometric.name, page.bitspersample
+    channels = {"RGB": 3, "YCBCR": 3, "SEPARATED": 4}.get(stored, 1)
+    if pixels.shape[2] < channels or 0 in pixels.shape:
+        raise InputError(f"{label} is damaged: it calls itself {stored} and has {pixels.shape[2]} channels")
+    colours, alpha, notes = _split_tiff(pixels, channels, [int(kind) for kind in page.extrasamples])
+    if stored == "PALETTE":
+        if page.colormap is None:
+            raise InputError(f"{label} is damaged: its palette is missing")
+        table = np.asarray(page.colormap).T >> 8
+        colours, notes = table[colours[..., 0]].astype(np.uint8), (*notes, "the palette became RGB")
+    elif stored == "SEPARATED":
+        opened = Image.frombytes("CMYK", colours.shape[1::-1], np.ascontiguousarray(colours).tobytes())
+        colours, how = _rgb_of_cmyk(opened, icc)
+        icc, notes = None, (*notes, how)
+    elif stored == "YCBCR" and int(page.compression) not in (6, 7):  # JPEG's decoder has made RGB of it
+        opened = Image.frombytes("YCbCr", colours.shape[1::-1], np.ascontiguousarray(colours).tobytes())
+        colours = np.asarray(opened.convert("RGB"))
+    elif bits < 8:
+        colours = (colours.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
+        notes = (*notes, "black and white became grey") if bits == 1 else notes
+    if stored == "MINISWHITE":
+        colours = np.iinfo(colours.dtype).max - colours
+    if alpha is None:
+        return colours, icc, notes
+    if 1 in page.extrasamples:
+        top = np.iinfo(colours.dtype).max
+        whole = np.divide(colours * float(top), alpha, out=np.zeros(colours.shape), where=alpha > 0)
+        colours = np.rint(np.minimum(whole, top)).astype(colours.dtype)
+    return np.concatenate((colours, alpha), axis=2), icc, notes
+
+
+def _split_tiff(
+    pixels: np.ndarray, channels: int, extra: list[int]
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Colours and alpha (H, W, 1) of pixels that have ``extra`` channels, and a note on those that are neither."""
+    opacity = next((k for k, kind in enumerate(extra) if kind in (1, 2) and channels + k < pixels.shape[2]), None)
+    left = pixels.shape[2] - channels - (opacity is not None)
+    notes = (f"{left} extra channel{'s were' if left > 1 else ' was'} left out",) if left else ()
+    alpha = None if opacity is None else pixels[..., channels + opacity, None]
+    return pixels[..., :channels], alpha, notes
 
 
 def _plain(opened: Image.Image, icc: bytes | None, label: str) -> tuple[np.ndarray, bytes | None, tuple[str, ...]]:
@@ -313,7 +362,7 @@ def _deep_png(data: bytes) -> np.ndarray:
     """The pixels of a 16-bit PNG; one colour that is declared transparent becomes alpha."""
     import imagecodecs
 
-    pixels = imagecodecs.png_decode(data)
+    pixels = imagecodecs.png_decode(_bare_png(data))
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     key = next((body for name, body in _chunks(data) if name == b"tRNS"), b"")
     if pixels.shape[2] in (1, 3) and len(key) == 2 * pixels.shape[2]:
@@ -322,36 +371,15 @@ def _deep_png(data: bytes) -> np.ndarray:
     return pixels
 
 
-def _tiff_pixels(page: Any, label: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The pixels of a page of grey or RGB: white-is-zero inverted, premultiplied alpha divided out."""
-    if 0 in page.databytecounts:
-        raise InputError(f"{label} is damaged: parts of its pixels are missing")
-    pixels = page.asarray()
-    axes = page.axes
-    if axes == "SYX":
-        pixels = pixels.transpose(1, 2, 0)
-    elif axes == "YX":
-        pixels = pixels[..., None]
-    elif axes != "YXS":
-        raise InputError(f"{label} is no flat picture: its axes are {axes}")
-    colours = 3 if page.photometric == 2 else 1
-    if pixels.shape[2] < colours:
-        raise InputError(f"{label} is damaged: it calls itself RGB and has {pixels.shape[2]} channels")
-    kinds = [int(kind) for kind in page.extrasamples]
-    opacity = next((k for k, kind in enumerate(kinds) if kind in (1, 2) and colours + k < pixels.shape[2]), None)
-    left = pixels.shape[2] - colours - (opacity is not None)
-    notes = (f"{left} extra channel{'s were' if left > 1 else ' was'} left out",) if left else ()
-    parts = pixels[..., :colours]
-    top = np.iinfo(pixels.dtype).max
-    if page.photometric == 0:
-        parts = top - parts
-    if opacity is None:
-        return np.ascontiguousarray(parts), notes
-    alpha = pixels[..., colours + opacity, None]
-    if kinds[opacity] == 1:
-        whole = np.divide(parts * float(top), alpha, out=np.zeros(parts.shape), where=alpha > 0)
-        parts = np.rint(np.minimum(whole, top)).astype(pixels.dtype)
-    return np.concatenate((parts, alpha), axis=2), notes
+def _bare_png(data: bytes) -> bytes:
+    """A PNG file without the chunks that its pixels don't need, of which a decoder could only complain."""
+    kept, place = [data[:8]], 8
+    while place + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, place)
+        if name[:1].isupper():
+            kept.append(data[place : place + 12 + length])
+        place += 12 + length
+    return b"".join(kept)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -425,7 +453,8 @@ def _upright(
     if turn >= 5:
         found = found and found[::-1]
         exif |= {282: exif[283], 283: exif[282]} if 282 in exif and 283 in exif else {}
-    return Picture(np.ascontiguousarray(pixels), icc or None, found, exif, chunks, notes)
+    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+    return Picture(pixels, icc or None, found, exif, chunks, notes)
 
 
 def _resolution(dpi: Any, exif: Mapping[int, Any]) -> tuple[float, float] | None:
@@ -481,7 +510,8 @@ def _write_png(file: IO[bytes], picture: Picture, exif: bytes) -> None:
     if picture.deep:
         import imagecodecs
 
-        encoded = memoryview(imagecodecs.png_encode(picture.pixels, level=3))
+        pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
+        encoded = memoryview(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=3))
     else:
         buffer = io.BytesIO()
         _image(picture.pixels).save(buffer, "PNG", compress_level=3)

@@ -181,6 +181,10 @@ def test_what_is_no_grey_or_rgb_is_converted_and_said(tmp_path):
         "key.png": (rgb, {"transparency": tuple(rgb.getpixel((3, 4)))}, 4, ""),
         "grey-key.png": (rgb.convert("L"), {"transparency": 99}, 2, ""),
         "jpeg.tif": (rgb, {"compression": "jpeg"}, 3, ""),
+        "print-jpeg.tif": (rgb.convert("CMYK"), {"compression": "jpeg"}, 3, "CMYK became RGB"),
+        "video.tif": (rgb.convert("YCbCr"), {}, 3, ""),
+        "palette.tif": (rgb.quantize(16), {"compression": "tiff_lzw"}, 3, "palette became RGB"),
+        "raw-ink.tif": (rgb.convert("1"), {}, 1, "black and white became grey"),
         "two.png": (rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}, 3, "the first of 2 pictures"),
         "two.webp": (rgb, {"save_all": True, "append_images": [rgb.rotate(180)]}, 3, "the first of 2 pictures"),
         "two.tif": (rgb, {"save_all": True, "append_images": [rgb.rotate(90)]}, 3, "the first of 2 pictures"),
@@ -192,7 +196,9 @@ def test_what_is_no_grey_or_rgb_is_converted_and_said(tmp_path):
         assert said in "; ".join(found.notes) and bool(said) == bool(found.notes), (name, found.notes)
         with Image.open(tmp_path / name) as opened:
             wanted = np.asarray(opened.convert({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]))
-        if name != "jpeg.tif":
+        if "jpeg" in name:  # two decoders round differently
+            assert np.abs(found.pixels.astype(int) - wanted.reshape(found.pixels.shape)).max() <= 6, name
+        else:
             assert np.array_equal(found.pixels, wanted.reshape(found.pixels.shape)), name
     assert pictures.read(tmp_path / "print.tif").icc is None, "a profile of other colours than the pixels' is not kept"
 
@@ -242,6 +248,16 @@ def test_tiff_in_all_its_ways(tmp_path):
     assert pictures.read(path).notes == ("1 extra channel was left out",)
 
 
+def test_tiff_of_few_bits_and_of_video_colours(tmp_path):
+    levels = noise(20, 30, 1)[..., 0] // 16
+    tifffile.imwrite(tmp_path / "a.tif", levels, photometric="minisblack", bitspersample=4)
+    assert np.array_equal(pictures.read(tmp_path / "a.tif").pixels[..., 0], levels * 17)
+    pixels = smooth(32, 48, 3)
+    video = np.asarray(Image.fromarray(pixels).convert("YCbCr"))
+    tifffile.imwrite(tmp_path / "b.tif", video, photometric="ycbcr", compression="jpeg")
+    assert np.abs(pictures.read(tmp_path / "b.tif").pixels.astype(int) - pixels).mean() < 6
+
+
 def test_premultiplied_alpha_is_divided_out(tmp_path):
     alpha = np.full((4, 5, 1), 128, np.uint8)
     alpha[0] = 0
@@ -255,12 +271,12 @@ def test_premultiplied_alpha_is_divided_out(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "said"),
-    [(np.float32, "32 bits of floating point"), (np.uint32, "32 bits"), (np.int16, "16 bits with a sign"),
-     (np.float16, "16 bits of floating point")],
+    [(np.float32, "32-bit floating-point"), (np.uint32, "32-bit grey"), (np.int16, "16-bit signed"),
+     (np.float16, "16-bit floating-point")],
 )  # fmt: skip
 def test_pixels_whose_range_nobody_knows_are_refused(tmp_path, dtype, said):
     tifffile.imwrite(tmp_path / "a.tif", np.ones((5, 6), dtype), photometric="minisblack")
-    with pytest.raises(InputError, match=f"a.tif has pixels of {said}: save it as 8-bit or 16-bit grey or RGB first"):
+    with pytest.raises(InputError, match=f"a.tif has {said} pixels, which are not read: save it as 8-bit"):
         pictures.read(tmp_path / "a.tif")
 
 
@@ -272,8 +288,9 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     tifffile.imwrite(tmp_path / "deep-cmyk.tif", noise(8, 8, 4, np.uint16), photometric="separated")
     os.mkfifo(tmp_path / "pipe.png")
     for name, said in {
-        "a.gif": "no PNG, JPEG, WebP or TIFF", "text.png": "no PNG", "empty.png": "no PNG", "lab.tif": "mode LAB",
-        "deep-cmyk.tif": "16 bits of SEPARATED colours", "pipe.png": "not a file", "none.png": "no picture at",
+        "a.gif": "no PNG, JPEG, WebP or TIFF", "text.png": "no PNG", "empty.png": "no PNG",
+        "lab.tif": r"8-bit L\*a\*b\* pixels",
+        "deep-cmyk.tif": "16-bit CMYK pixels", "pipe.png": "not a file", "none.png": "no picture at",
         ".": "not a file",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=said) as caught:
@@ -397,6 +414,14 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.undo()
     pictures.write(Picture(noise(5, 6, 3, seed=1)), path, replace_it=True)
     assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_deep_grey_is_written_however_its_array_came_about(tmp_path, suffix):
+    pixels = noise(8, 9, 1, np.uint16)[..., 0]
+    for odd in (pixels[..., None], np.asfortranarray(pixels)[..., None], pixels[::2, ::-1, None]):
+        pictures.write(Picture(odd), tmp_path / f"a{suffix}", replace_it=True)
+        assert np.array_equal(pictures.read(tmp_path / f"a{suffix}").pixels, odd)
 
 
 def test_formats_end_somewhere():
@@ -541,7 +566,7 @@ def test_a_folder_is_enlarged_by_a_network(srlib, holiday, weights, tmp_path):
     for row in rows:
         with Image.open(row["output"]) as made, Image.open(row["input"]) as given:
             assert made.size == (row["out_width"], row["out_height"]) == (2 * given.width, 2 * given.height)
-            assert made.format == given.format and row["tile"] is None and row["seconds"] > 0
+            assert made.format == given.format and row["tile"] is None and row["seconds"] >= 0
     before = (tmp_path / "out" / "b.tif").read_bytes()
     (tmp_path / "out" / "-dash.jpg").unlink()
     code, out, err = srlib(*command, "--csv")
