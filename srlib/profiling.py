@@ -57,7 +57,6 @@ def step_time(config: RunConfig, store: Store, *, steps: int = 10, warmup: int =
         raise InputError(f"{warmup} steps before {steps} cannot be timed: give 1 or more of each")
     settings, fabric = config.train, Fabric(accelerator=device, devices=1, precision=config.train.precision)
     patches, objective, losses = make_patches(config, store, device), make_objective(settings), []
-    backward = fabric.backward
     edges: list[float] = []
 
     def synchronise() -> None:
@@ -79,8 +78,7 @@ def step_time(config: RunConfig, store: Store, *, steps: int = 10, warmup: int =
 
     def on_start(state: State) -> None:
         state.average.update_parameters = within("average", state.average.update_parameters)
-        state.optimizer.step = within("optimiser", state.optimizer.step)
-        state.optimizer.zero_grad = within("optimiser", state.optimizer.zero_grad)
+        state.optimizer.register_step_post_hook(lambda *_: synchronise())
 
     def on_step(state: State, loss: torch.Tensor) -> None:
         losses.append(loss)
@@ -94,7 +92,7 @@ def step_time(config: RunConfig, store: Store, *, steps: int = 10, warmup: int =
             profiler.stop()
             raise _Enough
 
-    fabric.backward = within("backward", backward)
+    fabric.backward = within("backward", fabric.backward)
     profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True)
     try:
         train(
@@ -104,8 +102,11 @@ def step_time(config: RunConfig, store: Store, *, steps: int = 10, warmup: int =
     except _Enough:
         pass
     total = (edges[1] - edges[0]) / steps
-    found = {event.key.removeprefix("srlib "): event.cpu_time_total for event in profiler.key_averages()}
-    parts = {name: found.get(name, 0.0) / 1e6 / steps for name in PARTS[:-1]}
+    parts = dict.fromkeys(PARTS[:-1], 0.0)
+    for event in profiler.key_averages():  # torch has ranges of its own about an optimiser's methods
+        name = "optimiser" if event.key.startswith("Optimizer.") else event.key.removeprefix("srlib ")
+        if name in parts:
+            parts[name] += event.cpu_time_total / 1e6 / steps
     return StepTime(total, parts | {"rest": total - sum(parts.values())}, steps, describe_device(device))
 
 
