@@ -63,7 +63,7 @@ ROWS = {
 # Notebooks that measure time, and so must have the machine to themselves.
 TIMED = {"safmn/3-tables", "safmn/4-ablations", "safmn/6-speed"}
 TIMED |= {"seemore/1-walkthrough", "seemore/3-tables", "seemore/6-speed"}
-TIMED |= {"ssiu/3-tables", "ssiu/6-speed", "moeisr/6-speed", "compare/3-cost"}
+TIMED |= {"ssiu/3-tables", "ssiu/6-speed", "moeisr/6-speed", "compare/3-cost", "engine/1-loop"}
 
 BUDGET = str(config.get("budget", "smoke"))
 if BUDGET not in BUDGETS:

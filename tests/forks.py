@@ -18,6 +18,7 @@ import torch
 import torch.utils.tensorboard  # noqa: F401, as loading it takes longer than a tiny training
 
 from srlib import checkpoints, cli, runs
+from srlib.models import safmn
 from srlib.models.encoders import EDSR, ENCODERS
 
 STEPS = 32
@@ -25,12 +26,13 @@ STEPS = 32
 
 def tiny() -> None:
     """Make all trainings tiny, for the process that calls this."""
-    budget = runs.Budget("smoke", STEPS, 24, batch=2, patch=8, ema_decay=0.9, meaning="for tests", own={
+    budget = runs.Budget("smoke", STEPS, 20, batch=2, patch=8, ema_decay=0.9, meaning="for tests", own={
         "moeisr-lte-s-edsr": {"steps": 20, "queries": 40, "lr": 1e-3},
     })  # fmt: skip
     runs.BUDGETS["smoke"] = budget
     runs.BUDGETS["paper"] = budget
     runs.Rhythm.of = classmethod(lambda cls, steps: cls(2, 4, 16))
+    safmn.CONFIGS["safmn"] = safmn.SAFMNConfig(blocks=2, channels=16)
     ENCODERS["edsr"] = partial(EDSR, blocks=1)
 
 
@@ -77,7 +79,7 @@ HOOKS = {
     "slow files": lambda: setattr(checkpoints, "open", lambda *a, **k: Halting(open(*a, **k))),
     "slow steps": lambda: slow_steps(0.06),
     "endless saves": endless_saves,
-    "small files": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    "small files": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
     "no hangup": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
 }
 

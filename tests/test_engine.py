@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -181,17 +182,23 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(forks, train, who
     seed = random.randrange(10**6)
     print("seed", seed)
     chance, halves, steps = random.Random(seed), 0, set()
+    run = tmp_path / whole[0].name
+
+    def halfway(process: Process, before: list[int]) -> bool:
+        """Whether a state has been written since, and the next one is being written; or the run has ended."""
+        writing = any(run.glob(f"state-*.pt.{process.pid}.tmp")) and states(run) != before
+        return writing or (run / "metrics.json").exists()
+
     for number in range(8):
-        process = forks.start(*train(tmp_path), hooks=("slow files",))
+        before, process = states(run), forks.start(*train(tmp_path), hooks=("slow files",))
         if number % 2:
-            half = f"*/state-*.pt.{process.pid}.tmp"
-            until(lambda half=half: any(tmp_path.glob(half)) or any(tmp_path.glob("*/metrics.json")))
+            until(lambda process=process, before=before: halfway(process, before))
         else:
             time.sleep(chance.uniform(0, 0.7 * whole[1]))
         process.signal(signal.SIGKILL)
         process.wait()
-        halves += any(tmp_path.glob("*/state-*.tmp"))
-        steps.add(tuple(states(tmp_path / whole[0].name)))
+        halves += any(run.glob("state-*.tmp"))
+        steps.add(tuple(states(run)))
     assert halves, "no kill came while a state was being written"
     assert len(steps) > 2, "the run did not get on between the kills"
     code, said = forks.run(*train(tmp_path))
@@ -442,7 +449,7 @@ def test_a_full_disk_leaves_the_earlier_states_as_they_are(forks, train, whole, 
 
 
 def test_a_small_disk_that_fills_up_is_one_line(forks, train, tmp_path):
-    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path]).returncode:
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", tmp_path]).returncode:
         pytest.skip("only root may mount a small disk")
     try:
         code, said = forks.run(*train(tmp_path))
@@ -466,3 +473,81 @@ def test_a_folder_that_may_not_be_written_to_is_one_line(forks, train, halfway):
         halfway.chmod(0o755) if os.getuid() else subprocess.run(["umount", halfway], check=True)
     assert code == 2 and said.count("\n") == 1 and "cannot write" in said
     assert {path.name: path.read_bytes() for path in halfway.iterdir() if path.is_file()} == before
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def together(forks: Forks, *arguments: object, **options: object) -> list[Process]:
+    """Two processes with what torchrun gives those that it starts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    return [
+        forks.start(*arguments, RANK=rank, LOCAL_RANK=rank, TORCHELASTIC_RUN_ID="test", **shared, **options)
+        for rank in range(2)
+    ]
+
+
+def test_two_processes_train_the_run_of_one(forks, train, tmp_path):
+    """The same batches, cut in two; the first process alone prints and writes. A signal to the second stops both, and
+    both go on."""
+    assert forks.run(*train(tmp_path / "one", "--ablation"))[0] == 0
+    both = train(tmp_path / "two", "--ablation")
+    first, second = together(forks, *both, hooks=("slow steps",))
+    until(lambda: any(tmp_path.glob("two/*/state-8.pt")))
+    second.signal(signal.SIGTERM)
+    assert first.wait() == second.wait() == 75, first.said + second.said
+    run = found(tmp_path / "two")
+    assert first.said == f"srlib: stopped at step {states(run)[-1]}, saved; the same command goes on\n"
+    assert second.said == ""
+    two, again = together(forks, *both)
+    assert two.wait() == again.wait() == 0, two.said + again.said
+    assert "20 steps, held-out PSNR" in two.said and again.said == ""
+    assert json.loads((run / "provenance.json").read_text())["processes"] == 2
+    same(found(tmp_path / "one"), run, tolerance=1e-5)
+
+
+def test_two_processes_share_the_noise_of_one(forks, train, tmp_path):
+    """MoEISR's Gumbel noise is drawn for the whole batch, and its balance loss is a mean over images."""
+    code, said = forks.run(*train(tmp_path / "one", model="moeisr-lte-s-edsr"))
+    assert code == 0, said
+    both = together(forks, *train(tmp_path / "two", model="moeisr-lte-s-edsr"))
+    assert [process.wait() for process in both] == [0, 0], both[0].said + both[1].said
+    same(found(tmp_path / "one"), found(tmp_path / "two"), tolerance=1e-5)
+
+
+def test_what_two_processes_would_do_otherwise_is_refused(forks, train, tmp_path):
+    both = together(forks, *train(tmp_path, "--table", "3", "--row", "LN -> BN"))
+    assert [process.wait() for process in both] == [2, 2]
+    assert "train this network in one process" in both[0].said and both[1].said == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_death_of_one_ends_the_others(train, images, tmp_path):
+    """Under torchrun itself, with a real kill."""
+    script = tmp_path / "tiny.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import forks; forks.tiny(); forks.slow_steps(0.2); "
+        "from srlib import cli; cli.main()"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = os.environ | {"SRLIB_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    with open(tmp_path / "said.txt", "w+") as output:
+        run = subprocess.Popen(
+            [*command, script, *map(str, train(tmp_path / "runs"))], stdout=output, stderr=output, env=environment
+        )
+        try:
+            until(lambda: any((tmp_path / "runs").glob("*/state-4.pt")), 60)
+            workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+            start = time.monotonic()
+            os.kill(int(workers[-1]), signal.SIGKILL)
+            assert run.wait(60) != 0 and time.monotonic() - start < 60
+        finally:
+            run.kill()
+        output.seek(0)
+        said = output.read()
+    assert "another of the 2 processes is gone; the same command goes on from the last saved step" in said
+    assert "srlib" in said and states(found(tmp_path / "runs"))
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
