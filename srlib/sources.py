@@ -1007,7 +1007,6 @@ def _untar(file: Path, stage: Path, folders: tuple[tuple[str, str], ...], budget
     with contextlib.ExitStack() as stack:
         plain: Any = stack.enter_context(gzip.open(file, "rb") if zipped else open(file, "rb"))
         archive = stack.enter_context(tarfile.open(fileobj=_Metered(plain, budget), mode="r:"))
-        spent = 0
         while (member := archive.next()) is not None:
             path = budget.member(member.name)
             if member.isdir():
@@ -1015,9 +1014,6 @@ def _untar(file: Path, stage: Path, folders: tuple[tuple[str, str], ...], budget
             if not member.isreg() or member.issparse():
                 raise budget.refuse(f"has a link, a device or a sparse file ({member.name[:80]!r})")
             budget.once(path)
-            spent += member.size
-            if member.size < 0 or spent > budget.limit:
-                raise budget.refuse(f"would unpack to more than {_mib(budget.limit)}")
             goes = _target(path, folders)
             if goes:
                 opened = archive.extractfile(member)
