@@ -185,6 +185,8 @@ _FLICKR2K = Part(
 _EDSR = "the authors of EDSR (Lim et al., CVPRW 2017)"
 
 #: The catalogue, by name.
+#:
+#: :meta hide-value:
 SOURCES: dict[str, Source] = {
     one.name: one
     for one in (
