@@ -105,6 +105,11 @@ class Part:
         home = (self.home[0].removeprefix("benchmark/"), self.home[1].removeprefix("benchmark/"))
         return tuple(dict.fromkeys((usual, home, *self.others)))
 
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """The HR folders of the other layouts than ``home``."""
+        return tuple(hr for hr, _ in self.layouts if not self.home[0].endswith(hr))
+
 
 @dataclass(frozen=True)
 class Source:
