@@ -108,7 +108,7 @@ class Part:
     @property
     def elsewhere(self) -> tuple[str, ...]:
         """The HR folders of the other layouts than ``home``."""
-        return tuple(hr for hr, _ in self.layouts if not self.home[0].endswith(hr))
+        return tuple(hr for hr, _ in self.layouts if hr != self.home[0].removeprefix("benchmark/"))
 
 
 @dataclass(frozen=True)

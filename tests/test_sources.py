@@ -243,6 +243,13 @@ def test_df2k_is_both_sets(tmp_path):
     assert [row.part for row in sources.check("DF2K", tmp_path)] == ["DIV2K_train"] * 2 + ["Flickr2K"] * 2
 
 
+def test_the_other_layouts_are_told():
+    train, _ = sources.source("DIV2K").parts
+    assert train.elsewhere == ("DIV2K_train/HR", "DIV2K_train_HR")
+    assert sources.source("BSD100").parts[0].elsewhere == ("B100/HR",)
+    assert sources.source("Set5").parts[0].elsewhere == ()
+
+
 def test_names_are_forgiving_and_unknown_ones_are_told():
     assert sources.source("b100").name == "BSD100" and sources.source("div2k_val").name == "DIV2K"
     with pytest.raises(InputError, match="choose one of DIV2K, Flickr2K"):
