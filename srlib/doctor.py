@@ -299,13 +299,13 @@ def _means(sr: list[Tensor], hr: list[Tensor], protocol: Protocol, scale: int) -
 
 
 def pillow(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (3, H, W) to (3, *size) by Pillow's bicubic: antialiased, with a = -0.5, in its own arithmetic."""
+    """uint8 (3, H, W) to (3, h, w) by Pillow's bicubic: antialiased, with a = -0.5, in its own arithmetic."""
     resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size[::-1], Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def opencv(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (3, H, W) to (3, *size) by OpenCV's convention of bicubic: a = -0.75, no antialiasing, rounded once."""
+    """uint8 (3, H, W) to (3, h, w) by OpenCV's convention of bicubic: a = -0.75, no antialiasing, rounded once."""
     return F.interpolate(image[None].double(), size, mode="bicubic")[0].round().clamp(0, 255).to(torch.uint8)
 
 

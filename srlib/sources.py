@@ -105,6 +105,11 @@ class Part:
         home = (self.home[0].removeprefix("benchmark/"), self.home[1].removeprefix("benchmark/"))
         return tuple(dict.fromkeys((usual, home, *self.others)))
 
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """The HR folders of the other layouts than ``home``."""
+        return tuple(hr for hr, _ in self.layouts if hr != self.home[0].removeprefix("benchmark/"))
+
 
 @dataclass(frozen=True)
 class Source:
@@ -185,6 +190,8 @@ _FLICKR2K = Part(
 _EDSR = "the authors of EDSR (Lim et al., CVPRW 2017)"
 
 #: The catalogue, by name.
+#:
+#: :meta hide-value:
 SOURCES: dict[str, Source] = {
     one.name: one
     for one in (
@@ -653,6 +660,8 @@ def _fetch(archive: Archive, one: Source, work: Path, say: Callable[[str], None]
     first = notes.get(archive.url, {}).get("sha256")
     known = archive.checksum or (f"sha256:{first}" if first else None)
     download = _Download(archive, one, work)
+    if not (work / archive.file).is_file():
+        say(f"{archive.file}: from {archive.url}")
     try:
         path = pooch.retrieve(archive.url, known, fname=archive.file, path=work, downloader=download)
     except ValueError as error:
@@ -740,9 +749,9 @@ class _Download:
                     reason = _reason(error)
                 tries = 0 if self._arrived() > before else tries + 1
                 if tries > len(_WAITS):
+                    here = f"{_mib(self._arrived())} of it are here" if self._arrived() else "nothing of it is here yet"
                     raise InputError(
-                        f"{url} could not be fetched ({reason}), {_mib(self._arrived())} of it are here:"
-                        " the same command goes on from there"
+                        f"{url} could not be fetched ({reason}); {here}: the same command goes on from there"
                     )
                 time.sleep(_WAITS[max(0, tries - 1)] if _WAITS else 0)
         os.unlink(output_file)
@@ -1007,7 +1016,6 @@ def _untar(file: Path, stage: Path, folders: tuple[tuple[str, str], ...], budget
     with contextlib.ExitStack() as stack:
         plain: Any = stack.enter_context(gzip.open(file, "rb") if zipped else open(file, "rb"))
         archive = stack.enter_context(tarfile.open(fileobj=_Metered(plain, budget), mode="r:"))
-        spent = 0
         while (member := archive.next()) is not None:
             path = budget.member(member.name)
             if member.isdir():
@@ -1015,9 +1023,6 @@ def _untar(file: Path, stage: Path, folders: tuple[tuple[str, str], ...], budget
             if not member.isreg() or member.issparse():
                 raise budget.refuse(f"has a link, a device or a sparse file ({member.name[:80]!r})")
             budget.once(path)
-            spent += member.size
-            if member.size < 0 or spent > budget.limit:
-                raise budget.refuse(f"would unpack to more than {_mib(budget.limit)}")
             goes = _target(path, folders)
             if goes:
                 opened = archive.extractfile(member)

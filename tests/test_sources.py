@@ -243,6 +243,13 @@ def test_df2k_is_both_sets(tmp_path):
     assert [row.part for row in sources.check("DF2K", tmp_path)] == ["DIV2K_train"] * 2 + ["Flickr2K"] * 2
 
 
+def test_the_other_layouts_are_told():
+    train, _ = sources.source("DIV2K").parts
+    assert train.elsewhere == ("DIV2K_train/HR", "DIV2K_train_HR")
+    assert sources.source("BSD100").parts[0].elsewhere == ("B100/HR",)
+    assert sources.source("Set5").parts[0].elsewhere == ()
+
+
 def test_names_are_forgiving_and_unknown_ones_are_told():
     assert sources.source("b100").name == "BSD100" and sources.source("div2k_val").name == "DIV2K"
     with pytest.raises(InputError, match="choose one of DIV2K, Flickr2K"):
@@ -377,10 +384,11 @@ def test_a_busy_server_is_asked_again(offered, tmp_path):
 
 def test_a_server_without_ranges_and_a_file_that_changed_are_read_from_the_start(offered, tmp_path):
     content = tar(tiny())
-    for change in ({"ranges": False}, {"etag": '"2"'}):
-        root = tmp_path / next(iter(change))
-        served = offered(content, checksum=sha256(content))
-        served.breaks = [3000, 0, 0, 0, 0]
+    longer = content + bytes(4096)
+    for change in ({"ranges": False}, {"etag": '"2"'}, {"etag": '"3"', "content": content}):
+        root = tmp_path / str(len(change) + len(str(change)))
+        served = offered(longer if "content" in change else content, checksum=sha256(content))
+        served.breaks = [len(longer) - 1 if "content" in change else 3000, 0, 0, 0, 0]
         with pytest.raises(InputError):
             fetch(root)
         served.breaks = []
@@ -559,7 +567,7 @@ def test_too_little_room_is_told_before_anything_is_written(offered, tmp_path, m
     monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: room._replace(free=sources.SLACK + 100))
     with pytest.raises(InputError, match="MiB to be fetched and unpacked"):
         fetch(tmp_path)
-    assert len(served.requests) == 1 and not list((tmp_path / sources.DOWNLOADS).glob("*.part"))
+    assert len(served.requests) == 1 and not list((tmp_path / sources.DOWNLOADS).glob("tiny*"))
 
 
 def test_a_disk_that_is_full_is_one_line(offered, tmp_path, monkeypatch):
@@ -703,8 +711,15 @@ def sparse() -> bytes:
 def a_long_header() -> bytes:
     """A gzip of a tar whose first header says that an endless name follows."""
     info = tarfile.TarInfo("././@LongLink")
-    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 200 << 20
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 100 << 20
     return gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20), 1)
+
+
+def a_large_stranger() -> bytes:
+    """A gzip of a tar that begins with a large file that nobody wants, which would be unpacked to be passed over."""
+    info = tarfile.TarInfo("large.bin")
+    info.size = 300 << 20
+    return gzip.compress(info.tobuf() + bytes(1 << 20), 1)
 
 
 HARMFUL = {
@@ -723,6 +738,7 @@ HARMFUL = {
     "tar, twice": (a_tar(named("benchmark/Tiny/HR/0.PNG")), "two members"),
     "tar, two for one": (a_tar(named("again/benchmark/Tiny/HR/0.png")), "two images for"),
     "tar.gz, bomb": (a_tar(lambda info: bytes(100 << 20), "w:gz"), "would unpack to more|cannot be more"),
+    "tar.gz, stranger": (a_large_stranger(), "would unpack to more"),
     "tar.gz, long header": (a_long_header(), "a header that no archive of images needs"),
     "tar.gz, cut": (tar(tiny(), "w:gz")[:-900], "is damaged"),
     "tar, cut": (tar(tiny())[:4000], "is damaged|expected"),
@@ -731,7 +747,7 @@ HARMFUL = {
     "zip, drive": (a_zip("C:\\evil.png"), "outside its folder"),
     "zip, symbolic link": (a_zip("benchmark/Tiny/HR/l.png", b"/etc", stat.S_IFLNK | 0o777), "a link or a device"),
     "zip, device": (a_zip("benchmark/Tiny/HR/l.png", b"x", stat.S_IFCHR | 0o777), "a link or a device"),
-    "zip, encrypted": (encrypted(), "encrypted"),
+    "zip, encrypted": (encrypted(), "has an encrypted member"),
     "zip, bomb": (a_zip("benchmark/Tiny/HR/l.png", bytes(100 << 20)), "would unpack to more"),
     "zip, lying": (lying(), "is damaged|cannot be unpacked|two members"),
     "zip, twice": (a_zip("benchmark/Tiny/HR/0.Png"), "two members"),
