@@ -267,7 +267,7 @@ DAMAGE = {
     "wrong shapes": lambda path: altered(
         path, lambda parts: parts["optimizer"]["state"][0].update(exp_avg=torch.zeros(3))
     ),
-    "not finite": lambda path: altered(path, lambda parts: parts["average"]["module.to_feat.weight"].fill_(np.nan)),
+    "not finite": lambda path: altered(path, lambda parts: parts["average"]["to_feat.weight"].fill_(np.nan)),
     "another step": lambda path: altered(path, lambda parts: parts.update(step=7)),
 }
 
@@ -284,7 +284,7 @@ def stepped(folder: Path, *steps: int) -> State:
         state.model(torch.rand(1, 3, 8, 8)).mean().backward()
         state.optimizer.step()
         state.schedule.step()
-        state.average.update_parameters(state.model)
+        state.follow()
         state.step += 1
         if state.step in steps:
             States(folder).save(state, {"pending": torch.tensor([float(state.step)])})
