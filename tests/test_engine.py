@@ -2,6 +2,7 @@
 same."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -14,17 +15,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import SoftFileLock
 from PIL import Image
 from safetensors.torch import load_file
 
-from srlib import cli, papers, runs
+from srlib import cli, papers, processes, profiling, runs
 from srlib.checkpoints import States, decode
-from srlib.errors import Stopped
+from srlib.data import Store, folder
+from srlib.errors import InputError, Stopped
 from srlib.models import create, safmn
 from srlib.models.safmn import SAFMNConfig
 from srlib.processes import SIGNALS, Signals
@@ -695,3 +699,31 @@ def test_json_and_csv_at_once_are_refused_and_help_names_both_launchers(command)
     assert command("train", "safmn", "--json", "--csv")[0] == 2
     code, out, _ = command("train", "--help")
     assert code == 0 and "srlib train seemore-t" in out and "torchrun --nproc-per-node 2 -m srlib train" in out
+
+
+def test_a_file_system_without_locks_is_said(command, train, monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "FileLock", SoftFileLock)
+    code, _, err = command(*train(tmp_path))
+    assert code == 0 and "is on a file system without locks: after a kill -9, delete" in err
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(SoftFileLock, "acquire", refused)
+    code, _, err = command(*train(tmp_path))
+    assert code == 2 and "No locks available" in err and err.count("\n") == 1
+
+
+def test_the_parts_of_a_step_are_told_apart(images, tmp_path):
+    """The range of each part is there, and they make up the step."""
+    store = Store.open(folder(images), cache=tmp_path)
+    config = runs.configure("safmn", 2, store, network=SAFMNConfig(scale=2, blocks=1, channels=16))
+    config = replace(config, train=replace(config.train, batch=2, patch=8))
+    found = profiling.step_time(config, store, steps=4, warmup=2)
+    assert tuple(found.parts) == profiling.PARTS and found.steps == 4
+    assert all(found.parts[name] > 0 for name in profiling.PARTS)
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+    assert found.share("backward") > found.share("data") and 0 < found.outside < 0.5
+    assert found.outside == pytest.approx(1 - found.share("forward", "backward", "optimiser"))
+    with pytest.raises(InputError, match="cannot be timed"):
+        profiling.step_time(config, store, steps=0)
