@@ -299,31 +299,39 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def bomb(suffix: str, side: int) -> bytes:
-    """A small file that calls itself side x side."""
-    if suffix == ".png":
-        body = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        ends = b"".join(
-            struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name)) for name in (b"IDAT", b"IEND")
-        )
+def bomb(kind: str) -> bytes:
+    """A small file that says of itself that it is huge: in its sides, its channels or its tiles."""
+    if kind == "sides.png":
+        body = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+        chunks = (b"IDAT", b"IEND")
+        ends = b"".join(struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name)) for name in chunks)
         return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + ends
     file = io.BytesIO()
-    tifffile.imwrite(file, np.zeros((64, 64), np.uint16), photometric="minisblack", compression="zlib")
-    whole = file.getvalue()
-    for tag in (256, 257):
-        place = (
-            whole.index(struct.pack("<H", tag) + struct.pack("<H", 4)) if struct.pack("<HH", tag, 4) in whole else None
-        )
-        place = whole.index(struct.pack("<HH", tag, 3)) if place is None else place
-        whole = whole[:place] + struct.pack("<HHII", tag, 4, 1, side) + whole[place + 12 :]
-    return whole
+    tifffile.imwrite(file, np.zeros((64, 64), np.uint16), photometric="minisblack", compression="zlib", tile=(32, 32))
+    whole = bytearray(file.getvalue())
+    tags = {"sides.tif": (256, 257), "channels.tif": (277,), "tiles.tif": (322, 323)}[kind]
+    with tifffile.TiffFile(io.BytesIO(whole)) as opened:
+        for tag in tags:
+            value = 60_000 if tag == 277 else 40_000
+            format = "<HIH" if tag == 277 else "<HII"
+            place = opened.pages.first.tags[tag].offset + 2
+            struct.pack_into(format, whole, place, 3 if tag == 277 else 4, 1, value)
+    return bytes(whole)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_a_bomb_is_refused_before_it_goes_off(tmp_path, suffix):
-    (tmp_path / f"a{suffix}").write_bytes(bomb(suffix, 40_000))
-    with pytest.raises(InputError, match="at most 179 million are read: reduce it, or cut it into parts first"):
-        pictures.read(tmp_path / f"a{suffix}")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("sides.png", "at most 179 million are read: reduce it, or cut it into parts first"),
+     ("sides.tif", "40000x40000 pixels; at most 179 million"), ("channels.tif", "60000 channels: save it as grey or RGB first"), ("tiles.tif", "or a bomb")],
+)  # fmt: skip
+def test_a_bomb_is_refused_before_it_goes_off(tmp_path, kind, said):
+    (tmp_path / kind).write_bytes(bomb(kind))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=said):
+        pictures.read(tmp_path / kind)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 24
 
 
 @pytest.fixture(scope="module")
