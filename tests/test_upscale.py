@@ -512,8 +512,7 @@ def test_a_large_photograph_is_enlarged_within_6_gib(tmp_path):
     process = subprocess.Popen([*command, "--weights", "model.safetensors"], cwd=tmp_path, env=environment())
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0 and usage.ru_maxrss < 6 << 20  # KiB
-    with Image.open(tmp_path / "b.png") as made:
-        assert made.size == (16000, 12000)
+    assert struct.unpack(">II", (tmp_path / "b.png").read_bytes()[16:24]) == (16000, 12000)  # too large for Pillow
 
 
 def test_equal_channels_have_themselves_as_luma():
