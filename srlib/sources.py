@@ -660,6 +660,8 @@ def _fetch(archive: Archive, one: Source, work: Path, say: Callable[[str], None]
     first = notes.get(archive.url, {}).get("sha256")
     known = archive.checksum or (f"sha256:{first}" if first else None)
     download = _Download(archive, one, work)
+    if not (work / archive.file).is_file():
+        say(f"{archive.file}: from {archive.url}")
     try:
         path = pooch.retrieve(archive.url, known, fname=archive.file, path=work, downloader=download)
     except ValueError as error:
@@ -747,10 +749,9 @@ class _Download:
                     reason = _reason(error)
                 tries = 0 if self._arrived() > before else tries + 1
                 if tries > len(_WAITS):
-                    raise InputError(
-                        f"{url} could not be fetched ({reason}), {_mib(self._arrived())} of it are here:"
-                        " the same command goes on from there"
-                    )
+                    here = f"{_mib(self._arrived())} of it are here" if self._arrived() else "nothing of it is here yet"
+                    mend = "the same command goes on from there"
+                    raise InputError(f"{url} could not be fetched ({reason}); {here}: {mend}")
                 time.sleep(_WAITS[max(0, tries - 1)] if _WAITS else 0)
         os.unlink(output_file)
         try:
