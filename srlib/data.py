@@ -44,7 +44,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from srlib import degradation as real
-from srlib.errors import InputError
+from srlib.errors import InputError, expanded
 from srlib.resize import contributions, imresize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -170,7 +170,7 @@ def folder(path: str | Path) -> ImageSet:
     Suffixes: png, jpg, jpeg, bmp, webp, tif, tiff in any case; hidden files are passed over. The set is named by the
     folder. Raises InputError where the folder is missing or holds no image.
     """
-    path = _expanded(path)
+    path = expanded(path)
     if not os.path.isdir(path):
         raise InputError(f"{path} is not a folder: name an existing folder of images instead")
     files = _images(path)
@@ -220,7 +220,7 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     base = _data_root(root)
     if spec in BENCHMARKS or spec in _LAYOUTS or spec in _JOINED:
         return benchmark(spec, base)
-    for path in [_expanded(spec)] + ([base / spec] if base else []):
+    for path in [expanded(spec)] + ([base / spec] if base else []):
         if spec and os.path.isdir(path):
             if os.path.isdir(path / "HR"):
                 return _benchmark(path.resolve().name, path / "HR", path / "LR_bicubic")
@@ -250,19 +250,11 @@ def _data_root(root: str | Path | None) -> Path | None:
     named = root or os.environ.get("SRLIB_DATA")
     if not named:
         return None
-    base = _expanded(named)
+    base = expanded(named)
     if not os.path.isdir(base):
         mend = "name" if root else "set SRLIB_DATA to"
         raise InputError(f"no data folder {base}: {mend} the one with benchmark/Set5/HR, or leave it out")
     return base
-
-
-def _expanded(path: str | Path) -> Path:
-    """A path with a leading ~ put in full; InputError where nobody has that home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise InputError(f"{path} starts with ~, but there is no such home folder: give the path in full") from None
 
 
 def _images(path: Path) -> tuple[Path, ...]:
@@ -438,7 +430,7 @@ class Store:
         """
         if not image_set.files:
             raise InputError(f"{image_set.name} has no images: name a folder of images instead")
-        place = _expanded(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib")
+        place = expanded(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib")
         hashes = _file_hashes(image_set.files, place)
         key = _digest(["hr", _STORE_FORMAT, *zip(image_set.names, hashes, strict=True)])
         home = place / "stores" / key
