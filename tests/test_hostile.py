@@ -36,11 +36,11 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageFile, PngImagePlugin
 
-from srlib import cli, data, logs, metrics, papers, pictures, runs
+from srlib import checkpoints, cli, data, logs, metrics, papers, pictures, runs
 from srlib.errors import InputError
 from srlib.models import create, default_config, names, takes_scale
 from srlib.models.safmn import SAFMNConfig
-from srlib.train import TrainConfig
+from srlib.train import State, TrainConfig
 
 FUZZ = int(os.environ.get("SRLIB_FUZZ", "0"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -667,6 +667,54 @@ def test_every_network_can_be_looked_at_without_memory(name: str) -> None:
 def test_metadata_of_no_network_are_refused(tmp_path: Path, model: str, config: str) -> None:
     metadata = {"model": model, "config": config}
     assert loaded(tmp_path, tensors_file(tiny(), metadata), "model.safetensors") is None
+
+
+@cache
+def states() -> dict[int, bytes]:
+    """The files of a training's states after 2 and 4 steps."""
+    torch.manual_seed(0)
+    state = State(fresh(), TrainConfig(steps=9))
+    found = {}
+    for step in range(1, 5):
+        for parameter in state.model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        state.optimizer.step()
+        state.schedule.step()
+        state.step = step
+        found[step] = checkpoints.encode(state.parts() | {"rows": [step]})
+    return {2: found[2], 4: found[4]}
+
+
+def weights_after(step: int) -> dict[str, torch.Tensor]:
+    return checkpoints.decode(states()[step])["model"]
+
+
+@fuzz(30)
+@given(st.data())
+def test_a_damaged_state_gives_way_to_the_one_before(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], draws: st.DataObject
+) -> None:
+    """And nothing of it stays: weights, optimiser and schedule are those of one step."""
+    for step, content in states().items():
+        damaged = draws.draw(mutated(content)) if step == 4 else content
+        (tmp_path / f"state-{step}.pt").write_bytes(damaged)
+    state = State(fresh(), TrainConfig(steps=9))
+    extra = checkpoints.States(tmp_path).restore(state)
+    err = capfd.readouterr().err
+    assert state.step in (2, 4) and extra == {"rows": [state.step]} and state.schedule.last_epoch == state.step
+    assert all(torch.equal(value, weights_after(state.step)[key]) for key, value in state.model.state_dict().items())
+    assert err.count("\n") == (state.step == 2) and err.startswith("srlib: state-4.pt is damaged" if err else "")
+
+
+@pytest.mark.parametrize("function", ["plain", "zipped"])
+def test_code_in_a_state_is_not_run(function: str, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    call = Call(eval, f"open({str(marker)!r}, 'w').close()")
+    content = pickle.dumps(call) if function == "plain" else released({"model": call})
+    (tmp_path / "state-4.pt").write_bytes(content)
+    state = State(fresh(), TrainConfig(steps=9))
+    assert checkpoints.States(tmp_path).restore(state) == {} and state.step == 0
+    assert not marker.exists()
 
 
 # --- tables and logs -------------------------------------------------------------------------------------------------
