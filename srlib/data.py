@@ -22,6 +22,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import struct
 import threading
@@ -108,6 +109,8 @@ _LR_FORMAT = 1  # likewise for LR images: raise it when an output of ``imresize`
 _DEGRADED_FORMAT = 1  # likewise when an output of ``degrade`` changes
 _RESIDENT_BYTES = 4 << 30
 _RACY_NS = 2_000_000_000  # a file touched this recently could change again without a new time stamp
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment with a length, or the end
 
 Degradation = Literal["bicubic", "real-esrgan"]
 
@@ -299,6 +302,8 @@ def decode(data: bytes, label: str) -> np.ndarray:
             if opened.format == "PNG":
                 check_png(data)
             opened.load()
+            if opened.format in ("JPEG", "MPO"):
+                check_jpeg(data, opened)
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):
                 return _sixteen_bits(image, label)
@@ -389,6 +394,26 @@ def check_png(data: bytes) -> None:
         start, at = at + 4, at + 12 + length
         if at > len(data) or zlib.crc32(view[start : at - 4]) != int.from_bytes(view[at - 4 : at], "big"):
             raise ValueError(f"its part {kind.decode('latin-1')!r} is damaged or cut off")
+
+
+def check_jpeg(data: bytes, opened: Image.Image) -> None:
+    """Raise ValueError where a JPEG's end comes before its last pixels: the decoder fills up what is missing with one
+    colour and says nothing.
+
+    So it is decoded a second time, with bytes without sense before the end: they change no pixel of a whole image, as
+    nobody reads them, and some of one that lacks any. A progressive image that ends between two of its passes is whole
+    but for detail, and is read.
+    """
+    at, marker = 2, b""
+    while marker != b"\xff\xd9":
+        found = _JPEG_MARKER.search(data, at)
+        if found is None:
+            raise ValueError("its end is missing")
+        marker, end = found[0], found.start()
+        at = found.end() + (int.from_bytes(data[found.end() : found.end() + 2], "big") if marker != b"\xff\xd9" else 0)
+    with Image.open(io.BytesIO(data[:end] + b"\xb5\x5a\xd3" * 80 + marker), formats=("JPEG",)) as other:
+        if not np.array_equal(np.asarray(other), np.asarray(opened)):
+            raise ValueError("it ends before its last pixels")
 
 
 def _sixteen_bits(image: Image.Image, label: str) -> np.ndarray:

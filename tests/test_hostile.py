@@ -273,6 +273,34 @@ def test_half_a_jpeg_is_refused_whatever_another_library_wants(monkeypatch: pyte
     assert not logging.getLogger("PIL").handlers
 
 
+@pytest.mark.parametrize("read", ["scored", "enlarged"])
+@pytest.mark.parametrize(
+    "options", [{}, {"optimize": True}, {"progressive": True}, {"restart_marker_blocks": 2}], ids=str
+)
+def test_half_a_jpeg_with_an_end_is_refused(options: dict[str, Any], read: str, tmp_path: Path) -> None:
+    """The decoder fills it up with grey and says nothing; an image with such a corner of its own is read."""
+    noise = np.random.default_rng(2).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    white = noise.copy()
+    white[40:] = 255
+    refused, whole = 0, np.empty(0)
+    for pixels in (noise, white, np.full_like(noise, 128)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", **options)
+        for end in (0, *range(20, 1200, 97)):
+            content = buffer.getvalue() if not end else buffer.getvalue()[:-end] + b"\xff\xd9"
+            if len(content) < 700:  # nothing but headers
+                continue
+            (tmp_path / "a.jpg").write_bytes(content)
+            found = told(data.decode, content, "a") if read == "scored" else told(pictures.read, tmp_path / "a.jpg")
+            if end and not options.get("progressive"):
+                assert found is None or np.array_equal(found if read == "scored" else found.pixels, whole), end
+                refused += found is None
+            elif not end:
+                assert found is not None
+                whole = found if read == "scored" else found.pixels
+    assert refused > 10 or options.get("progressive")
+
+
 def told_quietly(content: bytes) -> np.ndarray | None:
     """``data.decode``, or None for InputError; without ``told``'s filters, which are no thread's own."""
     try:
