@@ -58,6 +58,7 @@ ROWS = {
     "compare/2-pictures": COMPARED,
     "compare/3-cost": COMPARED,
     "compare/4-explore": [*COMPARED, *AT_OTHER_SCALES],
+    "engine/2-tiles": COMPARED,
     **{f"compare/{photograph}": COMPARED for photograph in ("camera", "chelsea", "coffee", "rocket")},
 }
 # Notebooks that measure time, and so must have the machine to themselves.

@@ -882,7 +882,7 @@ def contract(config_module: str) -> str:
 @cache
 def scoring_contract() -> str:
     """Hash of the code that determines scores."""
-    return code_hash(*(f"srlib.{name}" for name in ("metrics", "evaluate", "resize", "data")))
+    return code_hash(*(f"srlib.{name}" for name in ("metrics", "evaluate", "tiles", "resize", "data")))
 
 
 def code_hash(*parts: str) -> str:
