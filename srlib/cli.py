@@ -428,14 +428,18 @@ def upscale(
     from srlib.logs import someone_watches
     from srlib.models import takes_scale
     from srlib.pictures import NoRoom
+    from srlib.tiles import check_settings
 
     check_format(as_json, as_csv)
+    check_settings(tile, overlap)
     if not 1 <= quality <= 100:
         raise InputError(f"quality {quality}: give a number from 1 to 100")
     if memory is not None and not 0 < memory < 2**20:
         raise InputError(f"{memory:g} GiB of memory: give a number above 0, such as 4")
     if record is not None and weights is not None:
         raise InputError("--record and --weights both say which weights: give one of them")
+    if model == "bicubic" and (tile, overlap, memory) != (None, None, None):
+        raise InputError("--tile, --overlap and --memory are for a network: bicubic needs none of them")
     if record is None and not model:
         raise InputError("no model: give --model bicubic, or --model NAME with --weights FILE, or --record RUN.json")
     where = engine.pick_device(device)

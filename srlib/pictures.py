@@ -253,6 +253,8 @@ def _read_tiff(data: bytes, label: str) -> Picture:
         if page.imagelength * page.imagewidth > LARGEST:
             raise _too_large(label, (page.imagelength, page.imagewidth))
         check_extent((page.imagewidth, page.imagelength), len(data), label)
+        if page.tilelength * page.tilewidth > LARGEST:
+            raise InputError(f"{label} says that its tiles are larger than itself: it is damaged, or a bomb")
         _check_tiff(page, label)
         exif = _loaded(lambda: _tiff_exif(data))
         icc = page.tags.valueof(34675)
@@ -277,6 +279,8 @@ def _check_tiff(page: Any, label: str) -> None:
         names = {"MINISBLACK": "grey", "MINISWHITE": "grey", "SEPARATED": "CMYK", "CIELAB": "L*a*b*"}
         what = f"{page.bitspersample}-bit {kind or names.get(stored, stored)} pixels"
         raise InputError(f"{label} has {what}, which are not read: save it as 8-bit or 16-bit grey or RGB first")
+    if page.samplesperpixel > 8:
+        raise InputError(f"{label} has {page.samplesperpixel} channels: save it as grey or RGB first")
     if page.axes not in ("YX", "YXS", "SYX"):
         raise InputError(f"{label} is no flat picture: its axes are {page.axes}")
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -298,31 +299,40 @@ def test_other_files_are_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def bomb(suffix: str, side: int) -> bytes:
-    """A small file that calls itself side x side."""
-    if suffix == ".png":
-        body = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        ends = b"".join(
-            struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name)) for name in (b"IDAT", b"IEND")
-        )
+def bomb(kind: str) -> bytes:
+    """A small file that says of itself that it is huge: in its sides, its channels or its tiles."""
+    if kind == "sides.png":
+        body = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+        chunks = (b"IDAT", b"IEND")
+        ends = b"".join(struct.pack(">I", 0) + name + struct.pack(">I", zlib.crc32(name)) for name in chunks)
         return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + ends
     file = io.BytesIO()
-    tifffile.imwrite(file, np.zeros((64, 64), np.uint16), photometric="minisblack", compression="zlib")
-    whole = file.getvalue()
-    for tag in (256, 257):
-        place = (
-            whole.index(struct.pack("<H", tag) + struct.pack("<H", 4)) if struct.pack("<HH", tag, 4) in whole else None
-        )
-        place = whole.index(struct.pack("<HH", tag, 3)) if place is None else place
-        whole = whole[:place] + struct.pack("<HHII", tag, 4, 1, side) + whole[place + 12 :]
-    return whole
+    tifffile.imwrite(file, np.zeros((64, 64), np.uint16), photometric="minisblack", compression="zlib", tile=(32, 32))
+    whole = bytearray(file.getvalue())
+    tags = {"sides.tif": (256, 257), "channels.tif": (277,), "tiles.tif": (322, 323)}[kind]
+    with tifffile.TiffFile(io.BytesIO(whole)) as opened:
+        for tag in tags:
+            value = 60_000 if tag == 277 else 40_000
+            format = "<HIH" if tag == 277 else "<HII"
+            place = opened.pages.first.tags[tag].offset + 2
+            struct.pack_into(format, whole, place, 3 if tag == 277 else 4, 1, value)
+    return bytes(whole)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_a_bomb_is_refused_before_it_goes_off(tmp_path, suffix):
-    (tmp_path / f"a{suffix}").write_bytes(bomb(suffix, 40_000))
-    with pytest.raises(InputError, match="at most 179 million are read: reduce it, or cut it into parts first"):
-        pictures.read(tmp_path / f"a{suffix}")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("sides.png", "at most 179 million are read: reduce it, or cut it into parts first"),
+     ("sides.tif", "40000x40000 pixels; at most 179 million"), ("channels.tif", "60000 channels: save it as grey"),
+     ("tiles.tif", "or a bomb")],
+)  # fmt: skip
+def test_a_bomb_is_refused_before_it_goes_off(tmp_path, kind, said):
+    (tmp_path / kind).write_bytes(bomb(kind))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=said):
+        pictures.read(tmp_path / kind)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 24
 
 
 @pytest.fixture(scope="module")
@@ -479,6 +489,30 @@ def test_a_picture_is_what_the_network_makes_of_it(weights, tile, channels, dept
     if channels == 4:
         alpha = imresize(torch.from_numpy(pixels[None, ..., 3]), scale=2)[0].numpy()
         assert np.array_equal(large.alpha, alpha)
+
+
+def test_memory_is_that_of_the_output_and_a_band(monkeypatch):
+    monkeypatch.setattr(upscale, "_BAND_BYTES", 1 << 18)
+    picture = Picture(noise(300, 320, 4))
+    upscale.enlarge(picture, upscale.Method(1))
+    tracemalloc.start()
+    large, _, _ = upscale.enlarge(picture, upscale.Method(4))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * large.pixels.nbytes, "a float copy of the whole would be 8 times as large"
+
+
+@pytest.mark.skipif(not os.environ.get("SRLIB_BIG"), reason="takes minutes: set SRLIB_BIG=1 to enlarge 12 megapixels")
+def test_a_large_photograph_is_enlarged_within_6_gib(tmp_path):
+    from srlib import runs
+
+    runs.save(create("safmn", 4), "safmn", tmp_path / "model.safetensors")
+    pictures.write(Picture(smooth(3000, 4000, 3)), tmp_path / "a.jpg")
+    command = [sys.executable, "-m", "srlib", "upscale", "a.jpg", "b.png", "--model", "safmn"]
+    process = subprocess.Popen([*command, "--weights", "model.safetensors"], cwd=tmp_path, env=environment())
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0 and usage.ru_maxrss < 6 << 20  # KiB
+    assert struct.unpack(">II", (tmp_path / "b.png").read_bytes()[16:24]) == (16000, 12000)  # too large for Pillow
 
 
 def test_equal_channels_have_themselves_as_luma():
@@ -674,7 +708,10 @@ def test_names_that_begin_with_a_dash(srlib, holiday, tmp_path):
         (("holiday/b.tif", "o.png", "--model", "bicubic", "--scale", "nan"), "scale nan"),
         (("holiday/b.tif", "o.png", "--model", "bicubic", "--scale", "inf"), "scale inf"),
         (("holiday/b.tif", "o.png", "--model", "bicubic", "--quality", "0"), "from 1 to 100"),
-        (("holiday/b.tif", "o.png", "--model", "bicubic", "--memory", "-1"), "above 0"),
+        (("holiday/b.tif", "o.png", "--model", "safmn", "--memory", "-1"), "above 0"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--memory", "1"), "are for a network"),
+        (("holiday/b.tif", "o.png", "--model", "safmn", "--tile", "-1"), "tile"),
+        (("holiday/b.tif", "o.png", "--model", "safmn", "--tile", "32", "--overlap", "99"), "overlap"),
         (("holiday/b.tif", "o.png", "--record", "none.json"), "no record at none.json"),
         (("holiday/b.tif", "o.png", "--record", "r", "--weights", "w"), "give one of them"),
         (("holiday/b.tif", "o.png", "--model", "bicubic", "--json", "--csv"), "give one of them"),
@@ -720,12 +757,14 @@ def test_a_disk_without_room_ends_it_at_once(srlib, holiday, monkeypatch):
     assert code == 2 and out == "" and len(written) == 1 and "No space left on device" in err and err.count("\n") == 1
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_to(srlib, holiday, tmp_path):
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-    code, _, err = srlib("upscale", holiday / "b.tif", closed / "o.png", "--model", "bicubic")
-    assert code == 2 and "cannot be written (Permission denied)" in err and err.count("\n") == 1
+def test_a_folder_that_may_not_be_written_to(srlib, holiday, monkeypatch):
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(pictures, "open", refuse, raising=False)  # as root, who runs some tests, may write anywhere
+    code, out, err = srlib("upscale", holiday, "out", "--model", "bicubic", "--scale", "1")
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert "-dash.jpg cannot be written (Permission denied)" in err and os.listdir("out") == []
 
 
 @pytest.mark.parametrize(("ends", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
