@@ -25,7 +25,7 @@ class StepTime:
     """What a training step takes: ``seconds`` in all, and of these each of ``PARTS``, means over ``steps`` steps.
 
     "forward": the network and the loss. "backward": the gradients. "optimiser": the step, and the gradients cleared.
-    "average": the moving average of the weights, where the recipe has one; else the copy of them. "data": the batch,
+    "average": the moving average of the weights, at a decay of 0 a copy of them. "data": the batch,
     until it is on the device. "rest": all else that the loop does: random numbers, learning rate, log.
     """
 
@@ -77,7 +77,7 @@ def step_time(config: RunConfig, store: Store, *, steps: int = 10, warmup: int =
         return wrapped
 
     def on_start(state: State) -> None:
-        state.average.update_parameters = within("average", state.average.update_parameters)
+        state.follow = within("average", state.follow)
         state.optimizer.register_step_post_hook(lambda *_: synchronise())
 
     def on_step(state: State, loss: torch.Tensor) -> None:

@@ -630,7 +630,7 @@ class Session:
             return
         if any(row["step"] == state.step for row in self.log.rows("validation.csv")):
             return
-        network, scale = upscaler(state.average.module, self.config.scored_at), self.config.scored_at
+        network, scale = upscaler(state.average, self.config.scored_at), self.config.scored_at
         with self.signals.at_once(f"stopped at step {state.step:,}, saved; the same command goes on"):
             scores = score(network, self.held_out, scale, self.protocol, device=self.group.fabric.device)
         self.log.validation(state.step, scores.psnr, scores.ssim, state.seconds)
@@ -644,7 +644,7 @@ class Session:
         if trained is None:
             state = State(initial(config, self.folder.parent), config.train)
             self.states.restore(state, collapse.step if collapse else None)
-            trained, weights_at = state.average.module.eval(), state.step
+            trained, weights_at = state.average.eval(), state.step
         save(trained, config.model, self.folder / "model.safetensors")
         made_by = provenance(config, device, seconds, self.resumed_at, compile) | {"processes": self.group.size}
         write_json(self.folder / "provenance.json", made_by)

@@ -1,5 +1,6 @@
 """The training loop: one visible function, with its settings and its resumable state."""
 
+import copy
 import math
 import time
 from collections import deque
@@ -15,7 +16,6 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srlib.errors import InputError
 from srlib.losses import l1_balance, l1_fft
@@ -165,11 +165,27 @@ class State:
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model = model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.decay = config.ema_decay
         self.optimizer = make_optimizer(model, config)
         self.schedule = make_schedule(self.optimizer, config)
         self.step = 0
         self.seconds = 0.0
+        self._weights = [parameter.detach() for parameter in model.parameters()], list(self.average.parameters())
+        self._buffers = list(model.buffers()), list(self.average.buffers())
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Have the average follow the weights: w to ``decay`` w + (1 - ``decay``) times the network's, all in one call;
+        after the first step, and at a decay of 0, they are the network's. Buffers (statistics) are the network's too.
+        """
+        weights, averages = self._weights
+        if self.step and self.decay:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        else:
+            torch._foreach_copy_(averages, weights)
+        for buffer, copied in zip(*self._buffers, strict=True):
+            copied.copy_(buffer)
 
     def parts(self) -> dict[str, Any]:
         """All of it by name, as nested dictionaries and lists of tensors and numbers."""
@@ -217,13 +233,13 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         state.schedule.step()
-        state.average.update_parameters(model)
+        state.follow()
         state.step += 1
         state.seconds = time.perf_counter() - started
         on_step(state, loss.detach())
         if state.step % save_every == 0 or state.step == config.steps:
             on_save(state)
-    return state.average.module.eval()
+    return state.average.eval()
 
 
 @contextmanager

@@ -1,9 +1,13 @@
 """Training loses nothing: real processes are killed, stopped, starved of disk and started twice, and the run ends the
 same."""
 
+import csv
+import errno
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,21 +15,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import SoftFileLock
 from PIL import Image
 from safetensors.torch import load_file
 
-from srlib import runs
+from srlib import cli, papers, processes, profiling, runs
 from srlib.checkpoints import States, decode
-from srlib.errors import Stopped
-from srlib.models import create
+from srlib.data import Store, folder
+from srlib.errors import InputError, Stopped
+from srlib.models import create, safmn
 from srlib.models.safmn import SAFMNConfig
 from srlib.processes import SIGNALS, Signals
-from srlib.train import State, TrainConfig
+from srlib.train import State, TrainConfig, Watch, make_objective
 
 HERE = Path(__file__).resolve().parent
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked: not on this system")
@@ -267,7 +274,7 @@ DAMAGE = {
     "wrong shapes": lambda path: altered(
         path, lambda parts: parts["optimizer"]["state"][0].update(exp_avg=torch.zeros(3))
     ),
-    "not finite": lambda path: altered(path, lambda parts: parts["average"]["module.to_feat.weight"].fill_(np.nan)),
+    "not finite": lambda path: altered(path, lambda parts: parts["average"]["to_feat.weight"].fill_(np.nan)),
     "another step": lambda path: altered(path, lambda parts: parts.update(step=7)),
 }
 
@@ -284,7 +291,7 @@ def stepped(folder: Path, *steps: int) -> State:
         state.model(torch.rand(1, 3, 8, 8)).mean().backward()
         state.optimizer.step()
         state.schedule.step()
-        state.average.update_parameters(state.model)
+        state.follow()
         state.step += 1
         if state.step in steps:
             States(folder).save(state, {"pending": torch.tensor([float(state.step)])})
@@ -551,3 +558,172 @@ def test_the_death_of_one_ends_the_others(train, images, tmp_path):
     assert "another of the 2 processes is gone; the same command goes on from the last saved step" in said
     assert "srlib" in said and states(found(tmp_path / "runs"))
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+# --- collapse --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """Run srlib in this process, with tiny trainings."""
+    monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SRLIB_DATA", raising=False)
+    for name in ("smoke", "paper"):
+        tiny = runs.Budget(name, 40, 40, batch=2, patch=8, ema_decay=0.5, meaning="for tests")
+        monkeypatch.setitem(runs.BUDGETS, name, tiny)
+    monkeypatch.setattr(runs.Rhythm, "of", classmethod(lambda cls, steps: cls(1, 2, 20)))
+    monkeypatch.setitem(safmn.CONFIGS, "safmn", SAFMNConfig(blocks=1, channels=16))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+def collapsing(monkeypatch, at: int, to: float) -> None:
+    """Have the loss of each step from ``at`` on be so many times what it is, as a training that collapses has it; the
+    weights are what they are."""
+    count = iter(range(1, 10**6))
+
+    def collapsing_objective(config: TrainConfig) -> Callable:
+        objective = make_objective(config)
+        return lambda network, batch: objective(network, batch) * (to if next(count) >= at else 1)
+
+    monkeypatch.setattr(runs, "make_objective", collapsing_objective)
+
+
+@pytest.mark.parametrize(("at", "to", "reason"), [(21, 50.0, "2 times its median"), (22, np.inf, "not finite")])
+def test_a_collapse_keeps_the_last_good_weights_and_reaches_the_table(
+    command, train, images, monkeypatch, tmp_path, at, to, reason
+):
+    """From the training of Table 3's row to its cell. States saved while the loss was high are no good ones, nor is the
+    one whose weights gave the first high loss."""
+    collapsing(monkeypatch, at, to)
+    saved, save = {}, States.save
+
+    def keep(self: States, state: State, *more: object) -> None:
+        saved[state.step] = {key: value.clone() for key, value in state.average.state_dict().items()}
+        save(self, state, *more)
+
+    monkeypatch.setattr(States, "save", keep)
+    label, record = "LN -> None, lr=1x10^-3 *", tmp_path / "row.json"
+    arguments = train(
+        tmp_path / "runs", "--table", 3, "--row", label, "--budget", "paper", "--record", record, "--json"
+    )
+    code, out, err = command(*(4 if one == 2 else one for one in arguments))
+    assert code == 0, err
+    run = runs.Run(found(tmp_path / "runs"))
+    (figures,) = json.loads(out)
+    assert figures["run"] == run.folder.name and figures["collapsed_at"] == at
+    assert run.ending == f"collapsed at step {at}" and f"collapsed at step {at}" in err
+    good = max(step for step in saved if step < at - 1)
+    assert reason in run.metrics["collapse"] and run.metrics["weights_at"] == good
+    kept = load_file(run.folder / "model.safetensors")
+    assert all(torch.equal(kept[key], saved[good][key]) for key in kept)
+    assert not list(run.folder.glob("state-*"))
+
+    home = tmp_path / "benchmark" / "DIV2K_val" / "HR"
+    shutil.copytree(images, home)
+    results = tmp_path / "results"
+    code, _, err = command(
+        "evaluate", "--record", record, "--runs", tmp_path / "runs", "--data", "DIV2K_val", "--data-root", tmp_path,
+        "--device", "cpu", "--out", results / "row.json",
+    )  # fmt: skip
+    assert code == 0, err
+    cell = papers.table("safmn", 3, counts=False, records=results).cell(label, "psnr", dataset="DIV2K_val")
+    assert cell.ours is not None and f"collapsed at step {at}, protocol safmn" in cell.note
+
+
+def test_weights_that_are_not_finite_never_take_the_place_of_good_ones(command, train, monkeypatch, tmp_path):
+    """In the last step, whose weights no loss looks at any more."""
+    look = runs.Session.on_step
+
+    def poison(self: runs.Session, state: State, loss: torch.Tensor) -> None:
+        look(self, state, loss)
+        if state.step == 40:
+            next(state.model.parameters()).data[0] = np.nan
+
+    monkeypatch.setattr(runs.Session, "on_step", poison)
+    code, _, err = command(*train(tmp_path / "runs"))
+    assert code == 0, err
+    run = runs.Run(found(tmp_path / "runs"))
+    assert run.metrics["collapsed_at"] == 40 and run.metrics["weights_at"] == 38
+    assert all(value.isfinite().all() for value in run.network().state_dict().values())
+
+
+def test_a_collapse_is_the_same_whether_interrupted_or_not(command, train, monkeypatch, tmp_path):
+    """Stopped in the middle of the high rows: the watch goes on where it was, and the good state is still there."""
+    ends = []
+    for name, stop in (("whole", 0), ("parts", 25)):
+        collapsing(monkeypatch, 21, 50.0)
+        if stop:
+            look = runs.Session.on_step
+
+            def on_step(self: runs.Session, state: State, loss: torch.Tensor, stop: int = stop, look=look) -> None:
+                if state.step == stop:
+                    self.signals.asked = "SIGTERM"
+                look(self, state, loss)
+
+            monkeypatch.setattr(runs.Session, "on_step", on_step)
+            code, _, err = command(*train(tmp_path / name))
+            assert code == 75 and "stopped at step 25, saved" in err
+            assert states(found(tmp_path / name))[-2:] == [24, 25] and states(found(tmp_path / name))[0] < 20
+            monkeypatch.setattr(runs.Session, "on_step", look)
+        code, out, err = command(*train(tmp_path / name, "--csv"))
+        assert code == 0, err
+        run = runs.Run(found(tmp_path / name))
+        ends.append((run.metrics, run.log()["loss"].tolist(), load_file(run.folder / "model.safetensors")))
+        assert next(csv.DictReader(io.StringIO(out)))["collapsed_at"] == "21"
+    same_parts(ends[0][2], ends[1][2])
+    assert ends[0][:2] == ends[1][:2]
+
+
+def test_the_smoke_runs_of_the_book_are_none_that_the_watch_ends():
+    logs = sorted((HERE.parent / "runs").glob("*/log.csv"))
+    if not logs:
+        pytest.skip("no runs here: `make book` trains them")
+    for path in logs:
+        if (path.parent / "metrics.json").exists() and runs.Run(path.parent).metrics["collapsed_at"] is None:
+            watch, rows = Watch(), runs.Run(path.parent).log()["loss"].tolist()
+            for number, loss in enumerate(rows, 1):
+                watch.look(number, [loss], number == len(rows))
+
+
+def test_json_and_csv_at_once_are_refused_and_help_names_both_launchers(command):
+    assert command("train", "safmn", "--json", "--csv")[0] == 2
+    code, out, _ = command("train", "--help")
+    assert code == 0 and "srlib train seemore-t" in out and "torchrun --nproc-per-node 2 -m srlib train" in out
+
+
+def test_a_file_system_without_locks_is_said(command, train, monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "FileLock", SoftFileLock)
+    code, _, err = command(*train(tmp_path))
+    assert code == 0 and "is on a file system without locks: after a kill -9, delete" in err
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(SoftFileLock, "acquire", refused)
+    code, _, err = command(*train(tmp_path))
+    assert code == 2 and "No locks available" in err and err.count("\n") == 1
+
+
+def test_the_parts_of_a_step_are_told_apart(images, tmp_path):
+    """The range of each part is there, and they make up the step."""
+    store = Store.open(folder(images), cache=tmp_path)
+    config = runs.configure("safmn", 2, store, network=SAFMNConfig(scale=2, blocks=1, channels=16))
+    config = replace(config, train=replace(config.train, batch=2, patch=8))
+    found = profiling.step_time(config, store, steps=4, warmup=2)
+    assert tuple(found.parts) == profiling.PARTS and found.steps == 4
+    assert all(found.parts[name] > 0 for name in profiling.PARTS)
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+    assert found.share("backward") > found.share("data") and 0 < found.outside < 0.5
+    assert found.outside == pytest.approx(1 - found.share("forward", "backward", "optimiser"))
+    with pytest.raises(InputError, match="cannot be timed"):
+        profiling.step_time(config, store, steps=0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srlib.checkpoints import States, decode
 from srlib.errors import InputError
@@ -16,7 +17,7 @@ from srlib.models import create
 from srlib.models.encoders import EDSR, ENCODERS
 from srlib.models.moeisr import MoEISRConfig
 from srlib.models.safmn import SAFMN, SAFMNConfig
-from srlib.train import TrainConfig, make_objective, make_optimizer, make_schedule, train
+from srlib.train import Diverged, State, TrainConfig, Watch, make_objective, make_optimizer, make_schedule, train
 
 TINY = SAFMNConfig(scale=2, blocks=1, channels=8)
 
@@ -116,6 +117,23 @@ def test_the_average_lags_behind_the_weights(tmp_path):
     assert not torch.allclose(averaged.state_dict()["to_feat.weight"], last.state_dict()["to_feat.weight"])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_average_is_that_of_torch(decay):
+    """With its buffers, which batch normalisation has."""
+    network = SAFMN(SAFMNConfig(scale=2, blocks=1, channels=8, norm="batch"))
+    state = State(network, TrainConfig(steps=9, ema_decay=decay))
+    usual = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    for _ in range(3):
+        network(torch.rand(2, 3, 8, 8)).mean().backward()
+        state.optimizer.step()
+        state.follow()
+        usual.update_parameters(network)
+        state.step += 1
+    for key, value in usual.module.state_dict().items():
+        assert torch.equal(value, state.average.state_dict()[key]), key
+    assert not any(parameter.requires_grad for parameter in state.average.parameters())
+
+
 def test_cosine_runs_from_lr_to_lr_final():
     config = TrainConfig(steps=50, lr=1e-3, lr_final=1e-5)
     optimizer = make_optimizer(SAFMN(TINY), config)
@@ -144,6 +162,68 @@ def test_bf16_trains_in_float32_weights(tmp_path):
     network, losses = run(tmp_path, TrainConfig(steps=10, precision="bf16-mixed"))
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
     assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_compiled_network_trains_as_the_plain_one_does(tmp_path):
+    """And a state of the one resumes the other: names are those of the network."""
+    config = TrainConfig(steps=8, ema_decay=0.9)
+    for name in ("plain", "compiled"):
+        (tmp_path / name).mkdir()
+    plain, losses = run(tmp_path / "plain", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "compiled", config, stop_at=6, compile=True)
+    compiled, rest = run(tmp_path / "compiled", config)
+    assert rest == pytest.approx(losses[5:], rel=1e-4)
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[key], value, atol=1e-4, rtol=0)
+
+
+def test_bf16_resumes_to_the_same_weights(tmp_path):
+    config = TrainConfig(steps=8, precision="bf16-mixed", ema_decay=0.5)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    whole, _ = run(tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", config, stop_at=7)
+    parts, _ = run(tmp_path / "parts", config)
+    assert all(torch.equal(value, parts.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def watched(losses: list[float], rows: int = 1) -> tuple[int, str] | None:
+    """Where and why a watch ends a run of these losses, in rows of so many."""
+    watch = Watch()
+    try:
+        for first in range(0, len(losses), rows):
+            watch.look(first + 1, losses[first : first + rows], first + rows >= len(losses))
+    except Diverged as diverged:
+        return diverged.step, diverged.reason
+    return None
+
+
+def test_a_loss_that_stays_high_is_a_collapse_from_its_first_step():
+    calm = [0.1 + 0.05 * math.sin(step) for step in range(60)]
+    high = "the loss stays above 2 times its median"
+    assert watched(calm + [0.5] * 10 + calm) == (61, high)
+    assert watched(calm + [0.5] * 200, rows=4) == (61, high)
+    assert watched(calm + [0.5] * 5) == (61, high), "half as many rows, at the end of a run"
+    assert watched(calm + [0.5] * 9 + calm) is None, "a spike that the training recovers from"
+    assert watched(calm + ([0.5] * 9 + [0.1]) * 9 + calm) is None
+    assert watched([5.0] * 5 + [0.1] * 20 + [0.18] * 50) is None
+    assert watched([0.1] * 4 + [1.0] * 40) is None, "a median of too few rows says nothing"
+
+
+def test_a_loss_that_is_not_finite_is_a_collapse_at_its_step():
+    for wrong in (math.nan, math.inf):
+        assert watched([0.1] * 6 + [wrong, 0.1], rows=4) == (7, "the loss is not finite")
+
+
+def test_a_resumed_watch_goes_on_as_the_first_one():
+    rows = [0.1] * 20 + [0.5] * 4
+    one, other = Watch(), Watch()
+    for step, mean in enumerate(rows, 1):
+        one.look(step, [mean])
+        other.row(step, mean)
+    assert (one.since, one.high, one.calm) == (other.since, other.high, other.calm) == (21, 4, one.calm)
 
 
 @pytest.mark.parametrize(
