@@ -22,6 +22,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import struct
 import threading
@@ -44,7 +45,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from srlib import degradation as real
-from srlib.errors import InputError
+from srlib.errors import InputError, expanded
 from srlib.resize import contributions, imresize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -109,6 +110,8 @@ _DEGRADED_FORMAT = 1  # likewise when an output of ``degrade`` changes
 _RESIDENT_BYTES = 4 << 30
 _RACY_NS = 2_000_000_000  # a file touched this recently could change again without a new time stamp
 
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a segment with a length, or the end
+
 Degradation = Literal["bicubic", "real-esrgan"]
 
 
@@ -170,7 +173,7 @@ def folder(path: str | Path) -> ImageSet:
     Suffixes: png, jpg, jpeg, bmp, webp, tif, tiff in any case; hidden files are passed over. The set is named by the
     folder. Raises InputError where the folder is missing or holds no image.
     """
-    path = _expanded(path)
+    path = expanded(path)
     if not os.path.isdir(path):
         raise InputError(f"{path} is not a folder: name an existing folder of images instead")
     files = _images(path)
@@ -220,7 +223,7 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     base = _data_root(root)
     if spec in BENCHMARKS or spec in _LAYOUTS or spec in _JOINED:
         return benchmark(spec, base)
-    for path in [_expanded(spec)] + ([base / spec] if base else []):
+    for path in [expanded(spec)] + ([base / spec] if base else []):
         if spec and os.path.isdir(path):
             if os.path.isdir(path / "HR"):
                 return _benchmark(path.resolve().name, path / "HR", path / "LR_bicubic")
@@ -250,19 +253,11 @@ def _data_root(root: str | Path | None) -> Path | None:
     named = root or os.environ.get("SRLIB_DATA")
     if not named:
         return None
-    base = _expanded(named)
+    base = expanded(named)
     if not os.path.isdir(base):
         mend = "name" if root else "set SRLIB_DATA to"
         raise InputError(f"no data folder {base}: {mend} the one with benchmark/Set5/HR, or leave it out")
     return base
-
-
-def _expanded(path: str | Path) -> Path:
-    """A path with a leading ~ put in full; InputError where nobody has that home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise InputError(f"{path} starts with ~, but there is no such home folder: give the path in full") from None
 
 
 def _images(path: Path) -> tuple[Path, ...]:
@@ -307,6 +302,8 @@ def decode(data: bytes, label: str) -> np.ndarray:
             if opened.format == "PNG":
                 check_png(data)
             opened.load()
+            if opened.format in ("JPEG", "MPO"):
+                check_jpeg(data, opened)
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):
                 return _sixteen_bits(image, label)
@@ -399,6 +396,26 @@ def check_png(data: bytes) -> None:
             raise ValueError(f"its part {kind.decode('latin-1')!r} is damaged or cut off")
 
 
+def check_jpeg(data: bytes, opened: Image.Image) -> None:
+    """Raise ValueError where a JPEG's end comes before its last pixels: the decoder fills up what is missing with one
+    colour and says nothing.
+
+    So it is decoded a second time, with bytes without sense before the end: they change no pixel of a whole image, as
+    nobody reads them, and some of one that lacks any. A progressive image that ends between two of its passes is whole
+    but for detail, and is read.
+    """
+    at, marker = 2, b""
+    while marker != b"\xff\xd9":
+        found = _JPEG_MARKER.search(data, at)
+        if found is None:
+            raise ValueError("its end is missing")
+        marker, end = found[0], found.start()
+        at = found.end() + (int.from_bytes(data[found.end() : found.end() + 2], "big") if marker != b"\xff\xd9" else 0)
+    with Image.open(io.BytesIO(data[:end] + b"\xb5\x5a\xd3" * 80 + marker), formats=("JPEG",)) as other:
+        if not np.array_equal(np.asarray(other), np.asarray(opened)):
+            raise ValueError("it ends before its last pixels")
+
+
 def _sixteen_bits(image: Image.Image, label: str) -> np.ndarray:
     wide = np.asarray(image).astype(np.int64)  # (H, W)
     if wide.min() < 0 or wide.max() > 65535:
@@ -438,7 +455,7 @@ class Store:
         """
         if not image_set.files:
             raise InputError(f"{image_set.name} has no images: name a folder of images instead")
-        place = _expanded(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib")
+        place = expanded(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib")
         hashes = _file_hashes(image_set.files, place)
         key = _digest(["hr", _STORE_FORMAT, *zip(image_set.names, hashes, strict=True)])
         home = place / "stores" / key

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import srlib
 from srlib import complexity, data, evaluate, metrics, runs, sources
-from srlib.errors import InputError
+from srlib.errors import InputError, expanded
 from srlib.metrics import Protocol
 from srlib.resize import contributions, imresize
 
@@ -109,7 +109,7 @@ def installation(root: str | Path | None = None) -> dict[str, str]:
 
     Raises InputError for a data folder that is named but not there.
     """
-    cache = Path(os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser()
+    cache = expanded(os.environ.get("SRLIB_CACHE") or "~/.cache/srlib")
     there = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     free = free_memory()
     known = {

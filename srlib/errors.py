@@ -1,5 +1,7 @@
 """How work ends that can't be done: by bad input, or for now."""
 
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Bad input: a missing file, a wrong scale, an unknown name.
@@ -16,3 +18,11 @@ class Stopped(KeyboardInterrupt):
     of the processes that train it together is gone. The message is one line; the command line prints it and exits with
     code 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with a leading ~ put in full; InputError where nobody has that home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path} starts with ~, but there is no such home folder: give the path in full") from None

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from srlib.data import PILLOW, check_extent, check_png
+from srlib.data import PILLOW, check_extent, check_jpeg, check_png
 from srlib.errors import InputError
 
 FORMATS = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "tiff": (".tif", ".tiff")}
@@ -232,6 +232,8 @@ def _read_other(data: bytes, label: str) -> Picture:
             check_png(data)
         count = getattr(opened, "n_frames", 1)
         opened.load()
+        if opened.format in ("JPEG", "MPO"):
+            check_jpeg(data, opened)
         exif = _loaded(opened.getexif)
         icc, dpi = opened.info.get("icc_profile"), opened.info.get("dpi")
         deep = opened.format == "PNG" and data[24] == 16

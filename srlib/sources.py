@@ -24,6 +24,7 @@ import stat
 import struct
 import tarfile
 import time
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import srlib
-from srlib.errors import InputError
+from srlib.errors import InputError, expanded
 
 if TYPE_CHECKING:
     from requests import Response, Session
@@ -301,7 +302,7 @@ def data_root(root: str | Path | None = None, *, make: bool = False) -> Path | N
         if make:
             raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
         return None
-    base = Path(named).expanduser()
+    base = expanded(named)
     if make:
         try:
             base.mkdir(parents=True, exist_ok=True)
@@ -528,10 +529,16 @@ def _size(file: Path, deep: bool) -> tuple[int, int] | str:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
-            if deep:
-                image.load()
-            return image.size
+        if deep:
+            from srlib.data import decode  # which imports torch
+
+            return decode(file.read_bytes(), file.name).shape[:0:-1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=("PNG", "JPEG", "BMP", "WEBP", "TIFF")) as image:
+                return image.size
+    except InputError as error:
+        return str(error).removeprefix(f"{file.name} ")
     except FileNotFoundError:
         return "is missing"
     except MemoryError:

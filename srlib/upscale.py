@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from srlib import pictures, tiles
-from srlib.errors import InputError
+from srlib.errors import InputError, expanded
 from srlib.models import names, takes_scale
 from srlib.pictures import Picture
 from srlib.resize import contributions
@@ -119,7 +119,7 @@ def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> list[Job]
     if kind is not None and kind not in pictures.FORMATS:
         raise InputError(f"no format {kind!r}: choose one of {', '.join(pictures.FORMATS)}")
     files, several = _files(sources)
-    place = Path(out).expanduser()
+    place = expanded(out)
     if several or place.is_dir() or out.endswith(("/", os.sep)):
         if place.exists() and not place.is_dir() or (several and not place.exists() and pictures.format_of(place)):
             raise InputError(f"{out} is a file's name, and a folder is needed for several pictures: name a folder")
@@ -141,7 +141,7 @@ def _files(sources: Sequence[str]) -> tuple[list[Path], bool]:
     found: dict[Path, None] = {}
     several = len(sources) > 1
     for source in sources:
-        path = Path(source).expanduser()
+        path = expanded(source)
         if path.is_dir():
             several, inside = True, _pictures(path.iterdir())
             if not inside:
