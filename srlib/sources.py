@@ -757,9 +757,8 @@ class _Download:
                 tries = 0 if self._arrived() > before else tries + 1
                 if tries > len(_WAITS):
                     here = f"{_mib(self._arrived())} of it are here" if self._arrived() else "nothing of it is here yet"
-                    raise InputError(
-                        f"{url} could not be fetched ({reason}); {here}: the same command goes on from there"
-                    )
+                    mend = "the same command goes on from there"
+                    raise InputError(f"{url} could not be fetched ({reason}); {here}: {mend}")
                 time.sleep(_WAITS[max(0, tries - 1)] if _WAITS else 0)
         os.unlink(output_file)
         try:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -850,14 +851,16 @@ def test_get_fetches_and_reports(srlib, offered, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"], ["data", "get", "--help"], ["doctor", "--help"]])
 def test_help_comes_at_once_and_needs_no_torch(arguments):
-    """The best of a few real processes, as others may share the machine."""
+    """Within 0.4 seconds of a processor's time, the best of a few real processes: others may share the machine."""
     command = [sys.executable, "-X", "importtime", "-m", "srlib", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "Usage" in done.stdout and " torch" not in done.stderr
     times = []
     for _ in range(5):
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0 and "Usage" in done.stdout and " torch" not in done.stderr
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "srlib", *arguments], capture_output=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
         if times[-1] < 0.4:
             break
     assert min(times) < 0.4
