@@ -25,7 +25,7 @@ from filelock import SoftFileLock
 from PIL import Image
 from safetensors.torch import load_file
 
-from srlib import cli, papers, processes, profiling, runs
+from srlib import checkpoints, cli, papers, processes, profiling, runs
 from srlib.checkpoints import States, decode
 from srlib.data import Store, folder
 from srlib.errors import InputError, Stopped
@@ -166,7 +166,7 @@ def same(one: Path, other: Path, tolerance: float = 0.0) -> None:
             np.testing.assert_allclose(columns[0][key], columns[1][key], rtol=100 * tolerance, atol=0, err_msg=key)
         assert (np.diff(columns[1]["seconds"]) > 0).all(), "the time goes on where it was"
     assert [json.loads((run / "metrics.json").read_text())["collapsed_at"] for run in (one, other)] == [None, None]
-    assert not [path.name for path in other.iterdir() if path.suffix in (".tmp", ".pt")]
+    assert not [path.name for path in other.iterdir() if path.suffix in (".tmp", ".pt", ".damaged")]
 
 
 def states(run: Path) -> list[int]:
@@ -308,12 +308,38 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, capsys, damage):
     told = capsys.readouterr().err
     assert told.startswith("srlib: state-3.pt is damaged (") and told.endswith("goes on from state-2.pt\n")
     assert told.count("\n") == 1 and states(tmp_path) == [2]
+    assert [path.name for path in tmp_path.glob("*.damaged")] == ["state-3.pt.damaged"]
     same_parts(state.parts(), decode(before))
     DAMAGE[damage](tmp_path / "state-2.pt")
     state, anew = fresh(), fresh()
     assert States(tmp_path).restore(state) == {}
     assert capsys.readouterr().err.endswith("begins anew\n") and states(tmp_path) == []
     same_parts(state.parts(), anew.parts())
+    States(tmp_path).clear()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [
+        (MemoryError(), (checkpoints, "decode")),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), (checkpoints, "decode")),
+        (torch.OutOfMemoryError("CUDA out of memory"), (State, "restore")),
+        (RuntimeError("CUDA error: unspecified launch failure"), (State, "restore")),
+    ],
+)
+def test_a_fault_of_the_machine_is_no_damage(tmp_path, monkeypatch, fault, place):
+    """Memory can be short where a file is read, all else where the state goes to its device."""
+
+    def fails(*_: object) -> None:
+        raise fault
+
+    stepped(tmp_path, 2, 3)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(*place, fails)
+    with pytest.raises(type(fault)):
+        States(tmp_path).restore(fresh())
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def same_parts(one: object, other: object) -> None:
