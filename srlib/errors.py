@@ -6,9 +6,12 @@ from pathlib import Path
 class InputError(ValueError):
     """Bad input: a missing file, a wrong scale, an unknown name.
 
-    The message is one line that says what is wrong and how to mend it. The command line prints it and exits with code
-    2.
+    The message is one line that says what is wrong and how to mend it, whatever breaks of lines a name or a decoder's
+    word that it repeats may hold. The command line prints it and exits with code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class Stopped(KeyboardInterrupt):

@@ -215,18 +215,21 @@ class SharedNoise(TorchDispatchMode):
 
 
 @contextmanager
-def held(folder: Path, group: Group, wait: bool) -> Iterator[None]:
+def held(folder: Path, group: Group, wait: bool, ended: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """The lock on a run's folder: one process, or group of them, at a time, so that nothing is trained twice.
 
     Whoever comes second says so in one line and waits until the first one ends, however it does: a lock (flock) ends
-    with its process. Without ``wait`` it leaves with Stopped. Raises InputError where the folder can't be locked.
+    with its process. Without ``wait`` it leaves with Stopped. Where the training has ``ended`` meanwhile, there is little
+    left to do, and it waits without a word. Raises InputError where the folder can't be locked.
     """
     lock, holder, said = FileLock(folder / ".lock"), folder / ".holder", False
 
     def taken() -> bool:
         nonlocal said
         with reported(folder / ".lock"):
-            free = acquired(lock, ASK_AGAIN if said else 0)
+            free = acquired(lock, ASK_AGAIN if said or ended() else 0)
+        if not free and ended():
+            return False
         if not free:
             by = who(holder)
             if not wait:

@@ -235,9 +235,14 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run in its folder."""
+    """A run in its folder, finished unless ``ended`` says otherwise."""
 
     folder: Path
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end; ``metrics.json`` is what a run writes last."""
+        return (self.folder / "metrics.json").exists()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -459,7 +464,7 @@ def train_or_load(
 
     ``held_out`` images are scored at points along the way under the paper's protocol, and at the end; a finished run is
     scored again where that was on other images or by other code. ``device``: "auto", "cpu" or "cuda". A run of another
-    configuration, other data or other code has another key, and so is never served in its place.
+    configuration, other data or other code has another key, and so is never served in its place. A finished run that is scored is read without a lock.
 
     Raises Stopped where a signal ends the training, which is then saved: the same call goes on. While another process
     trains that run, this one waits for it, or, without ``wait``, raises Stopped at once. Processes that ``torchrun``
@@ -467,30 +472,35 @@ def train_or_load(
     """
     where, folder = pick_device(device), Path(root) / config.slug
     protocol = metrics.protocol(recipe(config.model).protocol_on(held_out.name))
-    scale = config.scored_at
-    if not (folder / "metrics.json").exists():  # refuse what cannot be trained or scored before a folder is made
+    scale, run, states = config.scored_at, Run(folder), States(folder)
+    scored_by = [held_out.fingerprint, held_out.lr_fingerprint(scale), protocol.record(), scoring_contract()]
+    if not run.ended:  # refuse what cannot be trained or scored before a folder is made
         make_patches(config, store, "cpu")
         smallest = min((held_out.pair(i, scale)[1] for i in range(len(held_out))), key=lambda hr: hr.numel())
         metrics.ssim(smallest, smallest, protocol, scale)
     group = Group.start(where, config.train.precision)
-    if not (folder / "metrics.json").exists():
+    if not run.ended:
         network = initial(config, Path(root))
         group.check(network, config.train.batch, compile, draws=bool(config.train.queries))
+
+    def scored() -> bool:
+        if run.config | {"data": ""} != config.record() | {"data": ""}:
+            raise InputError(f"{folder}/config.json is not what the folder's name promises: delete the folder")
+        known = json.loads(json.dumps(scored_by))
+        return (folder / "held_out.json").exists() and run.held_out.get("scored_by") == known
+
+    if group.once(lambda: run.ended and scored()):
+        return run
     group.once(lambda: make_folder(folder))
-    with group.together(), held(folder, group, wait), Signals() as signals:
-        run, states = Run(folder), States(folder)
-        if group.once(lambda: not (folder / "metrics.json").exists()):
+    with group.together(), held(folder, group, wait, lambda: run.ended), Signals() as signals:
+        if group.once(lambda: not run.ended):
             group.once(lambda: sweep(folder))
             session = Session(config, held_out, protocol, folder, group, signals, title or config.slug)
             session.train(make_patches(config, store, str(group.fabric.device)), compile)
-        elif run.config | {"data": ""} != config.record() | {"data": ""}:
-            raise InputError(f"{folder}/config.json is not what the folder's name promises: delete the folder")
 
         def finish() -> None:
             states.clear()
-            scored_by = [held_out.fingerprint, held_out.lr_fingerprint(scale), protocol.record(), scoring_contract()]
-            known = json.loads(json.dumps(scored_by))
-            if not (folder / "held_out.json").exists() or run.held_out["scored_by"] != known:
+            if not scored():
                 with signals.at_once(
                     f"stopped while scoring {folder.name}, which is trained; the same command goes on"
                 ):

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from filelock import SoftFileLock
+from filelock import FileLock, SoftFileLock
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -454,6 +454,22 @@ def test_who_comes_second_waits_and_loads_the_run(forks, train, whole, tmp_path)
     assert "held-out PSNR" in first.said and "held-out PSNR" not in second.said
     assert json.loads((run / "provenance.json").read_text())["resumed_at"] == 0
     same(whole[0], run)
+
+
+def test_a_finished_run_is_loaded_whoever_holds_its_lock(forks, train, whole):
+    """Without a word of another process; only what must still be scored is waited for."""
+    lock, scores = FileLock(whole[0] / ".lock"), whole[0] / "held_out.json"
+    (whole[0] / ".holder").write_text("process 1 on elsewhere")
+    with lock:
+        code, said = forks.run(*train(whole[0].parent, "--no-wait"))
+        assert code == 0 and said.count("\n") == 1 and "PSNR" in said
+        before = json.loads(scores.read_text())
+        scores.unlink()
+        process = forks.start(*train(whole[0].parent, "--no-wait"))
+        time.sleep(0.5)
+        assert not scores.exists() and process.said == ""
+    assert process.wait() == 0 and process.said.count("\n") == 1
+    assert json.loads(scores.read_text()) == before
 
 
 def test_who_waits_takes_over_from_one_that_is_killed(forks, train, whole, tmp_path):
