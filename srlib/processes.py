@@ -219,8 +219,8 @@ def held(folder: Path, group: Group, wait: bool, ended: Callable[[], bool] = lam
     """The lock on a run's folder: one process, or group of them, at a time, so that nothing is trained twice.
 
     Whoever comes second says so in one line and waits until the first one ends, however it does: a lock (flock) ends
-    with its process. Without ``wait`` it leaves with Stopped. Where the training has ``ended`` meanwhile, there is little
-    left to do, and it waits without a word. Raises InputError where the folder can't be locked.
+    with its process. Without ``wait`` it leaves with Stopped. Where the training has ``ended``, little is left
+    to do, and it waits without a word. Raises InputError where the folder can't be locked.
     """
     lock, holder, said = FileLock(folder / ".lock"), folder / ".holder", False
 

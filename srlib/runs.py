@@ -464,7 +464,8 @@ def train_or_load(
 
     ``held_out`` images are scored at points along the way under the paper's protocol, and at the end; a finished run is
     scored again where that was on other images or by other code. ``device``: "auto", "cpu" or "cuda". A run of another
-    configuration, other data or other code has another key, and so is never served in its place. A finished run that is scored is read without a lock.
+    configuration, other data or other code has another key, and so is never served in its place. A finished run that is
+    scored is read whoever holds its lock.
 
     Raises Stopped where a signal ends the training, which is then saved: the same call goes on. While another process
     trains that run, this one waits for it, or, without ``wait``, raises Stopped at once. Processes that ``torchrun``

@@ -752,7 +752,7 @@ def test_a_file_system_without_locks_is_said(command, train, monkeypatch, tmp_pa
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(SoftFileLock, "acquire", refused)
-    code, _, err = command(*train(tmp_path))
+    code, _, err = command(*train(tmp_path / "again"))
     assert code == 2 and "No locks available" in err and err.count("\n") == 1
 
 
