@@ -611,9 +611,15 @@ class Session:
         rate, last = state.schedule.get_last_lr()[0], state.step == self.config.train.steps
         if losses := self.log.training(state.step, loss, rate, state.seconds, self.group.mean):
             self.watch.look(state.step - len(losses) + 1, losses, last)
-        if self.group.stops(self.signals, state.step, self.rhythm.log):
+        if self.group.stops(self.signals, state.step, self.rhythm.log) and self.sound(state):
             self.save(state)
             self.group.leave(Stopped(f"stopped at step {state.step:,}, saved; the same command goes on"))
+
+    def sound(self, state: State) -> bool:
+        """Whether the weights and the losses that have no row yet are finite. Where they aren't, the loop goes on to
+        the row or the state that says so, and the step of a collapse does not depend on when a signal comes."""
+        losses = self.group.mean(torch.stack(self.log.pending)) if self.log.pending else torch.empty(0)
+        return finite([losses, state.model.state_dict(), state.average.state_dict()])
 
     def on_save(self, state: State) -> None:
         """Save the state, then score the held-out images where that is due."""

@@ -726,6 +726,31 @@ def test_a_collapse_is_the_same_whether_interrupted_or_not(command, train, monke
     assert ends[0][:2] == ends[1][:2]
 
 
+@pytest.mark.parametrize("place", ["loss", "weights"])
+def test_a_signal_does_not_change_the_step_of_a_collapse(command, train, monkeypatch, tmp_path, place):
+    """It comes between two rows of the log, after the step whose loss, or whose new weights, are not finite."""
+    monkeypatch.setattr(runs.Rhythm, "of", classmethod(lambda cls, steps: cls(4, 8, 40)))
+    look, ends = runs.Session.on_step, []
+    for name in ("whole", "asked"):
+        collapsing(monkeypatch, 22 if place == "loss" else 100, np.inf)
+
+        def on_step(self: runs.Session, state: State, loss: torch.Tensor, name: str = name) -> None:
+            if state.step == 22 and place == "weights":
+                next(state.model.parameters()).data[0] = np.nan
+            if state.step == 22 and name == "asked":
+                self.signals.asked = "SIGTERM"
+            look(self, state, loss)
+
+        monkeypatch.setattr(runs.Session, "on_step", on_step)
+        code, _, err = command(*train(tmp_path / name))
+        assert code == 0, err
+        run = runs.Run(found(tmp_path / name))
+        ends.append((run.metrics, run.log()["step"].tolist(), load_file(run.folder / "model.safetensors")))
+    assert ends[0][:2] == ends[1][:2] and ends[0][0]["collapsed_at"] == (22 if place == "loss" else 23)
+    assert ends[0][0]["weights_at"] == 16
+    same_parts(ends[0][2], ends[1][2])
+
+
 def test_the_smoke_runs_of_the_book_are_none_that_the_watch_ends():
     logs = sorted((HERE.parent / "runs").glob("*/log.csv"))
     if not logs:
