@@ -4,6 +4,7 @@ A file is written under another name, flushed to the disk (fsync) and then renam
 well: whenever the process is killed or power is lost, the old file is there or the new one, never half of one.
 """
 
+import errno
 import io
 import os
 import sys
@@ -53,12 +54,16 @@ def write(path: Path, content: bytes) -> None:
 
 
 def synchronise(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which names a folder has (fsync)."""
+    """Have the disk hold what was written to a file, or which names a folder has (fsync); some network disks know that
+    of files alone."""
     if path.is_dir() and os.name != "posix":  # elsewhere folders can't be opened
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 

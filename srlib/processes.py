@@ -190,7 +190,7 @@ class Group:
 
 def lost(error: RuntimeError) -> bool:
     """Whether an error of torch says that another process does not answer."""
-    words = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "NCCL", "Socket")
+    words = ("Connection closed", "Connection reset", "Broken pipe")
     return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
 
 

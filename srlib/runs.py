@@ -463,7 +463,8 @@ def train_or_load(
     """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
 
     ``held_out`` images are scored at points along the way under the paper's protocol, and at the end; a finished run is
-    scored again where that was on other images or by other code. ``device``: "auto", "cpu" or "cuda". A run of another
+    scored again where that was on other images or by other code. They are enlarged whole, so that scores don't
+    depend on the free memory. ``device``: "auto", "cpu" or "cuda". A run of another
     configuration, other data or other code has another key, and so is never served in its place. A finished run that is
     scored is read whoever holds its lock.
 
@@ -505,7 +506,8 @@ def train_or_load(
                 with signals.at_once(
                     f"stopped while scoring {folder.name}, which is trained; the same command goes on"
                 ):
-                    scores = score(upscaler(run.network(where), scale), held_out, scale, protocol, device=where)
+                    network = upscaler(run.network(where), scale)
+                    scores = score(network, held_out, scale, protocol, device=where, tile=0)
                 write_json(folder / "held_out.json", scores.record() | {"scored_by": scored_by})
 
         group.once(finish)
@@ -649,7 +651,7 @@ class Session:
             return
         network, scale = upscaler(state.average, self.config.scored_at), self.config.scored_at
         with self.signals.at_once(f"stopped at step {state.step:,}, saved; the same command goes on"):
-            scores = score(network, self.held_out, scale, self.protocol, device=self.group.fabric.device)
+            scores = score(network, self.held_out, scale, self.protocol, device=self.group.fabric.device, tile=0)
         self.log.validation(state.step, scores.psnr, scores.ssim, state.seconds)
 
     def finish(self, trained: nn.Module | None, collapse: Diverged | None, compile: bool) -> None:
