@@ -25,6 +25,7 @@ from srlib.errors import InputError, Stopped
 from srlib.train import Batch
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+NOT_BEGUN = "stopped before the first step; the same command goes on"
 AGREE = 10  # steps after which several processes ask each other, at the latest, whether to stop
 ASK_AGAIN = 60  # seconds after which several processes that wait tell each other so
 RANDOM = (torch.ops.aten.exponential_.default, torch.ops.aten.bernoulli_.float)
@@ -93,8 +94,10 @@ class Group:
     def start(cls, device: str, precision: str) -> "Group":
         """This process, or, where ``torchrun`` has started several, the group of them (Fabric's DDP; gloo on CPUs, NCCL
         on GPUs, one for each process). Raises InputError where there are fewer GPUs than processes on a machine."""
-        size, here = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if size == 1 or not torch.distributed.is_torchelastic_launched():
+        size = here = 1
+        if torch.distributed.is_torchelastic_launched():
+            size, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if size == 1:
             return cls(Fabric(accelerator=device, devices=1, precision=precision))
         if device == "cuda" and torch.cuda.device_count() < here:
             raise InputError(

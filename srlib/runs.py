@@ -17,6 +17,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
@@ -38,7 +39,7 @@ from srlib.errors import InputError, Stopped
 from srlib.evaluate import AtScale, score
 from srlib.logs import Log, read_csv
 from srlib.models import config_class, create, default_config, names, takes_scale
-from srlib.processes import Group, Signals, held
+from srlib.processes import NOT_BEGUN, Group, Signals, held
 from srlib.train import Diverged, State, TrainConfig, Watch, make_objective, train
 
 
@@ -494,7 +495,9 @@ def train_or_load(
     if group.once(lambda: run.ended and scored()):
         return run
     group.once(lambda: make_folder(folder))
-    with group.together(), held(folder, group, wait, lambda: run.ended), Signals() as signals:
+    with group.together(), Signals() as signals, ExitStack() as lock:
+        with signals.at_once(NOT_BEGUN):
+            lock.enter_context(held(folder, group, wait, lambda: run.ended))
         if group.once(lambda: not run.ended):
             group.once(lambda: sweep(folder))
             session = Session(config, held_out, protocol, folder, group, signals, title or config.slug)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.utils.tensorboard  # noqa: F401, as loading it takes longer than a tiny training
 
-from srlib import checkpoints, cli, runs
+from srlib import checkpoints, cli, data, runs
 from srlib.models import safmn
 from srlib.models.encoders import EDSR, ENCODERS
 
@@ -64,6 +64,11 @@ def endless_saves() -> None:
     checkpoints.open = lambda path, *a: Halting(open(path, *a)) if "state-" in str(path) else open(path, *a)
 
 
+def endless_decoding() -> None:
+    """Let images take for ever to be decoded."""
+    data.Store.open = lambda *_: (print("decoding", flush=True), time.sleep(60))
+
+
 def slow_steps(seconds: float) -> None:
     """Let each step take at least so long."""
     look = runs.Session.on_step
@@ -79,6 +84,7 @@ HOOKS = {
     "slow files": lambda: setattr(checkpoints, "open", lambda *a, **k: Halting(open(*a, **k))),
     "slow steps": lambda: slow_steps(0.06),
     "endless saves": endless_saves,
+    "endless decoding": endless_decoding,
     "small files": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
     "no hangup": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
 }

@@ -418,8 +418,37 @@ def test_a_second_interrupt_ends_at_once(forks, train, whole, tmp_path):
     time.sleep(0.7)
     process.signal(signal.SIGINT)
     assert process.wait() == 130
-    assert "the same command goes on where it stopped" in process.said and "Traceback" not in process.said
+    assert "the same command goes on from the last saved step" in process.said and "Traceback" not in process.said
     assert not list(found(tmp_path).glob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_loses_nothing(forks, train, tmp_path, number):
+    """While images are decoded, and while another process has the lock."""
+    decoding = forks.start(*train(tmp_path), hooks=("endless decoding",))
+    until(lambda: "decoding" in decoding.said)
+    decoding.signal(number)
+    assert decoding.wait() == 75
+    assert decoding.said == "decoding\nsrlib: stopped before the first step; the same command goes on\n"
+    first = forks.start(*train(tmp_path), hooks=("endless saves",))
+    until(lambda: any(tmp_path.glob("*/state-*.tmp")))
+    waiting = forks.start(*train(tmp_path))
+    until(lambda: "waiting" in waiting.said)
+    waiting.signal(number)
+    assert waiting.wait() == 75
+    assert waiting.said.endswith("\nsrlib: stopped before the first step; the same command goes on\n")
+    first.signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+
+
+def test_only_torchrun_says_which_process_this_is(command, train, monkeypatch, tmp_path):
+    for value in ("1", ""):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            monkeypatch.setenv(name, value)
+        code, out, err = command(*train(tmp_path))
+        assert code == 0 and "PSNR" in out, err
+        code, _, err = command("train", "nothing")
+        assert code == 2 and err.startswith("srlib: ")
 
 
 def test_handlers_are_those_of_the_caller_afterwards():
