@@ -4,7 +4,7 @@ A file is written under another name, flushed to the disk (fsync) and then renam
 well: whenever the process is killed or power is lost, the old file is there or the new one, never half of one.
 """
 
-import copy
+import errno
 import io
 import os
 import sys
@@ -54,12 +54,16 @@ def write(path: Path, content: bytes) -> None:
 
 
 def synchronise(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which names a folder has (fsync)."""
+    """Have the disk hold what was written to a file, or which names a folder has (fsync); some network disks know that
+    of files alone."""
     if path.is_dir() and os.name != "posix":  # elsewhere folders can't be opened
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -103,36 +107,40 @@ class States:
         """Put the newest whole state into ``state`` and return what was added to it; {} where there is none, and
         ``state`` is as it was.
 
-        A damaged one (cut off, altered, of another network, not finite) is said on standard error in one line and
-        removed, and the one before is taken; where both are damaged, the run begins anew: that costs time, and gives
-        the same weights. With ``collapsed_at``, only states are taken whose weights are from before that step. Raises
-        InputError for a file that cannot be read.
+        A damaged one (cut off, altered, of another network, not finite) is said on standard error in one line and put
+        aside as ``state-<steps>.pt.damaged``, and the one before is taken; where both are damaged, the run begins anew:
+        that costs time, and gives the same weights. With ``collapsed_at``, only states are taken whose weights are from
+        before that step. Raises InputError for a file that cannot be read; what the machine fails at, such as too
+        little memory, is no damage, and leaves all files as they are.
         """
-        fresh = copy.deepcopy(state.parts())
         found = self.steps() if collapsed_at is None else good(self.steps(), collapsed_at)
         for position in reversed(range(len(found))):
             path = self.path(found[position])
             try:
                 parts = decode(path.read_bytes())
-                extra = take(state, parts, found[position])
+                check(parts, state, found[position])
             except OSError as error:
                 raise InputError(
                     f"cannot read {path} ({error.strerror}): mend that, or delete the file to go on from an earlier one"
                 ) from None
             except Exception as damage:  # whatever damaged bytes lead to
-                state.restore(fresh)
+                if isinstance(damage, MemoryError) or "DefaultCPUAllocator" in str(damage):
+                    raise
                 then = f"goes on from {self.path(found[position - 1]).name}" if position else "begins anew"
                 reason = " ".join(str(damage).split())[:120] or type(damage).__name__
                 say(f"{path.name} is damaged ({reason}): {self.folder.name} {then}")
-                path.unlink()
+                with reported(path):
+                    path.replace(path.with_name(f"{path.name}.damaged"))
                 continue
-            return extra
+            own = state.parts().keys()
+            state.restore(parts)
+            return {name: value for name, value in parts.items() if name not in own}
         return {}
 
     def clear(self) -> None:
-        """Remove all states: the run has come to its end."""
-        for step in self.steps():
-            self.path(step).unlink(missing_ok=True)
+        """Remove all states, damaged ones too: the run has come to its end."""
+        for path in [*map(self.path, self.steps()), *self.folder.glob("state-*.pt.damaged")]:
+            path.unlink(missing_ok=True)
 
 
 def good(steps: list[int], collapsed_at: int | None) -> list[int]:
@@ -159,9 +167,9 @@ def decode(content: bytes) -> dict[str, Any]:
     return torch.load(buffer, map_location="cpu", weights_only=True)
 
 
-def take(state: State, parts: dict[str, Any], step: int) -> dict[str, Any]:
-    """Put the parts of a state after ``step`` steps into ``state`` and return the others. Raises ValueError, or what
-    torch raises, for parts of another network, training or step, and for values that are not finite."""
+def check(parts: dict[str, Any], state: State, step: int) -> None:
+    """Raise ValueError, or what Python raises, where ``parts`` are not those of ``state`` after ``step`` steps: of
+    another network, training or step, or not finite. All of it is looked at on the CPU."""
     own = state.parts()
     if missing := sorted(own.keys() - parts.keys()):
         raise ValueError(f"it lacks {', '.join(missing)}")
@@ -169,14 +177,23 @@ def take(state: State, parts: dict[str, Any], step: int) -> dict[str, Any]:
         raise ValueError(f"it is not of step {step}")
     if parts["schedule"].keys() != own["schedule"].keys():
         raise ValueError("it is of another schedule")
-    state.restore(parts)
-    for parameter, values in state.optimizer.state.items():
-        for name, value in values.items():
+    for name in ("model", "average"):
+        if shapes(parts[name]) != shapes(own[name]):
+            raise ValueError(f"its {name} is of another network")
+    groups = [[group["params"] for group in one["optimizer"]["param_groups"]] for one in (parts, own)]
+    if groups[0] != groups[1]:
+        raise ValueError("it is of another optimiser")
+    for index, parameter in enumerate(state.model.parameters()):
+        for name, value in parts["optimizer"]["state"].get(index, {}).items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
                 raise ValueError(f"the optimiser's {name} is {tuple(value.shape)} for {tuple(parameter.shape)}")
     if not finite([parts[name] for name in own]):
         raise ValueError("it has values that are not finite")
-    return {name: value for name, value in parts.items() if name not in own}
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shapes of tensors by their names."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def finite(parts: Any) -> bool:

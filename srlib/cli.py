@@ -78,16 +78,21 @@ def main() -> None:
     except USAGE_ERROR as error:
         stop(f"{error.format_message()} See `srlib --help` and `srlib COMMAND --help`.")
     if code == 130:  # which Typer makes of Ctrl-C
-        stop("interrupted; the same command goes on where it stopped", code=130)
+        stop("interrupted", code=130)
     if code:
         sys.exit(code)
 
 
 def stop(line: str, code: int = 2) -> None:
     """Say one line on standard error and leave; of several processes that train together, each says which it is."""
-    process = int(os.environ.get("RANK", 0))
+    process = rank()
     print(f"srlib{f', process {process}' if process else ''}: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def rank() -> int:
+    """Which of the processes this is that ``torchrun`` has started; 0 for one that it hasn't."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 @app.command()
@@ -139,6 +144,7 @@ def train(
     from srlib import runs as engine
     from srlib.data import degraded
     from srlib.models import takes_scale
+    from srlib.processes import NOT_BEGUN, Signals
 
     check_format(as_json, as_csv)
     # names first: nothing is decoded for a run that cannot be
@@ -160,28 +166,30 @@ def train(
     if fine_tune and (table is not None or scale is not None):
         raise InputError("--fine-tune goes on with the record's own network and scale: leave --table and --scale out")
     start = read_run(fine_tune, runs, model) if fine_tune else None
-    store, watched = open_store(data, data_root), open_store(held_out, data_root)
     options: dict[str, Any] = {"budget": budget, "seed": seed, "precision": precision}
-    if start:
-        config = engine.fine_tune(start, store, **options)
-        watched = degraded(watched)
-    elif table is None or row is None:
-        usual = 4 if takes_scale(model) else None
-        config = engine.configure(model, usual if scale is None else scale, store, ablation=ablation, **options)
-    else:
-        config = engine.configure_row(model, table, row, scale, store, **options)
-    what = row or ("fine-tuned for real-world images" if start else "")
-    at = "for every scale" if config.scale is None else f"x{config.scale}"
-    title = f"{model} {at}, {budget}" + (f", {what}" if what else "")
     progress = contextlib.redirect_stdout(sys.stderr) if as_json or as_csv else contextlib.nullcontext()
     try:
-        with progress:
+        with Signals() as signals, signals.at_once(NOT_BEGUN), progress:
+            store, watched = open_store(data, data_root), open_store(held_out, data_root)
+            if start:
+                config = engine.fine_tune(start, store, **options)
+                watched = degraded(watched)
+            elif table is None or row is None:
+                usual = 4 if takes_scale(model) else None
+                config = engine.configure(model, usual if scale is None else scale, store, ablation=ablation, **options)
+            else:
+                config = engine.configure_row(model, table, row, scale, store, **options)
+            what = row or ("fine-tuned for real-world images" if start else "")
+            at = "for every scale" if config.scale is None else f"x{config.scale}"
+            title = f"{model} {at}, {budget}" + (f", {what}" if what else "")
             run = engine.train_or_load(
                 config, store, watched, root=runs, device=device, compile=compile, wait=wait, title=title
             )
     except Stopped as error:
         stop(str(error), code=75)
-    if int(os.environ.get("RANK", 0)):  # of several processes the first one says it
+    except KeyboardInterrupt:
+        stop("interrupted; the same command goes on from the last saved step", code=130)
+    if rank():  # of several processes the first one says it
         return
     if record:
         engine.write_json(record, run.record() | {"budget": budget, "table": table, "row": row})

@@ -65,7 +65,7 @@ class Log:
         except ImportError:  # TensorBoard is an extra
             return
         with reported(self.folder / "tensorboard"):
-            self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+            self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
 
     def rows(self, name: str) -> list[dict[str, float]]:
         """The whole rows of one of the two files, [] where it isn't there yet."""
@@ -100,6 +100,9 @@ class Log:
             for name in ("log.csv", "validation.csv"):
                 with reported(self.folder / name):
                     synchronise(self.folder / name)
+        if self.events is not None:
+            with reported(self.folder / "tensorboard"):
+                self.events.flush()
 
     def close(self, line: str = "") -> None:
         """End the log; print ``line`` where there was no progress bar."""

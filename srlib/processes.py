@@ -25,6 +25,7 @@ from srlib.errors import InputError, Stopped
 from srlib.train import Batch
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+NOT_BEGUN = "stopped before the first step; the same command goes on"
 AGREE = 10  # steps after which several processes ask each other, at the latest, whether to stop
 ASK_AGAIN = 60  # seconds after which several processes that wait tell each other so
 RANDOM = (torch.ops.aten.exponential_.default, torch.ops.aten.bernoulli_.float)
@@ -93,8 +94,10 @@ class Group:
     def start(cls, device: str, precision: str) -> "Group":
         """This process, or, where ``torchrun`` has started several, the group of them (Fabric's DDP; gloo on CPUs, NCCL
         on GPUs, one for each process). Raises InputError where there are fewer GPUs than processes on a machine."""
-        size, here = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if size == 1 or not torch.distributed.is_torchelastic_launched():
+        size = here = 1
+        if torch.distributed.is_torchelastic_launched():
+            size, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if size == 1:
             return cls(Fabric(accelerator=device, devices=1, precision=precision))
         if device == "cuda" and torch.cuda.device_count() < here:
             raise InputError(
@@ -190,7 +193,7 @@ class Group:
 
 def lost(error: RuntimeError) -> bool:
     """Whether an error of torch says that another process does not answer."""
-    words = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "timed out", "NCCL", "Socket")
+    words = ("Connection closed", "Connection reset", "Broken pipe")
     return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
 
 
@@ -215,18 +218,21 @@ class SharedNoise(TorchDispatchMode):
 
 
 @contextmanager
-def held(folder: Path, group: Group, wait: bool) -> Iterator[None]:
+def held(folder: Path, group: Group, wait: bool, ended: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """The lock on a run's folder: one process, or group of them, at a time, so that nothing is trained twice.
 
     Whoever comes second says so in one line and waits until the first one ends, however it does: a lock (flock) ends
-    with its process. Without ``wait`` it leaves with Stopped. Raises InputError where the folder can't be locked.
+    with its process. Without ``wait`` it leaves with Stopped. Where the training has ``ended``, little is left
+    to do, and it waits without a word. Raises InputError where the folder can't be locked.
     """
     lock, holder, said = FileLock(folder / ".lock"), folder / ".holder", False
 
     def taken() -> bool:
         nonlocal said
         with reported(folder / ".lock"):
-            free = acquired(lock, ASK_AGAIN if said else 0)
+            free = acquired(lock, ASK_AGAIN if said or ended() else 0)
+        if not free and ended():
+            return False
         if not free:
             by = who(holder)
             if not wait:

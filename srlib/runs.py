@@ -17,6 +17,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
@@ -38,7 +39,7 @@ from srlib.errors import InputError, Stopped
 from srlib.evaluate import AtScale, score
 from srlib.logs import Log, read_csv
 from srlib.models import config_class, create, default_config, names, takes_scale
-from srlib.processes import Group, Signals, held
+from srlib.processes import NOT_BEGUN, Group, Signals, held
 from srlib.train import Diverged, State, TrainConfig, Watch, make_objective, train
 
 
@@ -235,9 +236,14 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run in its folder."""
+    """A run in its folder, finished unless ``ended`` says otherwise."""
 
     folder: Path
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end; ``metrics.json`` is what a run writes last."""
+        return (self.folder / "metrics.json").exists()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -458,8 +464,10 @@ def train_or_load(
     """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
 
     ``held_out`` images are scored at points along the way under the paper's protocol, and at the end; a finished run is
-    scored again where that was on other images or by other code. ``device``: "auto", "cpu" or "cuda". A run of another
-    configuration, other data or other code has another key, and so is never served in its place.
+    scored again where that was on other images or by other code. They are enlarged whole, so that scores don't
+    depend on the free memory. ``device``: "auto", "cpu" or "cuda". A run of another
+    configuration, other data or other code has another key, and so is never served in its place. A finished run that is
+    scored is read whoever holds its lock.
 
     Raises Stopped where a signal ends the training, which is then saved: the same call goes on. While another process
     trains that run, this one waits for it, or, without ``wait``, raises Stopped at once. Processes that ``torchrun``
@@ -467,34 +475,42 @@ def train_or_load(
     """
     where, folder = pick_device(device), Path(root) / config.slug
     protocol = metrics.protocol(recipe(config.model).protocol_on(held_out.name))
-    scale = config.scored_at
-    if not (folder / "metrics.json").exists():  # refuse what cannot be trained or scored before a folder is made
+    scale, run, states = config.scored_at, Run(folder), States(folder)
+    scored_by = [held_out.fingerprint, held_out.lr_fingerprint(scale), protocol.record(), scoring_contract()]
+    if not run.ended:  # refuse what cannot be trained or scored before a folder is made
         make_patches(config, store, "cpu")
         smallest = min((held_out.pair(i, scale)[1] for i in range(len(held_out))), key=lambda hr: hr.numel())
         metrics.ssim(smallest, smallest, protocol, scale)
     group = Group.start(where, config.train.precision)
-    if not (folder / "metrics.json").exists():
+    if not run.ended:
         network = initial(config, Path(root))
         group.check(network, config.train.batch, compile, draws=bool(config.train.queries))
+
+    def scored() -> bool:
+        if run.config | {"data": ""} != config.record() | {"data": ""}:
+            raise InputError(f"{folder}/config.json is not what the folder's name promises: delete the folder")
+        known = json.loads(json.dumps(scored_by))
+        return (folder / "held_out.json").exists() and run.held_out.get("scored_by") == known
+
+    if group.once(lambda: run.ended and scored()):
+        return run
     group.once(lambda: make_folder(folder))
-    with group.together(), held(folder, group, wait), Signals() as signals:
-        run, states = Run(folder), States(folder)
-        if group.once(lambda: not (folder / "metrics.json").exists()):
+    with group.together(), Signals() as signals, ExitStack() as lock:
+        with signals.at_once(NOT_BEGUN):
+            lock.enter_context(held(folder, group, wait, lambda: run.ended))
+        if group.once(lambda: not run.ended):
             group.once(lambda: sweep(folder))
             session = Session(config, held_out, protocol, folder, group, signals, title or config.slug)
             session.train(make_patches(config, store, str(group.fabric.device)), compile)
-        elif run.config | {"data": ""} != config.record() | {"data": ""}:
-            raise InputError(f"{folder}/config.json is not what the folder's name promises: delete the folder")
 
         def finish() -> None:
             states.clear()
-            scored_by = [held_out.fingerprint, held_out.lr_fingerprint(scale), protocol.record(), scoring_contract()]
-            known = json.loads(json.dumps(scored_by))
-            if not (folder / "held_out.json").exists() or run.held_out["scored_by"] != known:
+            if not scored():
                 with signals.at_once(
                     f"stopped while scoring {folder.name}, which is trained; the same command goes on"
                 ):
-                    scores = score(upscaler(run.network(where), scale), held_out, scale, protocol, device=where)
+                    network = upscaler(run.network(where), scale)
+                    scores = score(network, held_out, scale, protocol, device=where, tile=0)
                 write_json(folder / "held_out.json", scores.record() | {"scored_by": scored_by})
 
         group.once(finish)
@@ -600,9 +616,15 @@ class Session:
         rate, last = state.schedule.get_last_lr()[0], state.step == self.config.train.steps
         if losses := self.log.training(state.step, loss, rate, state.seconds, self.group.mean):
             self.watch.look(state.step - len(losses) + 1, losses, last)
-        if self.group.stops(self.signals, state.step, self.rhythm.log):
+        if self.group.stops(self.signals, state.step, self.rhythm.log) and self.sound(state):
             self.save(state)
             self.group.leave(Stopped(f"stopped at step {state.step:,}, saved; the same command goes on"))
+
+    def sound(self, state: State) -> bool:
+        """Whether the weights and the losses that have no row yet are finite. Where they aren't, the loop goes on to
+        the row or the state that says so, and the step of a collapse does not depend on when a signal comes."""
+        losses = self.group.mean(torch.stack(self.log.pending)) if self.log.pending else torch.empty(0)
+        return finite([losses, state.model.state_dict(), state.average.state_dict()])
 
     def on_save(self, state: State) -> None:
         """Save the state, then score the held-out images where that is due."""
@@ -632,7 +654,7 @@ class Session:
             return
         network, scale = upscaler(state.average, self.config.scored_at), self.config.scored_at
         with self.signals.at_once(f"stopped at step {state.step:,}, saved; the same command goes on"):
-            scores = score(network, self.held_out, scale, self.protocol, device=self.group.fabric.device)
+            scores = score(network, self.held_out, scale, self.protocol, device=self.group.fabric.device, tile=0)
         self.log.validation(state.step, scores.psnr, scores.ssim, state.seconds)
 
     def finish(self, trained: nn.Module | None, collapse: Diverged | None, compile: bool) -> None:

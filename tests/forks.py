@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.utils.tensorboard  # noqa: F401, as loading it takes longer than a tiny training
 
-from srlib import checkpoints, cli, runs
+from srlib import checkpoints, cli, data, runs
 from srlib.models import safmn
 from srlib.models.encoders import EDSR, ENCODERS
 
@@ -60,8 +60,36 @@ class Halting:
 
 def endless_saves() -> None:
     """Let a state take for ever to be written."""
-    Halting.write = lambda self, content: (self.file.write(b"half"), time.sleep(60))
+    Halting.write = lambda self, content: (self.file.write(b"half"), self.file.flush(), time.sleep(60))
     checkpoints.open = lambda path, *a: Halting(open(path, *a)) if "state-" in str(path) else open(path, *a)
+
+
+def half_a_state() -> None:
+    """Write the second state by half, and no more."""
+    names = set()
+
+    def opened(path: Path, *arguments: object) -> object:
+        names.update([str(path)] if "state-" in str(path) else [])
+        return (endless_saves() or checkpoints.open(path, *arguments)) if len(names) == 2 else open(path, *arguments)
+
+    checkpoints.open = opened
+
+
+def held() -> None:
+    """Let step 13 wait for a signal, or for the file that the environment names."""
+    look = runs.Session.on_step
+
+    def on_step(self: runs.Session, state: object, *arguments: object) -> None:
+        while state.step == 13 and not self.signals.asked and not Path(os.environ.get("GO", "nowhere")).exists():
+            time.sleep(0.002)
+        look(self, state, *arguments)
+
+    runs.Session.on_step = on_step
+
+
+def endless_decoding() -> None:
+    """Let images take for ever to be decoded."""
+    data.Store.open = lambda *_: (print("decoding", flush=True), time.sleep(60))
 
 
 def slow_steps(seconds: float) -> None:
@@ -79,6 +107,9 @@ HOOKS = {
     "slow files": lambda: setattr(checkpoints, "open", lambda *a, **k: Halting(open(*a, **k))),
     "slow steps": lambda: slow_steps(0.06),
     "endless saves": endless_saves,
+    "half a state": half_a_state,
+    "held": held,
+    "endless decoding": endless_decoding,
     "small files": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
     "no hangup": lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
 }
