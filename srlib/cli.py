@@ -129,11 +129,10 @@ def train(
     """Train a model, or load the run if it is there; an interrupted run goes on where it stopped.
 
     Ctrl-C and SIGTERM save and end with exit code 75; the same command goes on. So it does after a kill or a loss of
-    power, from the last saved step. On several GPUs, or processes, the run is the same one.
+    power, from the last saved step. On several GPUs, or processes, the run is the same one: torchrun --nproc-per-node 2
+    -m srlib train seemore-t --scale 4.
 
     Example: srlib train seemore-t --scale 4 --budget smoke
-
-    Example: torchrun --nproc-per-node 2 -m srlib train seemore-t --scale 4 --budget smoke
     """
     from srlib import papers
     from srlib import runs as engine
@@ -419,9 +418,9 @@ def upscale(
     is, so that the same command goes on where it stopped. Exit code 1: some of several pictures failed, each with a
     line, and the rest are done. Put -- before a name that begins with a dash.
 
-    Example: srlib upscale photo.jpg large.png --model bicubic --scale 2
+    A network needs weights: srlib upscale "holiday/*.jpg" large --model safmn --scale 4 --weights model.safetensors.
 
-    Example: srlib upscale "holiday/*.jpg" large/ --model safmn --scale 4 --weights model.safetensors
+    Example: srlib upscale photo.jpg large.png --model bicubic --scale 2
     """
     from srlib import runs as engine
     from srlib import upscale as enlarging
