@@ -281,33 +281,26 @@ def enlarge(
 def _by_network(
     colours: np.ndarray, large: np.ndarray, method: Method, progress: Progress | None
 ) -> tuple[tiles.Plan, int, tuple[str, ...]]:
-    """Fill ``large`` (H, W, 1 or 3) with what the network makes of ``colours``; the plan, the number of tiles, and what
-    there is to say."""
+    """Fill ``large`` (H, W, 1 or 3) with what the network makes of ``colours``; the plan that was used, which may have
+    smaller tiles than the first one, their number, and what there is to say."""
     assert method.upscale is not None
     plan = tiles.plan(
         method.upscale, (colours.shape[0], colours.shape[1]), method.scale,
         device=method.device, memory=method.memory, tile=method.tile, overlap=method.overlap,
     )  # fmt: skip
-    count = 1
-
-    def counted(done: int, total: int) -> None:
-        nonlocal count
-        count = total
-        if progress:
-            progress(done, total)
-
     grey = colours.shape[2] == 1
     lr = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)).transpose(2, 0, 1)))
     top = float(np.iinfo(large.dtype).max)
+    bands = tiles.bands(method.upscale, lr, method.scale, plan, device=method.device, progress=progress)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for first, band in tiles.bands(method.upscale, lr, method.scale, plan, device=method.device, progress=counted):
+        for first, band in bands:
             if not torch.isfinite(band).all():
                 raise InputError("the network's output is not finite: its weights are damaged, give others")
             rows = luma(band) if grey else band
             levels = (rows * top).round().clamp(0, top).to(torch.int32)
             large[first : first + levels.shape[1]] = levels.permute(1, 2, 0).numpy()
-    return plan, count, tuple(str(one.message) for one in said if "memory" in str(one.message))
+    return bands.used, bands.count, tuple(str(one.message) for one in said if "memory" in str(one.message))
 
 
 def luma(rgb: Tensor) -> Tensor:

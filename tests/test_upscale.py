@@ -573,6 +573,31 @@ def test_what_a_network_cannot_do_is_said_in_one_line(tmp_path, how, said):
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == ["a.png"]
 
 
+class Tight(torch.nn.Module):
+    """Nearest neighbours, twice as large, for which the memory ends at 80 pixels a side."""
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        if max(lr.shape[2:]) > 80:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return lr.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+@pytest.mark.parametrize(("tile", "used"), [(None, 80), (112, 64)])
+def test_the_row_names_the_tiles_that_the_memory_had_room_for(tmp_path, tile, used):
+    pictures.write(Picture(noise(96, 150, 3)), tmp_path / "a.png")
+    job, done = upscale.Job(tmp_path / "a.png", tmp_path / "b.png"), []
+
+    def counted(lr: torch.Tensor) -> torch.Tensor:
+        made = Tight()(lr)
+        done.append(lr.shape)
+        return made
+
+    found = upscale.enlarge_file(job, upscale.Method(2, counted, tile=tile), upscale.Saving())
+    assert found.tile == used and found.tiles == len(done) > 2 and "out of memory" in found.notes[0]
+    whole = pictures.read(tmp_path / "a.png").pixels
+    assert np.array_equal(pictures.read(tmp_path / "b.png").pixels, whole.repeat(2, 0).repeat(2, 1))
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
