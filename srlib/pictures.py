@@ -27,12 +27,11 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from srlib.data import PILLOW, check_extent, check_jpeg, check_png
+from srlib.data import LARGEST, PILLOW, check_extent, check_jpeg, check_png
 from srlib.errors import InputError
 
 FORMATS = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "tiff": (".tif", ".tiff")}
-LARGEST = 178_956_970  # pixels of a picture that is read: the number above which Pillow, too, suspects a bomb
-
+_PIXELS_A_BYTE = 50_000  # the most that is believed: white rows of a scan in Group 4's compression take a bit each
 _FILE_BYTES = 4 << 30  # a file is read whole, and a TIFF file's offsets end here
 _SIDES = {"png": 1_000_000, "jpeg": 65_500, "webp": 16_383, "tiff": 2**31 - 1}  # what each format can hold, in pixels
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -102,7 +101,7 @@ def read(path: Path) -> Picture:
     """The picture in a file, by the rules at the top of this module; the content decides on the format, not the name.
 
     Raises InputError for a file that is missing, damaged, no picture, of another format, of pixels that are refused, or
-    of more than ``LARGEST`` of them.
+    of more than ``srlib.data.LARGEST`` of them.
     """
     data = _bytes(path)
     logger = logging.getLogger("tifffile")
@@ -209,12 +208,6 @@ def _bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _too_large(label: str, size: tuple[int, int]) -> InputError:
-    shape = f"{size[1]}x{size[0]} pixels"
-    mend = f"at most {LARGEST / 1e6:.0f} million are read: reduce it, or cut it into parts first"
-    return InputError(f"{label} has {shape}; {mend}")
-
-
 def _suffixes() -> str:
     return "use " + ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
@@ -225,9 +218,7 @@ def _suffixes() -> str:
 def _read_other(data: bytes, label: str) -> Picture:
     """A PNG, JPEG or WebP file's picture."""
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
-        if opened.width * opened.height > LARGEST:
-            raise _too_large(label, (opened.height, opened.width))
-        check_extent(opened.size, len(data), label)
+        check_extent(opened.size, len(data), label, _PIXELS_A_BYTE)
         if opened.format == "PNG":
             check_png(data)
         count = getattr(opened, "n_frames", 1)
@@ -250,9 +241,7 @@ def _read_tiff(data: bytes, label: str) -> Picture:
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
-        if page.imagelength * page.imagewidth > LARGEST:
-            raise _too_large(label, (page.imagelength, page.imagewidth))
-        check_extent((page.imagewidth, page.imagelength), len(data), label)
+        check_extent((page.imagewidth, page.imagelength), len(data), label, _PIXELS_A_BYTE)
         if page.tilelength * page.tilewidth > LARGEST:
             raise InputError(f"{label} says that its tiles are larger than itself: it is damaged, or a bomb")
         _check_tiff(page, label)
