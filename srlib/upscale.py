@@ -106,8 +106,9 @@ class Result:
         }
 
 
-def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> list[Job]:
-    """What to make of files, folders and glob patterns, and where.
+def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> tuple[list[Job], bool]:
+    """What to make of files, folders and glob patterns, and where; and whether that is to be treated as several
+    pictures, as a folder and a pattern are even if there is one.
 
     A folder stands for the pictures that lie directly in it, by their suffix, hidden ones left out; so does a pattern
     for those that it matches. One file goes into the file ``out``, or into the folder if that is one; everything else
@@ -133,7 +134,7 @@ def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> list[Job]
             raise InputError(f"{out} says {named} and --format says {kind}: leave --format out")
         made = [Job(files[0], place)]
     _check_apart(made)
-    return made
+    return made, several
 
 
 def _files(sources: Sequence[str]) -> tuple[list[Path], bool]:

@@ -785,11 +785,26 @@ def test_a_disk_without_room_ends_it_at_once(srlib, holiday, monkeypatch):
 
     def full(*arguments: Any, **options: Any) -> tuple[str, ...]:
         written.append(arguments)
-        raise pictures.NoRoom("out/-dash.jpg cannot be written (No space left on device)")
+        if len(written) == 1:
+            return ()
+        raise pictures.NoRoom("out/a [1].webp cannot be written (No space left on device)")
 
     monkeypatch.setattr(pictures, "write", full)
-    code, out, err = srlib("upscale", "holiday", "out", "--model", "bicubic", "--scale", "2")
-    assert code == 2 and out == "" and len(written) == 1 and "No space left on device" in err and err.count("\n") == 1
+    code, out, err = srlib("upscale", "holiday", "out", "--model", "bicubic", "--scale", "2", "--json")
+    assert code == 2 and len(written) == 2 and "No space left on device" in err and err.count("\n") == 1
+    assert [(row["output"], row["status"]) for row in json.loads(out)] == [("out/-dash.jpg", "done")]
+
+
+def test_a_folder_with_one_picture_is_done_again_as_others_are(srlib, tmp_path):
+    (tmp_path / "one").mkdir()
+    pictures.write(Picture(smooth(8, 9, 3)), tmp_path / "one" / "a.png")
+    for source in ("one", "one/*.png"):
+        for status in ("done", "kept"):
+            code, out, _ = srlib("upscale", source, f"out{len(source)}", "--model", "bicubic", "--json")
+            assert code == 0 and [row["status"] for row in json.loads(out)] == [status]
+    (tmp_path / "one" / "a.png").write_bytes(b"\x89PNG")
+    code, out, err = srlib("upscale", "one", "out", "--model", "bicubic", "--json")
+    assert code == 1 and json.loads(out)[0]["status"] == "failed" and "a.png" in err
 
 
 def test_a_folder_that_may_not_be_written_to(srlib, holiday, monkeypatch):
@@ -807,17 +822,25 @@ def test_a_process_that_is_stopped_leaves_no_half_file(tmp_path, ends, code):
     """Stopped while it writes its second picture: the first one is whole, and of the second there is nothing."""
     for name, side in (("a.png", 8), ("b.png", 900)):
         pictures.write(Picture(noise(side, side, 3)), tmp_path / name)
-    command = [sys.executable, "-m", "srlib", "upscale", "a.png", "b.png", "out", "--model", "bicubic"]
+    command = [sys.executable, "-m", "srlib", "upscale", "a.png", "b.png", "out", "--model", "bicubic", "--json"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment(),
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which tests in the background may ignore
     )  # fmt: skip
-    deadline = time.monotonic() + 100
-    while not list(tmp_path.glob("out/.*.part")) or not (tmp_path / "out" / "a.png").exists():
+    deadline, first = time.monotonic() + 100, tmp_path / "out" / "a.png"
+
+    def second_begun() -> bool:
+        try:
+            return any(not part.samefile(first) for part in tmp_path.glob("out/.*.part"))
+        except FileNotFoundError:  # the first one is not there yet, or is just being moved
+            return False
+
+    while not second_begun():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.002)
     process.send_signal(ends)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
+    assert [row["output"] for row in json.loads(out)] == ["out/a.png"]
     assert process.returncode == code and "same command goes on" in err and err.count("\n") == 1
     assert os.listdir(tmp_path / "out") == ["a.png"] and pictures.read(tmp_path / "out" / "a.png").size == (32, 32)
 
