@@ -1,7 +1,8 @@
-"""The ``srlib`` command: train, evaluate, table, tables, complexity, speed.
+"""The ``srlib`` command: train, evaluate, upscale, table, tables, complexity, speed, data (list, check, get), doctor.
 
-Each command imports what it needs when it runs, so that help comes at once. Bad input ends with one line on standard
-error and exit code 2.
+Each command imports what it needs when it runs, so that help comes at once. What ends early says why in one line on
+standard error. Exit codes: 0 done; 1 some of it failed, or a check did; 2 bad input, or refused; 75 stopped by a
+signal, and the same command goes on; 130 Ctrl-C where nothing was to be saved.
 """
 
 import contextlib

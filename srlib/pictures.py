@@ -10,6 +10,7 @@ a channel of its own. EXIF orientation is applied. Of several pictures in a file
 of 32 bits, of floating point, with a sign, of L*a*b* and of 16-bit CMYK.
 """
 
+import contextlib
 import errno
 import io
 import logging
@@ -132,8 +133,12 @@ def over_white(picture: Picture) -> Picture:
     if picture.alpha is None:
         return picture
     top = np.iinfo(picture.pixels.dtype).max
-    alpha = picture.alpha[..., None] / top
-    laid = np.rint(picture.colours * alpha + top * (1 - alpha)).astype(picture.pixels.dtype)
+    laid = np.empty_like(picture.colours)
+    rows = max(1, (1 << 20) // picture.size[1])  # at a time, as they are in double precision
+    for first in range(0, picture.size[0], rows):
+        band = slice(first, first + rows)
+        alpha = picture.alpha[band, :, None] / top
+        laid[band] = np.rint(picture.colours[band] * alpha + top * (1 - alpha))
     return replace(picture, pixels=laid, notes=(*picture.notes, "transparency was laid over white"))
 
 
@@ -542,7 +547,9 @@ def _write_lossy(
         notes = ("WebP has no grey: it is stored as RGB",) * picture.grey
     if exif:
         options["exif"] = b"Exif\0\0" + exif
-    if picture.icc:
+    if picture.icc and kind == "webp" and picture.icc[16:20] == b"GRAY":
+        notes += ("the grey colour profile does not fit RGB and is left out",)
+    elif picture.icc:
         options["icc_profile"] = picture.icc
     _image(picture.pixels).save(file, kind.upper(), **options)
     return notes
@@ -620,7 +627,7 @@ def _place(part: Path, path: Path, replace_it: bool) -> None:
             raise InputError(f"{path} is there already: give --force to replace it, or another name") from None
         except OSError:  # a file system without hard links
             os.rename(part, path)
-    if os.name == "posix":
+    with contextlib.suppress(OSError):  # the file is there; not every system can flush a folder, or may open it
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -32,6 +32,7 @@ from srlib.pictures import Picture
 from srlib.resize import contributions
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, full range
+_BLEEDING = 10  # bytes for a pixel of the input: where the nearest visible pixel is, and two masks
 _BAND_BYTES = 64 << 20  # of a band of bicubic in double precision
 
 Progress = Callable[[int, int], None]
@@ -263,10 +264,12 @@ def enlarge(
     the result, the memory cannot, or the network's output is not finite.
     """
     height, width = (max(1, round(side * method.scale)) for side in picture.size)
-    check_room((height, width, picture.pixels.shape[2]), np.dtype(depth).itemsize, kind)
+    hidden = picture.alpha is not None and not picture.alpha.all()
+    beside = (_BLEEDING + picture.pixels.itemsize * 3) * math.prod(picture.size) if hidden else 0
+    check_room((height, width, picture.pixels.shape[2]), np.dtype(depth).itemsize, kind, beside)
     large = np.empty((height, width, picture.pixels.shape[2]), depth)
     channels = picture.colours.shape[2]
-    colours = bleed(picture.colours, picture.alpha) if picture.alpha is not None else picture.colours
+    colours = bleed(picture.colours, picture.alpha) if hidden else picture.colours
     plan, count, notes = None, 1, ()
     if method.upscale is None:
         for first, rows in bicubic(colours, (height, width), depth, progress):
@@ -301,7 +304,13 @@ def _by_network(
             rows = luma(band) if grey else band
             levels = (rows * top).round().clamp(0, top).to(torch.int32)
             large[first : first + levels.shape[1]] = levels.permute(1, 2, 0).numpy()
-    return bands.used, bands.count, tuple(str(one.message) for one in said if "memory" in str(one.message))
+    notes = tuple(str(one.message) for one in said if "memory" in str(one.message))
+    if bands.used.tile and not method.tile and not hasattr(method.upscale, "window"):  # those for every scale are local
+        notes += (
+            f"tiles of {bands.used.tile} that share {bands.used.overlap} pixels differ slightly from the whole at once:"
+            ' see the page "Images of any size"',
+        )
+    return bands.used, bands.count, notes
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -357,14 +366,19 @@ def bleed(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         return colours
     from scipy.ndimage import distance_transform_edt
 
-    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
-    return colours[rows, columns]
+    nearest = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    filled = colours.copy()
+    for row, unseen in enumerate(hidden):
+        filled[row, unseen] = colours[nearest[0, row, unseen], nearest[1, row, unseen]]
+    return filled
 
 
-def check_room(pixels: tuple[int, int, int], itemsize: int, kind: str) -> None:
-    """Raise InputError where a file of a format, or the free memory, cannot hold a picture of ``pixels`` (H, W, C)."""
+def check_room(pixels: tuple[int, int, int], itemsize: int, kind: str, beside: int = 0) -> None:
+    """Raise InputError where a file of a format, or the free memory, cannot hold a picture of ``pixels`` (H, W, C), or
+    before it the bytes ``beside`` that its making takes."""
     pictures.check_size(kind, pixels, itemsize)
-    needed = pixels[0] * pixels[1] * (pixels[2] * itemsize * 2 + 4)  # the picture, an encoder's copy, and its output
+    large = pixels[0] * pixels[1] * pixels[2] * itemsize
+    needed = large + max(beside, large + 4 * pixels[0] * pixels[1])  # the picture, an encoder's copy, and its output
     free = tiles.free_memory()
     if free is not None and needed > free:
         raise InputError(
