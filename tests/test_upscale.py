@@ -205,16 +205,37 @@ def test_what_is_no_grey_or_rgb_is_converted_and_said(tmp_path):
     assert pictures.read(tmp_path / "print.tif").icc is None, "a profile of other colours than the pixels' is not kept"
 
 
-def test_cmyk_is_converted_through_its_profile(tmp_path, monkeypatch):
-    """No CMYK profile comes with what the tests need: one of RGB stands in, and is found not to fit."""
-    asked = []
-    real = ImageCms.profileToProfile
-    monkeypatch.setattr(ImageCms, "profileToProfile", lambda *a, **k: asked.append(a) or real(*a, **k))
+def profile_of_one_ink() -> bytes:
+    """An ICC profile of CMYK (version 2, a table of 2x2x2x2 corners, lut8) of a press whose inks are all grey: black
+    has L* 0, any of the others 128 / 255 of white's 100, and a* = b* = 0."""
+    corners = [0 if k & 1 else 255 if k == 0 else 128 for k in range(16)]  # the last ink changes fastest: K
+    ramp = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + struct.pack(">9i", *(65536 * (k % 4 == 0) for k in range(9)))
+    table += 4 * ramp + b"".join(bytes((light, 128, 128)) for light in corners) + 3 * ramp
+    table += bytes(-len(table) % 4)
+    tags = struct.pack(">I4sII", 1, b"A2B0", 144, len(table))
+    d50 = struct.pack(">3i", *(round(65536 * part) for part in (0.9642, 1, 0.8249)))
+    header = struct.pack(">IIIIII", 144 + len(table), 0, 0x02400000, *struct.unpack(">III", b"prtrCMYKLab "))
+    header += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + d50
+    return header.ljust(128, b"\0") + tags + table
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".jpg"])
+def test_cmyk_is_converted_through_its_profile(tmp_path, suffix):
+    """L* 50.2 is a luminance of 0.186, and with it (1.055 * 0.186 ** (1 / 2.4) - 0.055) * 255 = 119 in sRGB."""
+    printed = Image.new("CMYK", (32, 16), (255, 0, 0, 0))
+    printed.paste((0, 0, 0, 0), (16, 0, 32, 16))
+    options = {"quality": 100} if suffix == ".jpg" else {}
+    printed.save(tmp_path / f"a{suffix}", icc_profile=profile_of_one_ink(), **options)
+    found = pictures.read(tmp_path / f"a{suffix}")
+    assert found.notes == ("CMYK became sRGB through its colour profile",) and found.icc is None
+    assert np.abs(found.pixels[:, :16].astype(int) - 119).max() <= 2 and found.pixels[:, 16:].min() >= 253
+
+
+def test_cmyk_with_a_profile_of_rgb_is_converted_without(tmp_path):
     Image.new("CMYK", (9, 8), (10, 200, 30, 40)).save(tmp_path / "a.tif", icc_profile=ICC)
-    assert pictures.read(tmp_path / "a.tif").pixels.shape == (8, 9, 3) and len(asked) == 1
-    monkeypatch.setattr(ImageCms, "profileToProfile", lambda *a, **k: Image.new("RGB", (9, 8), (1, 2, 3)))
     found = pictures.read(tmp_path / "a.tif")
-    assert (found.pixels == (1, 2, 3)).all() and "through its colour profile" in found.notes[0] and found.icc is None
+    assert found.notes == ("CMYK became RGB, without a colour profile",) and found.icc is None
 
 
 def test_a_16_bit_colour_that_is_declared_transparent_becomes_alpha(tmp_path):
