@@ -677,7 +677,17 @@ def test_tiles_that_the_memory_asks_for_are_said(tmp_path):
     picture = Picture(noise(300, 320, 3))
     assert upscale.enlarge(picture, upscale.Method(2, network, tile=64))[0].notes == ()
     large, plan, _ = upscale.enlarge(picture, upscale.Method(2, network, memory=12 << 20))
-    assert plan.tile and f"tiles of {plan.tile} that share {plan.overlap} pixels" in large.notes[0]
+    assert f"tiles of {plan.tile} that share {plan.overlap} pixels" in large.notes[0] and "dB" not in large.notes[0]
+
+
+def test_what_tiles_change_is_measured_on_a_strip_from_the_middle(monkeypatch):
+    monkeypatch.setattr(tiles, "plan", lambda *a, **k: tiles.Plan(96, 32))
+    network, pixels = create("safmn", 2, SAFMNConfig(blocks=1, channels=8)).eval(), noise(420, 500, 3)
+    large, _, count = upscale.enlarge(Picture(pixels), upscale.Method(2, network))
+    strip = torch.from_numpy(pixels[186:234, 154:346]).permute(2, 0, 1)
+    wanted = tiles.difference(network, strip, 2, 96, 32)
+    assert count >= 30 and 0 < wanted.largest < 255
+    assert f"192x48 from the middle, {wanted.psnr:.1f} dB and at most {wanted.largest} of 255" in large.notes[0]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
