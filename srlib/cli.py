@@ -1,7 +1,8 @@
-"""The ``srlib`` command: train, evaluate, table, tables, complexity, speed.
+"""The ``srlib`` command: train, evaluate, upscale, table, tables, complexity, speed, data (list, check, get), doctor.
 
-Each command imports what it needs when it runs, so that help comes at once. Bad input ends with one line on standard
-error and exit code 2.
+Each command imports what it needs when it runs, so that help comes at once. What ends early says why in one line on
+standard error. Exit codes: 0 done; 1 some of it failed, or a check did; 2 bad input, or refused; 75 stopped by a
+signal, and the same command goes on; 130 Ctrl-C where nothing was to be saved.
 """
 
 import contextlib
@@ -134,11 +135,10 @@ def train(
     """Train a model, or load the run if it is there; an interrupted run goes on where it stopped.
 
     Ctrl-C and SIGTERM save and end with exit code 75; the same command goes on. So it does after a kill or a loss of
-    power, from the last saved step. On several GPUs, or processes, the run is the same one.
+    power, from the last saved step. On several GPUs, or processes, the run is the same one: torchrun --nproc-per-node 2
+    -m srlib train seemore-t --scale 4.
 
     Example: srlib train seemore-t --scale 4 --budget smoke
-
-    Example: torchrun --nproc-per-node 2 -m srlib train seemore-t --scale 4 --budget smoke
     """
     from srlib import papers
     from srlib import runs as engine
@@ -424,12 +424,13 @@ def upscale(
     and text are not. Of several pictures in a file the first is taken. 32-bit and floating-point pixels are refused.
 
     An output that is there already is never replaced without --force: one is an error, among several it is left as it
-    is, so that the same command goes on where it stopped. Exit code 1: some of several pictures failed, each with a
-    line, and the rest are done. Put -- before a name that begins with a dash.
+    is, so that the same command goes on where it stopped. A folder and a pattern are several even if there is one. Exit
+    code 1: some of several pictures failed, each with a line, and the rest are done. Put -- before a name that begins
+    with a dash.
+
+    A network needs weights: srlib upscale "holiday/*.jpg" large --model safmn --scale 4 --weights model.safetensors.
 
     Example: srlib upscale photo.jpg large.png --model bicubic --scale 2
-
-    Example: srlib upscale "holiday/*.jpg" large/ --model safmn --scale 4 --weights model.safetensors
     """
     from srlib import runs as engine
     from srlib import upscale as enlarging
@@ -451,7 +452,7 @@ def upscale(
     if record is None and not model:
         raise InputError("no model: give --model bicubic, or --model NAME with --weights FILE, or --record RUN.json")
     where = engine.pick_device(device)
-    made = enlarging.jobs(sources, out, format)
+    made, several = enlarging.jobs(sources, out, format)
     network = None
     if record is not None:
         run = read_run(record, runs, model)
@@ -477,25 +478,27 @@ def upscale(
     limit = None if memory is None else int(memory * 2**30)
     method = enlarging.Method(scale, upscaler, where, tile, overlap, limit)
     saving = enlarging.Saving(quality, lossless, force)
-    rows, several = [], len(made) > 1
+    rows: list[dict[str, Any]] = []
+    line, code = "", 0
     try:
         with enlarging.ended_cleanly():
             for result in enlarging.enlarge_all(made, method, saving, watched=someone_watches()):
                 if not several and result.status != "done":
                     raise InputError("; ".join(result.notes))
                 for note in result.notes:
-                    line = note if result.status == "failed" else f"{result.job.source}: {note}"
-                    print("srlib: " + " ".join(line.split()), file=sys.stderr)
+                    said = note if result.status == "failed" else f"{result.job.source}: {note}"
+                    print("srlib: " + " ".join(said.split()), file=sys.stderr)
                 rows.append(result.record())
     except KeyboardInterrupt:
-        stop("interrupted; finished pictures are whole, and the same command goes on with the others", code=130)
+        line, code = "interrupted; finished pictures are whole, and the same command goes on with the others", 130
     except enlarging.Terminated:
-        stop("stopped; finished pictures are whole, and the same command goes on with the others", code=75)
+        line, code = "stopped; finished pictures are whole, and the same command goes on with the others", 75
     except NoRoom as error:
-        stop(f"{error}; the same command goes on when there is room", code=2)
-    if not (as_json or as_csv):
-        rows = [enlarged_text(row) for row in rows]
-    show(rows, as_json, as_csv)
+        line, code = f"{error}: mend that, and the same command goes on", 2
+    if rows:
+        show(rows if as_json or as_csv else [enlarged_text(row) for row in rows], as_json, as_csv)
+    if code:
+        stop(line, code)
     if any(row["status"] == "failed" for row in rows):
         sys.exit(1)
 

@@ -50,7 +50,7 @@ from srlib.resize import contributions, imresize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")  # no others of Pillow's, of which one runs a program (EPS)
-_PIXELS = 2 * 89_478_485  # the most that an image may have: what Pillow refuses too
+LARGEST = 2 * 89_478_485  # the most that an image may have: what Pillow refuses too
 _PLAIN_PIXELS = 1 << 25  # an image of more must have ...
 _PIXELS_A_BYTE = 200  # ... a byte for so many, several times what a photograph at JPEG's lowest quality has
 
@@ -368,19 +368,20 @@ class Pillow:
 PILLOW = Pillow()
 
 
-def check_extent(size: tuple[int, int], nbytes: int, label: str) -> None:
-    """Raise InputError for an image (width, height) that is too large to be opened, before memory is taken for it."""
+def check_extent(size: tuple[int, int], nbytes: int, label: str, per_byte: int = _PIXELS_A_BYTE) -> None:
+    """Raise InputError for an image (width, height) that is too large to be opened, before memory is taken for it: of
+    more pixels than ``LARGEST``, or than its bytes can hold at ``per_byte`` pixels each."""
     width, height = size
     pixels = width * height
     if pixels < 1:
         raise InputError(f"{label} is {width}x{height}, without a pixel: take it out of the folder")
-    if pixels > _PIXELS:
+    if pixels > LARGEST:
         raise InputError(
-            f"{label} says that it is {width}x{height}, more than {_PIXELS // 10**6} million pixels: cut it into parts"
+            f"{label} says that it is {width}x{height}, more than {LARGEST // 10**6} million pixels: cut it into parts"
         )
-    if pixels > max(_PLAIN_PIXELS, _PIXELS_A_BYTE * nbytes):
+    if pixels > max(_PLAIN_PIXELS, per_byte * nbytes):
         raise InputError(
-            f"{label} says that it is {width}x{height}, but its {nbytes} bytes can hold no photograph of that size: "
+            f"{label} says that it is {width}x{height}, but its {nbytes} bytes can hold no image of that size: "
             "fetch it again, or take it out of the folder"
         )
 

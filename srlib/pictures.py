@@ -10,6 +10,7 @@ a channel of its own. EXIF orientation is applied. Of several pictures in a file
 of 32 bits, of floating point, with a sign, of L*a*b* and of 16-bit CMYK.
 """
 
+import contextlib
 import errno
 import io
 import logging
@@ -27,12 +28,11 @@ import numpy as np
 from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from srlib.data import PILLOW, check_extent, check_jpeg, check_png
+from srlib.data import LARGEST, PILLOW, check_extent, check_jpeg, check_png
 from srlib.errors import InputError
 
 FORMATS = {"png": (".png",), "jpeg": (".jpg", ".jpeg"), "webp": (".webp",), "tiff": (".tif", ".tiff")}
-LARGEST = 178_956_970  # pixels of a picture that is read: the number above which Pillow, too, suspects a bomb
-
+_PIXELS_A_BYTE = 50_000  # the most that is believed: white rows of a scan in Group 4's compression take a bit each
 _FILE_BYTES = 4 << 30  # a file is read whole, and a TIFF file's offsets end here
 _SIDES = {"png": 1_000_000, "jpeg": 65_500, "webp": 16_383, "tiff": 2**31 - 1}  # what each format can hold, in pixels
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -102,7 +102,7 @@ def read(path: Path) -> Picture:
     """The picture in a file, by the rules at the top of this module; the content decides on the format, not the name.
 
     Raises InputError for a file that is missing, damaged, no picture, of another format, of pixels that are refused, or
-    of more than ``LARGEST`` of them.
+    of more than ``srlib.data.LARGEST`` of them.
     """
     data = _bytes(path)
     logger = logging.getLogger("tifffile")
@@ -133,8 +133,12 @@ def over_white(picture: Picture) -> Picture:
     if picture.alpha is None:
         return picture
     top = np.iinfo(picture.pixels.dtype).max
-    alpha = picture.alpha[..., None] / top
-    laid = np.rint(picture.colours * alpha + top * (1 - alpha)).astype(picture.pixels.dtype)
+    laid = np.empty_like(picture.colours)
+    rows = max(1, (1 << 20) // picture.size[1])  # at a time, as they are in double precision
+    for first in range(0, picture.size[0], rows):
+        band = slice(first, first + rows)
+        alpha = picture.alpha[band, :, None] / top
+        laid[band] = np.rint(picture.colours[band] * alpha + top * (1 - alpha))
     return replace(picture, pixels=laid, notes=(*picture.notes, "transparency was laid over white"))
 
 
@@ -209,12 +213,6 @@ def _bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _too_large(label: str, size: tuple[int, int]) -> InputError:
-    shape = f"{size[1]}x{size[0]} pixels"
-    mend = f"at most {LARGEST / 1e6:.0f} million are read: reduce it, or cut it into parts first"
-    return InputError(f"{label} has {shape}; {mend}")
-
-
 def _suffixes() -> str:
     return "use " + ", ".join(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
@@ -225,9 +223,7 @@ def _suffixes() -> str:
 def _read_other(data: bytes, label: str) -> Picture:
     """A PNG, JPEG or WebP file's picture."""
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as opened:
-        if opened.width * opened.height > LARGEST:
-            raise _too_large(label, (opened.height, opened.width))
-        check_extent(opened.size, len(data), label)
+        check_extent(opened.size, len(data), label, _PIXELS_A_BYTE)
         if opened.format == "PNG":
             check_png(data)
         count = getattr(opened, "n_frames", 1)
@@ -250,9 +246,7 @@ def _read_tiff(data: bytes, label: str) -> Picture:
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
-        if page.imagelength * page.imagewidth > LARGEST:
-            raise _too_large(label, (page.imagelength, page.imagewidth))
-        check_extent((page.imagewidth, page.imagelength), len(data), label)
+        check_extent((page.imagewidth, page.imagelength), len(data), label, _PIXELS_A_BYTE)
         if page.tilelength * page.tilewidth > LARGEST:
             raise InputError(f"{label} says that its tiles are larger than itself: it is damaged, or a bomb")
         _check_tiff(page, label)
@@ -553,7 +547,9 @@ def _write_lossy(
         notes = ("WebP has no grey: it is stored as RGB",) * picture.grey
     if exif:
         options["exif"] = b"Exif\0\0" + exif
-    if picture.icc:
+    if picture.icc and kind == "webp" and picture.icc[16:20] == b"GRAY":
+        notes += ("the grey colour profile does not fit RGB and is left out",)
+    elif picture.icc:
         options["icc_profile"] = picture.icc
     _image(picture.pixels).save(file, kind.upper(), **options)
     return notes
@@ -631,7 +627,7 @@ def _place(part: Path, path: Path, replace_it: bool) -> None:
             raise InputError(f"{path} is there already: give --force to replace it, or another name") from None
         except OSError:  # a file system without hard links
             os.rename(part, path)
-    if os.name == "posix":
+    with contextlib.suppress(OSError):  # the file is there; not every system can flush a folder, or may open it
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

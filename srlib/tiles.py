@@ -165,7 +165,7 @@ def bands(
     *,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[int, Tensor]]:
+) -> "Bands":
     """Enlarge one image band by band, from top to bottom: (first output row, the band's rows (3, n, W)) each time.
 
     ``upscale`` takes float32 images in [0, 1], 1x3xhxw on ``device``, and returns them ``scale`` times as large, as
@@ -178,8 +178,7 @@ def bands(
     warning says so once for each size. Raises InputError for an image or upscaler that can't be, and where the memory
     is too small for the smallest tile.
     """
-    work = _Stitcher(upscale, lr, scale, plan, torch.device(device), progress)
-    return work.bands() if plan.tile is not None else ((0, one.cpu()) for one in [work.whole()])
+    return Bands(upscale, lr, scale, plan, torch.device(device), progress)
 
 
 def enlarged(
@@ -187,7 +186,7 @@ def enlarged(
 ) -> tuple[Tensor, Plan]:
     """The output (3, H, W) of a whole image, float32 on ``device``, and how it was made: by ``plan``, or in smaller
     tiles where the memory was too small for that. Takes and raises what ``bands`` does."""
-    work = _Stitcher(upscale, lr, scale, plan, torch.device(device), None)
+    work = Bands(upscale, lr, scale, plan, torch.device(device), None)
     sr = work.whole() if plan.tile is None else torch.cat([rows for _, rows in work.bands()], 1)
     return sr.to(device), work.used
 
@@ -427,8 +426,9 @@ class _Axis(NamedTuple):
         return torch.sin((place - piece.begin) / max(1, piece.full - piece.begin) * (math.pi / 2)).square().float()
 
 
-class _Stitcher:
-    """The work on one image: ``limit`` is half of what the memory has proved too small for, or None."""
+class Bands:
+    """The bands of one image, as ``bands`` says; to be gone through once, and then ``used`` is how they were made and
+    ``count`` of how many tiles."""
 
     def __init__(
         self,
@@ -453,7 +453,14 @@ class _Stitcher:
         self.plan, self.overlap = plan, OVERLAP if plan.tile is None else plan.overlap
         self.rows, self.columns = (_Axis(side, max(1, round(side * scale))) for side in lr.shape[1:])
         self.box: Box = (0, 0, *lr.shape[1:])
-        self.limit: int | None = None
+        self.limit: int | None = None  # half of what the memory has proved too small for
+        self.count = 0
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        if self.plan.tile is None:
+            yield 0, self.whole().cpu()
+        else:
+            yield from self.bands()
 
     @property
     def used(self) -> Plan:
@@ -540,6 +547,7 @@ class _Stitcher:
                 f"the upscaler made {_described(sr)} of {tuple(part.shape)}, not {(1, 3, *wanted)}; use one for scale "
                 f"{self.scale:g}"
             )
+        self.count += 1
         return sr[0].float()
 
     def halve(self, side: int) -> None:

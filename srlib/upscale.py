@@ -32,6 +32,7 @@ from srlib.pictures import Picture
 from srlib.resize import contributions
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, full range
+_BLEEDING = 10  # bytes for a pixel of the input: where the nearest visible pixel is, and two masks
 _BAND_BYTES = 64 << 20  # of a band of bicubic in double precision
 
 Progress = Callable[[int, int], None]
@@ -106,8 +107,9 @@ class Result:
         }
 
 
-def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> list[Job]:
-    """What to make of files, folders and glob patterns, and where.
+def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> tuple[list[Job], bool]:
+    """What to make of files, folders and glob patterns, and where; and whether that is to be treated as several
+    pictures, as a folder and a pattern are even if there is one.
 
     A folder stands for the pictures that lie directly in it, by their suffix, hidden ones left out; so does a pattern
     for those that it matches. One file goes into the file ``out``, or into the folder if that is one; everything else
@@ -133,7 +135,7 @@ def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> list[Job]
             raise InputError(f"{out} says {named} and --format says {kind}: leave --format out")
         made = [Job(files[0], place)]
     _check_apart(made)
-    return made
+    return made, several
 
 
 def _files(sources: Sequence[str]) -> tuple[list[Path], bool]:
@@ -262,10 +264,12 @@ def enlarge(
     the result, the memory cannot, or the network's output is not finite.
     """
     height, width = (max(1, round(side * method.scale)) for side in picture.size)
-    check_room((height, width, picture.pixels.shape[2]), np.dtype(depth).itemsize, kind)
+    hidden = picture.alpha is not None and not picture.alpha.all()
+    beside = (_BLEEDING + picture.pixels.itemsize * 3) * math.prod(picture.size) if hidden else 0
+    check_room((height, width, picture.pixels.shape[2]), np.dtype(depth).itemsize, kind, beside)
     large = np.empty((height, width, picture.pixels.shape[2]), depth)
     channels = picture.colours.shape[2]
-    colours = bleed(picture.colours, picture.alpha) if picture.alpha is not None else picture.colours
+    colours = bleed(picture.colours, picture.alpha) if hidden else picture.colours
     plan, count, notes = None, 1, ()
     if method.upscale is None:
         for first, rows in bicubic(colours, (height, width), depth, progress):
@@ -281,33 +285,48 @@ def enlarge(
 def _by_network(
     colours: np.ndarray, large: np.ndarray, method: Method, progress: Progress | None
 ) -> tuple[tiles.Plan, int, tuple[str, ...]]:
-    """Fill ``large`` (H, W, 1 or 3) with what the network makes of ``colours``; the plan, the number of tiles, and what
-    there is to say."""
+    """Fill ``large`` (H, W, 1 or 3) with what the network makes of ``colours``; the plan that was used, which may have
+    smaller tiles than the first one, their number, and what there is to say."""
     assert method.upscale is not None
     plan = tiles.plan(
         method.upscale, (colours.shape[0], colours.shape[1]), method.scale,
         device=method.device, memory=method.memory, tile=method.tile, overlap=method.overlap,
     )  # fmt: skip
-    count = 1
-
-    def counted(done: int, total: int) -> None:
-        nonlocal count
-        count = total
-        if progress:
-            progress(done, total)
-
     grey = colours.shape[2] == 1
     lr = torch.from_numpy(np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)).transpose(2, 0, 1)))
     top = float(np.iinfo(large.dtype).max)
+    bands = tiles.bands(method.upscale, lr, method.scale, plan, device=method.device, progress=progress)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for first, band in tiles.bands(method.upscale, lr, method.scale, plan, device=method.device, progress=counted):
+        for first, band in bands:
             if not torch.isfinite(band).all():
                 raise InputError("the network's output is not finite: its weights are damaged, give others")
             rows = luma(band) if grey else band
             levels = (rows * top).round().clamp(0, top).to(torch.int32)
             large[first : first + levels.shape[1]] = levels.permute(1, 2, 0).numpy()
-    return plan, count, tuple(str(one.message) for one in said if "memory" in str(one.message))
+    notes = tuple(str(one.message) for one in said if "memory" in str(one.message))
+    if bands.used.tile and not method.tile and not hasattr(method.upscale, "window"):  # those for every scale are local
+        notes += (_changed(lr, method, bands),)
+    return bands.used, bands.count, notes
+
+
+def _changed(lr: Tensor, method: Method, bands: tiles.Bands) -> str:
+    """What there is to say of a picture that was enlarged in tiles.
+
+    Where there are so many that it takes no tenth of the time, it is measured on a strip from the picture's middle, as
+    large as a tile, twice as wide and half as tall: whole, and in tiles of that width.
+    """
+    assert method.upscale is not None and bands.used.tile is not None
+    tile, overlap = bands.used.tile, bands.used.overlap
+    said = f"tiles of {tile} that share {overlap} pixels are not exactly what the whole at once would give"
+    if bands.count >= 30 and lr.shape[2] >= 2 * tile and bands.used == bands.plan:
+        top, left = (lr.shape[1] - tile // 2) // 2, lr.shape[2] // 2 - tile
+        strip = lr[:, top : top + tile // 2, left : left + 2 * tile]
+        found = tiles.difference(method.upscale, strip, method.scale, tile, overlap, device=method.device)
+        apart = f"{found.psnr:.1f} dB and at most {found.largest} of 255 lie between them"
+        said += f": in a strip of {strip.shape[2]}x{strip.shape[1]} from the middle, "
+        said += apart if found.largest else "no 8-bit value differs"
+    return said + '; see the page "Images of any size"'
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -363,14 +382,19 @@ def bleed(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         return colours
     from scipy.ndimage import distance_transform_edt
 
-    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
-    return colours[rows, columns]
+    nearest = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    filled = colours.copy()
+    for row, unseen in enumerate(hidden):
+        filled[row, unseen] = colours[nearest[0, row, unseen], nearest[1, row, unseen]]
+    return filled
 
 
-def check_room(pixels: tuple[int, int, int], itemsize: int, kind: str) -> None:
-    """Raise InputError where a file of a format, or the free memory, cannot hold a picture of ``pixels`` (H, W, C)."""
+def check_room(pixels: tuple[int, int, int], itemsize: int, kind: str, beside: int = 0) -> None:
+    """Raise InputError where a file of a format, or the free memory, cannot hold a picture of ``pixels`` (H, W, C), or
+    before it the bytes ``beside`` that its making takes."""
     pictures.check_size(kind, pixels, itemsize)
-    needed = pixels[0] * pixels[1] * (pixels[2] * itemsize * 2 + 4)  # the picture, an encoder's copy, and its output
+    large = pixels[0] * pixels[1] * pixels[2] * itemsize
+    needed = large + max(beside, large + 4 * pixels[0] * pixels[1])  # the picture, an encoder's copy, and its output
     free = tiles.free_memory()
     if free is not None and needed > free:
         raise InputError(

@@ -28,6 +28,8 @@ def commands() -> dict[str, Any]:
 
 
 COMMANDS = commands()
+WORKING = ("evaluate", "upscale", "table", "tables", "complexity", "speed", "data list", "doctor")
+PRINTING = ("train", "evaluate", "upscale", "table", "complexity", "speed", "data list", "data check", "doctor")
 
 
 def example(words: str) -> list[str]:
@@ -45,7 +47,7 @@ def example(words: str) -> list[str]:
 
 
 def test_the_commands_are_those_that_are_promised():
-    promised = {"train", "evaluate", "table", "complexity", "data list", "data check", "data get", "doctor"}
+    promised = {"train", "evaluate", "upscale", "table", "complexity", "data list", "data check", "data get", "doctor"}
     assert promised <= set(COMMANDS)
 
 
@@ -65,14 +67,17 @@ def test_every_option_says_what_it_is_for(words):
             assert getattr(parameter, "help", ""), f"{words} {parameter.name}"
 
 
-@pytest.mark.parametrize("words", ["table", "tables", "complexity", "evaluate", "speed", "data list", "doctor"])
+@pytest.mark.parametrize("words", WORKING)
 def test_the_example_works(words, monkeypatch, capsys, tmp_path):
     """What takes long is shortened: one small table, one call in place of a measurement, no costs."""
+    from PIL import Image
+
     from srlib import complexity, doctor, papers
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SRLIB_DATA", raising=False)
+    Image.new("RGB", (8, 6)).save("photo.jpg")
     if words == "tables":
         monkeypatch.setattr(papers, "tables", lambda: [("safmn", 2)])
     monkeypatch.setattr(doctor, "costs", lambda _: [doctor.Cost("as it should be", "", 30.0, 0.8)])
@@ -89,6 +94,6 @@ def test_the_example_works(words, monkeypatch, capsys, tmp_path):
     assert out.strip() and not err
 
 
-@pytest.mark.parametrize("words", ["evaluate", "table", "complexity", "speed", "data list", "data check", "doctor"])
+@pytest.mark.parametrize("words", PRINTING)
 def test_what_prints_figures_prints_json_and_csv(words):
     assert {"--json", "--csv"} <= {option for parameter in COMMANDS[words].params for option in parameter.opts}
