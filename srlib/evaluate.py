@@ -127,21 +127,21 @@ def score(
 
     ``upscale`` takes float32 images in [0, 1], 1x3xHxW on ``device``, and returns float images of ``scale`` times the
     size; a network is put into evaluation mode meanwhile. An image that is too large for the free memory is enlarged in
-    tiles, and its score says so; ``tile`` and ``overlap`` (LR pixels) ask for some of that size, tile 0 for none; see
-    ``srlib.tiles.plan``. Raises InputError where the store is empty, a result has the wrong size, or an image is too
-    small for the protocol, and for settings that ``plan`` refuses.
+    tiles and compared on the CPU, and its score says so; ``tile`` and ``overlap`` (LR pixels) ask for some of that
+    size, tile 0 for none; see ``srlib.tiles.plan``. Raises InputError where the store is empty, a result has the wrong
+    size, or an image is too small for the protocol, and for settings that ``plan`` refuses.
     """
     _check_images(store)
     images = []
     for index, name in enumerate(store.names):
-        lr, hr = (image.to(device) for image in store.pair(index, scale))
+        lr, hr = store.pair(index, scale)
         try:
             planned = plan(upscale, lr.shape[1:], scale, device=device, tile=tile, overlap=overlap)
             sr, used = enlarged(upscale, lr, scale, planned, device=device)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         _check_size(name, sr[None], lr, hr, scale)
-        found = _compare(name, sr[None], hr[None], protocol, scale)
+        found = _compare(name, sr[None], hr[None].to(sr.device), protocol, scale)
         images.append(found if used.tile is None else replace(found, tile=used.tile, overlap=used.overlap))
     return Scores(store.name, store.fingerprint, store.lr_origin(scale), scale, protocol, tuple(images))
 
