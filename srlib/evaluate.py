@@ -1,13 +1,8 @@
 """Scores of an upscaler on a set of images: under a stated protocol, per image and mean, as a record."""
 
-import csv
-import io
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,23 +89,6 @@ class Scores:
             "ssim": self.ssim,
             "images": [image.record() for image in self.images],
         }
-
-    def write(self, path_stem: str | Path) -> tuple[Path, Path]:
-        """Write ``path_stem.json`` (the record) and ``path_stem.csv`` (one line an image, then the mean), each at once.
-
-        The folder is made where it is missing. Returns both paths.
-        """
-        stem = Path(path_stem)
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        record, table = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".csv")
-        _write_at_once(record, json.dumps(self.record(), indent=2) + "\n")
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(("image", "psnr", "ssim"))
-        rows.writerows((image.name, image.psnr, image.ssim) for image in self.images)
-        rows.writerow(("mean", self.psnr, self.ssim))
-        _write_at_once(table, text.getvalue())
-        return record, table
 
 
 def score(
@@ -299,13 +277,3 @@ def _compare(name: str, sr: Tensor, hr: Tensor, protocol: Protocol, scale: float
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     return ImageScore(name, psnr, ssim)
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    """Readers see the old file or the whole new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
