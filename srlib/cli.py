@@ -262,7 +262,8 @@ def evaluate(
 ) -> None:
     """Score a run, a file of weights, or bicubic interpolation, and say under which protocol.
 
-    Where an image is enlarged in tiles, a column says in how large ones, and the record does for each image.
+    Where an image is enlarged in tiles, a column says in how large ones, and the record does for each image. Where
+    nobody asked for them and they change what the model makes, a line says so.
 
     Example: srlib evaluate bicubic --scale 4 --data photos/held-out
     """
@@ -343,6 +344,14 @@ def evaluate(
         for name, part in found.items() for one in part for each in (one.images if images else [one])
     ]  # fmt: skip
     show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}"})
+    cut = [(one.tile, one.overlap) for one in scores if one.tile is not None]
+    if cut and tile is None and takes_scale(model):
+        side, shared = min(cut)
+        print(
+            f"srlib: the free memory asked for tiles (of {side} LR pixels, overlap {shared}, or larger), beyond "
+            f'which {model} looks: what that changes is on the page "Images of any size"; --tile 0 does without',
+            file=sys.stderr,
+        )
 
 
 def read_run(record: Path, runs: Path, model: str = "") -> Any:

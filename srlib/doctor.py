@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 import srlib
-from srlib import complexity, data, evaluate, metrics, runs, sources
+from srlib import complexity, data, evaluate, metrics, runs, sources, tiles
 from srlib.errors import InputError, expanded
 from srlib.metrics import Protocol
 from srlib.resize import contributions, imresize
@@ -111,7 +111,6 @@ def installation(root: str | Path | None = None) -> dict[str, str]:
     """
     cache = expanded(os.environ.get("SRLIB_CACHE") or "~/.cache/srlib")
     there = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
-    free = free_memory()
     known = {
         "srlib": f"{srlib.__version__}, commit {runs.commit()}",
         "python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
@@ -121,7 +120,7 @@ def installation(root: str | Path | None = None) -> dict[str, str]:
         "cpu": complexity.describe_device("cpu"),
         "cuda": cuda(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
-        "free memory": "unknown" if free is None else f"{free / (1 << 30):.1f} GiB",
+        "free memory": f"{tiles.free_memory() / (1 << 30):.1f} GiB",
         "cache": f"{cache}, {shutil.disk_usage(there).free / (1 << 30):.1f} GiB free",
     }
     base = sources.data_root(root)
@@ -141,19 +140,6 @@ def cuda() -> str:
         name = torch.cuda.get_device_name(index)
         seen.append(f"{name}, {free / (1 << 30):.1f} of {total / (1 << 30):.1f} GiB free")
     return "; ".join(seen)
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that can be had without swapping, None where the system doesn't tell."""
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 # --- known values ----------------------------------------------------------------------------------------------------

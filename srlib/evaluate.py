@@ -1,13 +1,8 @@
 """Scores of an upscaler on a set of images: under a stated protocol, per image and mean, as a record."""
 
-import csv
-import io
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,23 +90,6 @@ class Scores:
             "images": [image.record() for image in self.images],
         }
 
-    def write(self, path_stem: str | Path) -> tuple[Path, Path]:
-        """Write ``path_stem.json`` (the record) and ``path_stem.csv`` (one line an image, then the mean), each at once.
-
-        The folder is made where it is missing. Returns both paths.
-        """
-        stem = Path(path_stem)
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        record, table = stem.with_name(stem.name + ".json"), stem.with_name(stem.name + ".csv")
-        _write_at_once(record, json.dumps(self.record(), indent=2) + "\n")
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(("image", "psnr", "ssim"))
-        rows.writerows((image.name, image.psnr, image.ssim) for image in self.images)
-        rows.writerow(("mean", self.psnr, self.ssim))
-        _write_at_once(table, text.getvalue())
-        return record, table
-
 
 def score(
     upscale: Callable[[Tensor], Tensor],
@@ -127,21 +105,21 @@ def score(
 
     ``upscale`` takes float32 images in [0, 1], 1x3xHxW on ``device``, and returns float images of ``scale`` times the
     size; a network is put into evaluation mode meanwhile. An image that is too large for the free memory is enlarged in
-    tiles, and its score says so; ``tile`` and ``overlap`` (LR pixels) ask for some of that size, tile 0 for none; see
-    ``srlib.tiles.plan``. Raises InputError where the store is empty, a result has the wrong size, or an image is too
-    small for the protocol, and for settings that ``plan`` refuses.
+    tiles and compared on the CPU, and its score says so; ``tile`` and ``overlap`` (LR pixels) ask for some of that
+    size, tile 0 for none; see ``srlib.tiles.plan``. Raises InputError where the store is empty, a result has the wrong
+    size, or an image is too small for the protocol, and for settings that ``plan`` refuses.
     """
     _check_images(store)
     images = []
     for index, name in enumerate(store.names):
-        lr, hr = (image.to(device) for image in store.pair(index, scale))
+        lr, hr = store.pair(index, scale)
         try:
             planned = plan(upscale, lr.shape[1:], scale, device=device, tile=tile, overlap=overlap)
             sr, used = enlarged(upscale, lr, scale, planned, device=device)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         _check_size(name, sr[None], lr, hr, scale)
-        found = _compare(name, sr[None], hr[None], protocol, scale)
+        found = _compare(name, sr[None], hr[None].to(sr.device), protocol, scale)
         images.append(found if used.tile is None else replace(found, tile=used.tile, overlap=used.overlap))
     return Scores(store.name, store.fingerprint, store.lr_origin(scale), scale, protocol, tuple(images))
 
@@ -299,13 +277,3 @@ def _compare(name: str, sr: Tensor, hr: Tensor, protocol: Protocol, scale: float
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     return ImageScore(name, psnr, ssim)
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    """Readers see the old file or the whole new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

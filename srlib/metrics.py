@@ -3,10 +3,12 @@
 A score means nothing without the choices behind it: which channel, which luma formula, how wide a border is cut,
 whether the output is clamped and rounded to 8 bits, which window SSIM uses. A ``Protocol`` states them all, and
 ``PROTOCOLS`` has one for each paper's evaluation. Arithmetic is float64 unless a protocol says otherwise, on the device
-of the images.
+of the images. Large images are compared in bands of rows, so that memory is that of a band; only the order of the sums
+differs then.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -17,6 +19,9 @@ from srlib.errors import InputError
 
 MATLAB_LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601 in the range 16..235, as in MATLAB's rgb2ycbcr
 LIIF_LUMA = (65.738, 129.057, 25.064)  # the same over 256 instead of 255, to three digits
+
+AT_ONCE = 1 << 22  # pixels of an image that is compared as one, as all of DIV2K are; larger ones are in bands
+BAND = 1 << 20  # pixels of such a band
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def psnr(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> Tensor:
     border.
     """
     sr, hr = _comparable(sr, hr, protocol, scale)
-    error = (sr - hr).square().mean(dim=(1, 2, 3))
+    error = _mean((one - other).square() for one, other in _bands(sr, hr, protocol))
     return 10 * torch.log10(protocol.data_range**2 / error)
 
 
@@ -123,7 +128,13 @@ def ssim(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> Tensor:
         raise InputError(
             f"{_pixels(sr)} pixels inside the border are fewer than SSIM's {size}x{size} window; give larger images"
         )
+    return _mean(_similarity(one, other, protocol) for one, other in _bands(sr, hr, protocol, size - 1))
+
+
+def _similarity(sr: Tensor, hr: Tensor, protocol: Protocol) -> Tensor:
+    """SSIM at every place of the window, float64 (B, C, h, w), of images in 8-bit units."""
     precision = torch.float32 if protocol.ssim_precision == "float32" else torch.float64
+    size = protocol.ssim_window
     distance = torch.arange(size, dtype=precision) - size // 2
     window = torch.exp(-(distance**2) / (2 * protocol.ssim_sigma**2))
     sr, hr = sr.to(precision), hr.to(precision)
@@ -136,7 +147,7 @@ def ssim(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> Tensor:
     luminance = (2 * both + c1) / (mean_sr**2 + mean_hr**2 + c1)
     variances = (square_sr - mean_sr**2) + (square_hr - mean_hr**2)  # each by itself, as single precision needs it
     structure = (2 * (product - both) + c2) / (variances + c2)
-    return (luminance * structure).to(torch.float64).mean(dim=(1, 2, 3))
+    return (luminance * structure).to(torch.float64)
 
 
 def _filter(maps: Tensor, window: list[float]) -> Tensor:
@@ -151,24 +162,42 @@ def _filter(maps: Tensor, window: list[float]) -> Tensor:
 
 
 def _comparable(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> tuple[Tensor, Tensor]:
-    """Both images as the protocol compares them: BCHW float64 in 8-bit units, border cut off."""
+    """Both images as BCHW, border cut off."""
     if sr.shape != hr.shape:
         raise InputError(f"images of shapes {tuple(sr.shape)} and {tuple(hr.shape)} differ; make them equal")
     if sr.dim() not in (3, 4):
         raise InputError(f"metrics take CHW or BCHW images, not shape {tuple(sr.shape)}; add or remove dimensions")
     border = protocol.border(scale)
-    if min(sr.shape[-2:]) <= 2 * border:
+    height, width = sr.shape[-2:]
+    if min(height, width) <= 2 * border:
         raise InputError(f"an image of {_pixels(sr)} pixels has nothing inside a border of {border}; give larger ones")
-    return _prepared(sr, protocol, border), _prepared(hr, protocol, border)
+    sr, hr = (image if image.dim() == 4 else image[None] for image in (sr, hr))
+    inside = (..., slice(border, height - border), slice(border, width - border))
+    return sr[inside], hr[inside]
 
 
-def _prepared(image: Tensor, protocol: Protocol, border: int) -> Tensor:
+def _bands(sr: Tensor, hr: Tensor, protocol: Protocol, halo: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both images as the protocol compares them, BCHW float64 in 8-bit units: as they are, or, of large ones, band by
+    band, each with the first ``halo`` rows of the next."""
+    height, width = sr.shape[-2:]
+    step = height if height * width <= AT_ONCE else max(halo, BAND // width, 1)
+    for top in range(0, height - halo, step):
+        rows = slice(top, top + step + halo)
+        yield _prepared(sr[..., rows, :], protocol), _prepared(hr[..., rows, :], protocol)
+
+
+def _mean(maps: Iterable[Tensor]) -> Tensor:
+    """The mean (B,) over all that comes, in bands (B, C, h, W) of one width."""
+    means = [(one.mean(dim=(1, 2, 3)), one.shape[-2]) for one in maps]
+    height = sum(rows for _, rows in means)
+    return sum(mean * (rows / height) for mean, rows in means)
+
+
+def _prepared(image: Tensor, protocol: Protocol) -> Tensor:
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise InputError(f"metrics take uint8 images or float ones in [0, 1], not {image.dtype}; convert them first")
     eight_bit = image.dtype == torch.uint8
-    image = image if image.dim() == 4 else image[None]
-    height, width = image.shape[-2:]
-    image = image[..., border : height - border, border : width - border].to(torch.float64)
+    image = image.to(torch.float64)
     if not eight_bit:
         image = image * 255
         if protocol.clamp:

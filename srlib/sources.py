@@ -21,12 +21,10 @@ import os
 import re
 import shutil
 import stat
-import struct
 import tarfile
 import time
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,6 +53,7 @@ LARGEST = 256 << 20  # bytes of one image file
 SWELLS = 20  # times that an archive may grow when unpacked: images are compressed already
 SLACK = 64 << 20  # bytes that small archives may grow by, and that stay free on the disk
 CHUNK = 1 << 20
+PIECE = 1 << 16  # bytes of a download that are written at once: a connection that breaks off costs no more
 
 _WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before a download that gave nothing is tried again
 _HOPS = 5  # redirections that are followed
@@ -602,7 +601,10 @@ def get(
                 (work / archive.file).unlink(missing_ok=True)
             file = _fetch(archive, one, work, say)
             _install(archive, one, file, base, force, say)
-            if not _shared(archive, one, base):
+            others = _shared(archive, one, base)
+            if others:
+                say(f"{archive.file}: kept in {work} for {', '.join(others)}")
+            else:
                 file.unlink()
     return check(one.name, base)
 
@@ -630,13 +632,14 @@ def _wanted(one: Source, archive: Archive) -> list[tuple[Part, int]]:
     ]
 
 
-def _shared(archive: Archive, one: Source, base: Path) -> bool:
-    """Whether another set that isn't there yet would be unpacked from the same file."""
-    return any(
-        other.url == archive.url and each is not one and not _there(each, other, base)
+def _shared(archive: Archive, one: Source, base: Path) -> list[str]:
+    """The other sets that aren't there yet and would be unpacked from the same file."""
+    return [
+        each.name
         for each in SOURCES.values()
         for other in each.archives
-    )
+        if other.url == archive.url and each is not one and not _there(each, other, base)
+    ]
 
 
 @contextlib.contextmanager
@@ -845,15 +848,24 @@ class _Download:
             file.truncate(offset)
             file.seek(offset)
             try:
-                for chunk in answer.raw.stream(CHUNK, decode_content=False):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-                    if limit is None:
-                        _check_room(self.work, len(chunk), self.archive.file)
+                for piece in answer.raw.stream(PIECE, decode_content=False):
+                    file.write(piece)
+                    bar.update(len(piece))
+                    if limit is not None and file.tell() > limit:
+                        break
+                    if total is None:
+                        _check_room(self.work, PIECE, self.archive.file)
             finally:
                 file.flush()
                 os.fsync(file.fileno())
-            return total is None or file.tell() == total
+            arrived = file.tell()
+        if limit is not None and arrived > limit:
+            self.drop()
+            raise InputError(
+                f"{self.archive.url} sends more than the {limit} bytes that the archive has: it is another file, and"
+                f" nothing of it was kept; see {self.one.page}"
+            )
+        return total is None or arrived == total
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -925,7 +937,8 @@ def unpack(file: Path, stage: Path, folders: tuple[tuple[str, str], ...]) -> Non
     ``folders`` are pairs (folder in the archive, at any depth; folder in ``stage``). Raises InputError, whatever it
     has unpacked by then, for a damaged archive and for one that could do harm: a member outside its folder (absolute,
     "..", a drive's letter, a backslash), a link, a device or another thing that is no plain file, two members of one
-    name, a sparse or encrypted one, too many members, folders too deep, or more bytes than images could come to.
+    name, a sparse or encrypted one, one that is packed in another way than by deflate, too many members, folders too
+    deep, or more bytes than images could come to.
     """
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
@@ -941,10 +954,13 @@ def unpack(file: Path, stage: Path, folders: tuple[tuple[str, str], ...]) -> Non
             _untar(file, stage, folders, budget, zipped=start[:2] == b"\x1f\x8b")
         else:
             raise InputError(f"{file.name} is no zip, tar or tar.gz archive: what was fetched is something else")
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, struct.error) as error:
-        raise InputError(f"{file.name} is damaged ({error}): fetch it again with --force") from None
-    except (NotImplementedError, RuntimeError, UnicodeError, OverflowError) as error:
-        raise InputError(f"{file.name} cannot be unpacked ({error}): fetch it again with --force") from None
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # damaged archives raise almost anything, OSError without a number among it
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{file.name} is damaged ({reason}): fetch it again with --force") from None
 
 
 class _Budget:
@@ -1007,6 +1023,8 @@ def _unzip(file: Path, stage: Path, folders: tuple[tuple[str, str], ...], budget
                 raise budget.refuse(f"has a link or a device ({member.filename[:80]!r})")
             if member.flag_bits & 1:
                 raise budget.refuse(f"has an encrypted member ({member.filename[:80]!r})")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise budget.refuse(f"has a member that isn't stored or deflated ({member.filename[:80]!r})")
             if not member.is_dir():
                 budget.once(path)
                 budget.spend(member.file_size)

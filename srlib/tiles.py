@@ -184,11 +184,16 @@ def bands(
 def enlarged(
     upscale: Callable[[Tensor], Tensor], lr: Tensor, scale: float, plan: Plan, *, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Plan]:
-    """The output (3, H, W) of a whole image, float32 on ``device``, and how it was made: by ``plan``, or in smaller
-    tiles where the memory was too small for that. Takes and raises what ``bands`` does."""
+    """The output (3, H, W) of a whole image, float32, and how it was made: by ``plan``, or in smaller tiles where the
+    memory was too small for that. It is on ``device`` where it was made whole, and on the CPU where in tiles. Takes and
+    raises what ``bands`` does."""
     work = Bands(upscale, lr, scale, plan, torch.device(device), None)
-    sr = work.whole() if plan.tile is None else torch.cat([rows for _, rows in work.bands()], 1)
-    return sr.to(device), work.used
+    if plan.tile is None:
+        return work.whole(), work.used
+    sr = torch.empty(3, work.rows.large, work.columns.large)
+    for row, rows in work.bands():
+        sr[:, row : row + rows.shape[1]] = rows
+    return sr, work.used
 
 
 class Tiled(nn.Module):
@@ -201,7 +206,7 @@ class Tiled(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         images = (enlarged(self.upscale, image, self.scale, self.plan, device=lr.device) for image in lr)
-        return torch.stack([sr for sr, _ in images])
+        return torch.stack([sr.to(lr.device) for sr, _ in images])
 
 
 @dataclass(frozen=True)

@@ -244,8 +244,3 @@ def test_without_photographs_the_rest_is_told(srlib, monkeypatch):
 def test_a_data_folder_that_is_not_there_is_one_line(srlib, tmp_path):
     code, _, err = srlib("doctor", "--data-root", tmp_path / "none")
     assert code == 2 and "no data folder" in err and len(err.splitlines()) == 1
-
-
-def test_free_memory_is_a_number_of_this_machine():
-    free = doctor.free_memory()
-    assert free is None or (1 << 20) < free < (1 << 50)

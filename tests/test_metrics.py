@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from srlib import metrics
 from srlib.errors import InputError
 from srlib.metrics import PROTOCOLS, Protocol, protocol, psnr, ssim
 from srlib.resize import imresize
@@ -233,3 +236,44 @@ def test_protocols_stay_near_the_printed_bicubic_rows(data_root: Path, scale: in
     found = mean(psnr, pairs, protocol(name), scale), mean(ssim, pairs, protocol(name), scale)
     assert found == pytest.approx(row[name], rel=0, abs=1e-6)
     assert abs(found[0] - row["printed"][0]) < 0.021 and abs(found[1] - row["printed"][1]) < 0.0008
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("size", [(53, 40), (140, 40), (61, 300)])
+def test_large_images_compared_in_bands_score_as_whole(
+    name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bands of 20 rows or so; the last one may be short, and may be as high as SSIM's window only."""
+    sr, hr = pair(2, 3, *size)
+    whole = [metric(sr, hr, protocol(name), 2) for metric in (psnr, ssim)]
+    monkeypatch.setattr(metrics, "AT_ONCE", 0)
+    for band in (1, 20 * size[1], 23 * size[1]):
+        monkeypatch.setattr(metrics, "BAND", band)
+        for metric, expected in zip((psnr, ssim), whole, strict=True):
+            found = metric(sr, hr, protocol(name), 2)
+            assert found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=1e-9)
+
+
+MEMORY = """
+import sys, torch
+from srlib.metrics import protocol, psnr, ssim
+
+def peak():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+torch.set_num_threads(1)
+sr, hr = (torch.randint(0, 256, (3, int(sys.argv[1]), 1024), dtype=torch.uint8) for _ in range(2))
+before = peak()
+psnr(sr, hr, protocol("matlab"), 4), ssim(sr, hr, protocol("matlab"), 4)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_memory_is_that_of_a_band_however_large_the_images_are() -> None:
+    """Whole, SSIM of 6 megapixels takes over a gigabyte."""
+    taken = []
+    for height in (4200, 6000):
+        done = subprocess.run([sys.executable, "-c", MEMORY, str(height)], capture_output=True, text=True, check=True)
+        taken.append(int(done.stdout))
+    assert abs(taken[1] - taken[0]) < 64 << 20 and max(taken) < 512 << 20, taken

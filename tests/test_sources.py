@@ -1,6 +1,7 @@
 """Data sets: the catalogue agrees with what srlib.data finds, checks see what is amiss, and fetching (from a local
 server) survives broken connections, kills, wrong files and hostile archives."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -78,7 +79,9 @@ class Served:
     location: str = ""
     etag: str = '"1"'
     length: int | None = None
-    slow: float = 0.0  # seconds before each 16 KiB
+    holds: int | None = None  # bytes after which it says nothing until it may go on
+    goes_on: threading.Event = field(default_factory=threading.Event)
+    chunked: bool = False  # without a length
     requests: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -114,17 +117,25 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(file.content) - 1}/{len(file.content)}")
         body = file.content[start:]
         self.send_header("ETag", file.etag)
-        self.send_header("Content-Length", str(len(body) if file.length is None else file.length))
+        if file.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(body) if file.length is None else file.length))
         self.end_headers()
         if file.breaks:
             body = body[: file.breaks.pop(0)]
             self.close_connection = True
         for at in range(0, len(body), 1 << 14):
+            if at == file.holds:
+                file.goes_on.wait(60)
+            piece = body[at : at + (1 << 14)]
             try:
-                self.wfile.write(body[at : at + (1 << 14)])
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if file.chunked else piece)
             except OSError:
                 break
-            time.sleep(file.slow)
+        if file.chunked:
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"0\r\n\r\n")
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
@@ -154,6 +165,8 @@ def a_source(url: str, name: str = "Tiny", images: int = 3, **known: object) -> 
 def offered(server, monkeypatch, tmp_path) -> Callable[..., Served]:
     """Offer an archive as the data set Tiny, the only one there is; returns what the server has."""
     monkeypatch.setattr(sources, "_WAITS", (0.0, 0.0))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.delenv("SRLIB_DATA", raising=False)
 
     def offer(content: bytes, file: str = "tiny.tar", **known: object) -> Served:
@@ -401,15 +414,16 @@ def test_a_server_without_ranges_and_a_file_that_changed_are_read_from_the_start
 def test_killed_while_it_downloads_it_goes_on(offered, server, tmp_path):
     content = tar({**tiny(), "benchmark/more.bin": os.urandom(1 << 20)})
     served = offered(content, checksum=sha256(content))
-    served.slow = 0.01
+    served.holds = 1 << 18
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3])\n"
+        "import sys\n"
         "from test_sources import a_source, sources\n"
         "sources.SOURCES = {'Tiny': a_source(sys.argv[1])}\n"
         "sources.get('Tiny', sys.argv[2])"
     )
     url = sources.SOURCES["Tiny"].archives[0].url
-    child = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path / "data"), str(Path(__file__).parent)])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    child = subprocess.Popen([sys.executable, "-c", code, url, str(tmp_path / "data")], env=environment)
     part = tmp_path / "data" / sources.DOWNLOADS / "tiny.tar.part"
     try:
         until = time.monotonic() + 60
@@ -422,10 +436,11 @@ def test_killed_while_it_downloads_it_goes_on(offered, server, tmp_path):
     finally:
         child.kill()
         child.wait()
+        served.goes_on.set()
     arrived = part.stat().st_size
     assert 0 < arrived < len(content) and tree(tmp_path / "data") == {}
     assert list(part.parent.glob("tmp*"))
-    served.slow, served.requests = 0.0, []
+    served.requests = []
     fetch(tmp_path / "data")
     assert served.requests[0]["range"] == f"bytes={arrived}-" and tree(tmp_path / "data") == tiny()
     assert not list(part.parent.glob("tmp*"))
@@ -502,6 +517,33 @@ def test_a_wrong_length_is_refused_before_it_is_fetched(offered, tmp_path):
     with pytest.raises(InputError, match="offers .* bytes, but the archive has 17"):
         fetch(tmp_path)
     assert not (tmp_path / sources.DOWNLOADS / "tiny.tar.part").exists() and len(served.requests) == 1
+
+
+def test_more_than_the_archive_has_is_stopped_as_soon_as_it_comes(offered, tmp_path):
+    """Of an answer without a length, which would fill the disk."""
+    content = tar({**tiny(), "benchmark/more.bin": os.urandom(1 << 20)})
+    served = offered(content, size=100_000, checked_by="a list")
+    served.chunked, served.holds = True, 1 << 18
+    try:
+        with pytest.raises(InputError, match="sends more than the 100000 bytes that the archive has"):
+            fetch(tmp_path)
+    finally:
+        served.goes_on.set()
+    assert tree(tmp_path) == {} and not list((tmp_path / sources.DOWNLOADS).glob("tiny*")) and len(served.requests) == 1
+
+
+def test_room_is_looked_at_while_an_answer_without_a_length_comes(offered, tmp_path, monkeypatch):
+    content = tar(tiny())
+    served = offered(content, size=len(content), checked_by="a list")
+    served.chunked = True
+    fetch(tmp_path / "enough")
+    assert tree(tmp_path / "enough") == tiny()
+    room = iter([sources.SLACK + 100] + 99 * [sources.SLACK - 1])
+    usage = sources.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage._replace(free=next(room)))
+    with pytest.raises(InputError, match="MiB to be fetched and unpacked"):
+        fetch(tmp_path / "short")
+    assert len(served.requests) == 2
 
 
 def test_trust_on_first_use(offered, tmp_path):
@@ -603,7 +645,7 @@ def test_an_archive_of_several_sets_is_kept_until_they_are_there(offered, server
     served = offered(content)
     url = sources.SOURCES["Tiny"].archives[0].url
     monkeypatch.setattr(sources, "SOURCES", sources.SOURCES | {"Other": a_source(url, "Other")})
-    fetch(tmp_path)
+    assert fetch(tmp_path)[-1] == f"tiny.tar: kept in {tmp_path / sources.DOWNLOADS} for Other"
     assert (tmp_path / sources.DOWNLOADS / "tiny.tar").is_file() and set(tree(tmp_path)) == set(tiny("Tiny"))
     sources.get("Other", tmp_path, say=str)
     assert len(served.requests) == 1 and set(tree(tmp_path)) == set(tiny("Tiny") | tiny("Other"))
@@ -699,11 +741,11 @@ def lying() -> bytes:
     return bytes(content)
 
 
-def sparse() -> bytes:
+def sparse(**headers: str) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
         info = tarfile.TarInfo("benchmark/Tiny/HR/extra.png")
-        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 40)}
+        info.pax_headers = {f"GNU.sparse.{name}": text for name, text in headers.items()}
         info.size = 512
         archive.addfile(info, io.BytesIO(b"1\n0\n512\n".ljust(512, b"\0")))
     return out.getvalue()
@@ -714,6 +756,12 @@ def a_long_header() -> bytes:
     info = tarfile.TarInfo("././@LongLink")
     info.type, info.size = tarfile.GNUTYPE_LONGNAME, 100 << 20
     return gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20), 1)
+
+
+def damaged(content: bytes) -> bytes:
+    """With 64 bytes in the middle turned over."""
+    half = len(content) // 2
+    return content[:half] + bytes(255 - byte for byte in content[half : half + 64]) + content[half + 64 :]
 
 
 def a_large_stranger() -> bytes:
@@ -735,12 +783,14 @@ HARMFUL = {
     "tar, link": (a_tar(a_link(tarfile.LNKTYPE, "benchmark/Tiny/HR/0.png")), "a link, a device"),
     "tar, device": (a_tar(a_link(tarfile.CHRTYPE, "")), "a link, a device"),
     "tar, pipe": (a_tar(a_link(tarfile.FIFOTYPE, "")), "a link, a device"),
-    "tar, sparse": (sparse(), "sparse"),
+    "tar, sparse": (sparse(major="1", minor="0", realsize=str(1 << 40)), "sparse"),
+    "tar, malformed sparse": (sparse(map="zero,one"), "is damaged"),
     "tar, twice": (a_tar(named("benchmark/Tiny/HR/0.PNG")), "two members"),
     "tar, two for one": (a_tar(named("again/benchmark/Tiny/HR/0.png")), "two images for"),
     "tar.gz, bomb": (a_tar(lambda info: bytes(100 << 20), "w:gz"), "would unpack to more|cannot be more"),
     "tar.gz, stranger": (a_large_stranger(), "would unpack to more"),
     "tar.gz, long header": (a_long_header(), "a header that no archive of images needs"),
+    "tar.gz, damaged": (damaged(tar(tiny(), "w:gz")), "is damaged|which no decoder reads|expected"),
     "tar.gz, cut": (tar(tiny(), "w:gz")[:-900], "is damaged"),
     "tar, cut": (tar(tiny())[:4000], "is damaged|expected"),
     "zip, parent": (a_zip("../evil.png"), "outside its folder"),
@@ -752,6 +802,8 @@ HARMFUL = {
     "zip, bomb": (a_zip("benchmark/Tiny/HR/l.png", bytes(100 << 20)), "would unpack to more"),
     "zip, lying": (lying(), "is damaged|cannot be unpacked|two members"),
     "zip, twice": (a_zip("benchmark/Tiny/HR/0.Png"), "two members"),
+    "zip, lzma": (zipped(tiny(), zipfile.ZIP_LZMA), "isn't stored or deflated"),
+    "zip, bzip2": (zipped(tiny(), zipfile.ZIP_BZIP2), "isn't stored or deflated"),
     "zip, cut": (zipped(tiny())[:-40], "is damaged"),
     "no archive": (b"<html>moved</html>" * 99, "is no zip, tar or tar.gz"),
     "nothing": (b"", "is no zip, tar or tar.gz|could not be fetched"),

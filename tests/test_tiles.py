@@ -423,7 +423,9 @@ def test_the_command_tiles_and_says_so(
     save(create("safmn", 4, replace(default_config("safmn"), blocks=1)), "safmn", weights)
     options = ["--weights", str(weights), "--data", "photos/held-out", "--json"]
     assert srlib("evaluate", "safmn", *options, "--tile", "96", "--overlap", "16", "--out", str(out)) == 0
-    ours, baseline = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    ours, baseline = json.loads(printed.out)
+    assert printed.err == ""
     assert (ours["tile"], ours["overlap"]) == (96, 16) and (baseline["tile"], baseline["overlap"]) == (None, None)
     assert {image.get("tile") for image in json.loads(out.read_text())["scores"][0]["images"]} == {96}
     for wrong, words in ((["--tile", "7"], "too small"), (["--tile", "64", "--overlap", "40"], "up to 32")):
@@ -431,6 +433,14 @@ def test_the_command_tiles_and_says_so(
         assert re.fullmatch(f"srlib: .*{words}.*\n", capsys.readouterr().err)
     assert srlib("evaluate", "bicubic", "--tile", "64") == 2
     assert "for a network" in capsys.readouterr().err
+    monkeypatch.setattr(tiles, "free_memory", lambda *_: 20 << 20)
+    monkeypatch.setattr(tiles, "footprint", lambda *_: Footprint(0, 1500))
+    assert srlib("evaluate", "safmn", *options) == 0
+    printed = capsys.readouterr()
+    assert [row["tile"] for row in json.loads(printed.out)] == [64, 64]
+    assert re.fullmatch(
+        r"srlib: .* tiles \(of 64 LR pixels, overlap 32.*safmn looks: .*\"Images of any size\".*\n", printed.err
+    )
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
