@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -208,13 +208,21 @@ class SharedNoise(TorchDispatchMode):
         self.part, self.images, self.whole = slice(rank * images, (rank + 1) * images), images, size * images
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded not in function.tags:
+        if torch.Tag.nondeterministic_seeded not in function.tags or without_dropout(function, args, kwargs or {}):
             return function(*args, **(kwargs or {}))
         if function not in RANDOM or args[0].shape[:1] != (self.images,):
             raise InputError(f"several processes cannot share what {function} draws: train this network in one process")
         drawn = torch.empty((self.whole, *args[0].shape[1:]), dtype=args[0].dtype, device=args[0].device)
         function(drawn, *args[1:], **(kwargs or {}))
         return args[0].copy_(drawn[self.part])
+
+
+def without_dropout(function: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function of torch is an attention that drops nothing, and so draws nothing."""
+    for place, argument in enumerate(function._schema.arguments):
+        if argument.name == "dropout_p":
+            return not (args[place] if place < len(args) else kwargs.get("dropout_p", argument.default_value))
+    return False
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 import torch.utils.tensorboard  # noqa: F401, as loading it takes longer than a tiny training
 
 from srlib import checkpoints, cli, data, runs
-from srlib.models import safmn
+from srlib.models import safmn, seemore, ssiu
 from srlib.models.encoders import EDSR, ENCODERS
 
 STEPS = 32
@@ -27,12 +27,14 @@ STEPS = 32
 def tiny() -> None:
     """Make all trainings tiny, for the process that calls this."""
     budget = runs.Budget("smoke", STEPS, 20, batch=2, patch=8, ema_decay=0.9, meaning="for tests", own={
-        "moeisr-lte-s-edsr": {"steps": 20, "queries": 40, "lr": 1e-3},
+        "moeisr-lte-s-edsr": {"steps": 20, "queries": 40, "lr": 1e-3}, "seemore-t": {"steps": 4}, "ssiu": {"steps": 4},
     })  # fmt: skip
     runs.BUDGETS["smoke"] = budget
     runs.BUDGETS["paper"] = budget
     runs.Rhythm.of = classmethod(lambda cls, steps: cls(2, 4, 16))
     safmn.CONFIGS["safmn"] = safmn.SAFMNConfig(blocks=2, channels=16)
+    seemore.CONFIGS["seemore-t"] = seemore.SeemoReConfig(groups=1, channels=8)
+    ssiu.CONFIGS["ssiu"] = ssiu.SSIUConfig(stages=3, channels=8)
     ENCODERS["edsr"] = partial(EDSR, blocks=1)
 
 

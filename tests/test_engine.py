@@ -202,7 +202,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(forks, train, who
         if half:
             until(lambda process=process, before=before: halfway(process, before))
         else:
-            time.sleep(chance.uniform(0, 1))
+            time.sleep(chance.uniform(0, 1.5))
         process.signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
             break
@@ -621,6 +621,16 @@ def test_two_processes_share_the_noise_of_one(forks, train, tmp_path):
     same(found(tmp_path / "one"), found(tmp_path / "two"), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("model", ["seemore-t", "ssiu"])
+def test_two_processes_train_other_networks_as_one_does(forks, train, tmp_path, model):
+    """Also where each takes other experts."""
+    code, said = forks.run(*train(tmp_path / "one", "--scale", 2, model=model))
+    assert code == 0, said
+    both = together(forks, *train(tmp_path / "two", "--scale", 2, model=model))
+    assert [process.wait() for process in both] == [0, 0], both[0].said + both[1].said
+    same(found(tmp_path / "one"), found(tmp_path / "two"), tolerance=1e-5)
+
+
 def test_what_two_processes_would_do_otherwise_is_refused(forks, train, tmp_path):
     both = together(forks, *train(tmp_path, "--table", "3", "--row", "LN -> BN"))
     assert [process.wait() for process in both] == [2, 2]
@@ -815,6 +825,7 @@ def test_the_smoke_runs_of_the_book_are_none_that_the_watch_ends():
             watch, rows = Watch(), runs.Run(path.parent).log()["loss"].tolist()
             for number, loss in enumerate(rows, 1):
                 watch.look(number, [loss], number == len(rows))
+                assert watch.high < 2, path
 
 
 def test_json_and_csv_at_once_are_refused_and_help_names_both_launchers(command):
@@ -845,7 +856,7 @@ def test_the_parts_of_a_step_are_told_apart(images, tmp_path):
     assert tuple(found.parts) == profiling.PARTS and found.steps == 4
     assert all(found.parts[name] > 0 for name in profiling.PARTS)
     assert sum(found.parts.values()) == pytest.approx(found.seconds)
-    assert found.share("backward") > found.share("data") and 0 < found.outside < 0.5
+    assert 0 < found.outside < 1
     assert found.outside == pytest.approx(1 - found.share("forward", "backward", "optimiser"))
     with pytest.raises(InputError, match="cannot be timed"):
         profiling.step_time(config, store, steps=0)
