@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from srlib.data import Store
 
 app = typer.Typer(
-    help="Efficient image super-resolution, as four papers build and claim it.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
 ANY_SCALE = (2, 3, 4, 6, 8)  # at which a model for every scale is scored: those of MoEISR's Table 2
@@ -77,7 +77,11 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except USAGE_ERROR as error:
-        stop(f"{error.format_message()} See `srlib --help` and `srlib COMMAND --help`.")
+        path = error.ctx.command_path if error.ctx else "srlib"
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
+            print(error.format_message(), file=sys.stderr)
+            sys.exit(2)
+        stop(f"{error.format_message().rstrip('.')}. See `{path} --help`.")
     if code == 130:  # which Typer makes of Ctrl-C
         stop("interrupted", code=130)
     if code:
@@ -94,6 +98,24 @@ def stop(line: str, code: int = 2) -> None:
 def rank() -> int:
     """Which of the processes this is that ``torchrun`` has started; 0 for one that it hasn't."""
     return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave, if it is wanted."""
+    if wanted:
+        import srlib
+
+        print(srlib.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print srlib's version.")
+    ] = False,
+) -> None:
+    """Efficient image super-resolution, as four papers build and claim it."""
 
 
 @app.command()
@@ -492,7 +514,9 @@ def upscale(
     try:
         with enlarging.ended_cleanly():
             for result in enlarging.enlarge_all(made, method, saving, watched=someone_watches()):
-                if not several and result.status != "done":
+                if not several and result.status == "kept":
+                    raise InputError(f"{result.job.target} is there already: give another name, or --force")
+                if not several and result.status == "failed":
                     raise InputError("; ".join(result.notes))
                 for note in result.notes:
                     said = note if result.status == "failed" else f"{result.job.source}: {note}"
@@ -504,6 +528,8 @@ def upscale(
         line, code = "stopped; finished pictures are whole, and the same command goes on with the others", 75
     except NoRoom as error:
         line, code = f"{error}: mend that, and the same command goes on", 2
+    if kept := sum(row["status"] == "kept" for row in rows):
+        print(f"srlib: outputs that were there already and were left: {kept}; --force replaces them", file=sys.stderr)
     if rows:
         show(rows if as_json or as_csv else [enlarged_text(row) for row in rows], as_json, as_csv)
     if code:

@@ -117,7 +117,7 @@ def read(path: Path) -> Picture:
     except InputError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{path} is no PNG, JPEG, WebP or TIFF picture, or damaged from its beginning") from error
+        raise InputError(f"{path} {_unknown(data)}") from error
     except MemoryError as error:
         raise InputError(f"{path} needs more memory than there is: reduce it, or cut it into parts first") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
@@ -126,6 +126,16 @@ def read(path: Path) -> Picture:
         raise InputError(f"{path} is damaged and cannot be decoded{reason}") from error
     finally:
         logger.setLevel(level)
+
+
+def _unknown(data: bytes) -> str:
+    """What to say of a file whose beginning is that of no format that is read."""
+    if not data:
+        return "is empty: fetch or save it again"
+    for start, name in ((b"BM", "BMP"), (b"GIF8", "GIF"), (b"%PDF", "PDF"), (b"\0\0\0", "HEIC or AVIF")):
+        if data.startswith(start) and (name != "HEIC or AVIF" or data[4:8] == b"ftyp"):
+            return f"is a {name} file: save it as PNG first"
+    return "is no PNG, JPEG, WebP or TIFF picture, or damaged from its beginning: fetch it again, or save it as PNG"
 
 
 def over_white(picture: Picture) -> Picture:

@@ -759,9 +759,10 @@ class _Download:
                     reason = _reason(error)
                 tries = 0 if self._arrived() > before else tries + 1
                 if tries > len(_WAITS):
-                    here = f"{_mib(self._arrived())} of it are here" if self._arrived() else "nothing of it is here yet"
-                    mend = "the same command goes on from there"
-                    raise InputError(f"{url} could not be fetched ({reason}); {here}: {mend}")
+                    mend = "nothing of it is here: give the command again where there is a network"
+                    if self._arrived():
+                        mend = f"{_mib(self._arrived())} of it are here: the same command goes on from there"
+                    raise InputError(f"{url} could not be fetched ({reason}); {mend}")
                 time.sleep(_WAITS[max(0, tries - 1)] if _WAITS else 0)
         os.unlink(output_file)
         try:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from srlib import pictures, tiles
+from srlib.checkpoints import say
 from srlib.errors import InputError, expanded
 from srlib.models import names, takes_scale
 from srlib.pictures import Picture
@@ -148,6 +149,10 @@ def _files(sources: Sequence[str]) -> tuple[list[Path], bool]:
             several, inside = True, _pictures(path.iterdir())
             if not inside:
                 raise InputError(f"{source} holds no PNG, JPEG, WebP or TIFF files: name a folder that does")
+            others = [one.name for one in path.iterdir() if one.is_file() and not one.name.startswith(".")]
+            if others := sorted(set(others) - {one.name for one in inside}):
+                more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+                say(f"{source}: left out, as no PNG, JPEG, WebP or TIFF by their suffix: {', '.join(others[:3])}{more}")
         elif not os.path.lexists(path) and glob.has_magic(source):
             several, inside = True, _pictures(map(Path, glob.glob(str(path), recursive=True)))
             if not inside:
@@ -225,7 +230,7 @@ def enlarge_all(made: Sequence[Job], method: Method, saving: Saving, watched: bo
 def enlarge_file(job: Job, method: Method, saving: Saving, progress: Progress | None = None) -> Result:
     """Enlarge one picture into its file; raises InputError where it cannot be read, enlarged or written."""
     if os.path.lexists(job.target) and not saving.replace_it:
-        return Result(job, "kept", ("the output is there already: --force replaces it",))
+        return Result(job, "kept")
     began = time.perf_counter()
     kind = pictures.format_of(job.target)
     assert kind is not None  # ``jobs`` has seen to it

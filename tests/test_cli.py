@@ -57,6 +57,25 @@ def test_help_needs_no_torch():
     assert "train" in done.stdout and "torch" not in done.stderr
 
 
+def test_without_arguments_the_help_comes_as_it_is(srlib):
+    for arguments, command in (((), "upscale"), (("data",), "check")):
+        code, _, err = srlib(*arguments)
+        assert code == 2 and err.count("\n") > 5 and f"\n  {command} " in err
+    code, out, _ = srlib("data", "-h")
+    assert code == 0 and "check" in out
+
+
+def test_the_version_is_that_of_the_package(srlib):
+    from srlib import __version__
+
+    assert srlib("--version") == (0, f"{__version__}\n", "")
+
+
+def test_a_wrong_option_leads_to_the_help_of_its_command(srlib):
+    code, _, err = srlib("upscale", "--nope")
+    assert code == 2 and err == "srlib: No such option: --nope. See `srlib upscale --help`.\n"
+
+
 def test_a_table_prints_as_csv(srlib):
     code, out, _ = srlib("table", "safmn", "2", "--csv")
     rows = list(csv.DictReader(io.StringIO(out)))

@@ -723,9 +723,30 @@ def test_a_folder_is_enlarged_by_a_network(srlib, holiday, weights, tmp_path):
     code, out, err = srlib(*command, "--csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert code == 0 and [row["status"] for row in rows] == ["done", "kept", "kept", "kept"]
-    assert err.count("there already: --force replaces it") == 3 == err.count("\n")
+    assert err == "srlib: outputs that were there already and were left: 3; --force replaces them\n"
     code, out, _ = srlib(*command, "--force", "--tile", "16")
     assert code == 0 and " of 16" in out and "kept" not in out and (tmp_path / "out" / "b.tif").read_bytes() != before
+
+
+def test_what_a_folder_holds_beside_pictures_is_named(srlib, tmp_path):
+    (tmp_path / "mixed").mkdir()
+    Image.fromarray(noise(5, 6, 3)).save(tmp_path / "mixed" / "a.png")
+    for name in ("b.bmp", "c.gif", "notes.txt", "z.txt", ".hidden"):
+        (tmp_path / "mixed" / name).write_bytes(b"")
+    code, _, err = srlib("upscale", "mixed", "out", "--model", "bicubic", "--scale", "2")
+    assert code == 0 and os.listdir(tmp_path / "out") == ["a.png"]
+    left = "b.bmp, c.gif, notes.txt and 1 more"
+    assert err == f"srlib: mixed: left out, as no PNG, JPEG, WebP or TIFF by their suffix: {left}\n"
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [(b"", "is empty"), (b"BM\6", "is a BMP file"), (b"GIF89a", "is a GIF file"), (b"\0\0\0\x1cftypavif", "HEIC or AVIF")],
+)
+def test_a_file_of_another_kind_is_told_by_its_name(content, said, tmp_path):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        pictures.read(tmp_path / "a.png")
 
 
 def test_bicubic_is_imresize_and_all_of_a_file_is_kept(srlib, tmp_path):
@@ -814,7 +835,7 @@ def test_names_that_begin_with_a_dash(srlib, holiday, tmp_path):
         (("empty", "o", "--model", "bicubic"), "holds no PNG, JPEG, WebP or TIFF"),
         (("*.bmp", "o", "--model", "bicubic"), "matches *.bmp"),
         (("none.png", "o.png", "--model", "bicubic"), "no picture at none.png"),
-        (("holiday/b.tif", "twins/a.png", "--model", "bicubic"), "is there already: --force replaces it"),
+        (("holiday/b.tif", "twins/a.png", "--model", "bicubic"), "twins/a.png is there already: give another name, or --force"),
         (("holiday/b.tif", "o.png"), "no model: give --model bicubic"),
         (("holiday/b.tif", "o.png", "--model", "resnet"), "unknown model 'resnet'"),
         (("holiday/b.tif", "o.png", "--model", "safmn"), "no weights for safmn, and none come with srlib"),
