@@ -467,14 +467,15 @@ print(1024 * (PEAK - before) - sr.numel())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says the peak of memory")
 def test_memory_does_not_grow_with_the_height_beyond_the_picture_itself() -> None:
-    """Three times the height takes no more but for the output in 8 bits; whole, 450x600 pixels take over 150 MB."""
+    """Six times the height takes no more but for the output in 8 bits, of which a copy in floating point would take 100
+    MB. What the allocator keeps differs by 20 MB from run to run."""
     grown = []
-    for height in (200, 600):
+    for height in (200, 1200):
         answer = subprocess.run(
             [sys.executable, "-c", GROWTH, str(height), "450"], capture_output=True, text=True, check=True
         )
         grown.append(int(answer.stdout))
-    assert grown[1] < grown[0] + (8 << 20), grown
+    assert grown[1] < grown[0] + (40 << 20), grown
     assert grown[1] < 60 << 20, grown
 
 
