@@ -157,8 +157,9 @@ def train(
     """Train a model, or load the run if it is there; an interrupted run goes on where it stopped.
 
     Ctrl-C and SIGTERM save and end with exit code 75; the same command goes on. So it does after a kill or a loss of
-    power, from the last saved step. On several GPUs, or processes, the run is the same one: torchrun --nproc-per-node 2
-    -m srlib train seemore-t --scale 4.
+    power, from the last saved step. Several GPUs, or processes, train the same run as one does:
+
+    torchrun --nproc-per-node 2 -m srlib train seemore-t --scale 4
 
     Example: srlib train seemore-t --scale 4 --budget smoke
     """

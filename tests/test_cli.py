@@ -72,8 +72,8 @@ def test_the_version_is_that_of_the_package(srlib):
 
 
 def test_a_wrong_option_leads_to_the_help_of_its_command(srlib):
-    code, _, err = srlib("upscale", "--nope")
-    assert code == 2 and err == "srlib: No such option: --nope. See `srlib upscale --help`.\n"
+    code, _, err = srlib("upscale", "--qqq")
+    assert code == 2 and err.startswith("srlib: No such option: --qqq") and err.endswith(" upscale --help`.\n")
 
 
 def test_a_table_prints_as_csv(srlib):

@@ -741,7 +741,12 @@ def test_what_a_folder_holds_beside_pictures_is_named(srlib, tmp_path):
 
 @pytest.mark.parametrize(
     "content, said",
-    [(b"", "is empty"), (b"BM\6", "is a BMP file"), (b"GIF89a", "is a GIF file"), (b"\0\0\0\x1cftypavif", "HEIC or AVIF")],
+    [
+        (b"", "is empty"),
+        (b"BM\6", "is a BMP file"),
+        (b"GIF89a", "is a GIF file"),
+        (b"\0\0\0\x1cftypavif", "HEIC or AVIF"),
+    ],
 )
 def test_a_file_of_another_kind_is_told_by_its_name(content, said, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
@@ -835,7 +840,7 @@ def test_names_that_begin_with_a_dash(srlib, holiday, tmp_path):
         (("empty", "o", "--model", "bicubic"), "holds no PNG, JPEG, WebP or TIFF"),
         (("*.bmp", "o", "--model", "bicubic"), "matches *.bmp"),
         (("none.png", "o.png", "--model", "bicubic"), "no picture at none.png"),
-        (("holiday/b.tif", "twins/a.png", "--model", "bicubic"), "twins/a.png is there already: give another name, or --force"),
+        (("holiday/b.tif", "twins/a.png", "--model", "bicubic"), "twins/a.png is there already: give another name"),
         (("holiday/b.tif", "o.png"), "no model: give --model bicubic"),
         (("holiday/b.tif", "o.png", "--model", "resnet"), "unknown model 'resnet'"),
         (("holiday/b.tif", "o.png", "--model", "safmn"), "no weights for safmn, and none come with srlib"),
