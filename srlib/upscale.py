@@ -32,6 +32,7 @@ from srlib.models import names, takes_scale
 from srlib.pictures import Picture
 from srlib.resize import contributions
 
+_OTHERS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".psd")  # pictures, too, and not read
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, full range
 _BLEEDING = 10  # bytes for a pixel of the input: where the nearest visible pixel is, and two masks
 _BAND_BYTES = 64 << 20  # of a band of bicubic in double precision
@@ -121,7 +122,7 @@ def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> tuple[lis
     """
     if kind is not None and kind not in pictures.FORMATS:
         raise InputError(f"no format {kind!r}: choose one of {', '.join(pictures.FORMATS)}")
-    files, several = _files(sources)
+    files, several, others = _files(sources)
     place = expanded(out)
     if several or place.is_dir() or out.endswith(("/", os.sep)):
         if place.exists() and not place.is_dir() or (several and not place.exists() and pictures.format_of(place)):
@@ -136,23 +137,23 @@ def jobs(sources: Sequence[str], out: str, kind: str | None = None) -> tuple[lis
             raise InputError(f"{out} says {named} and --format says {kind}: leave --format out")
         made = [Job(files[0], place)]
     _check_apart(made)
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        say(f"left out, as no PNG, JPEG, WebP or TIFF by their suffix: {', '.join(others[:3])}{more}")
     return made, several
 
 
-def _files(sources: Sequence[str]) -> tuple[list[Path], bool]:
-    """The files, each once, and whether they are to be treated as several."""
+def _files(sources: Sequence[str]) -> tuple[list[Path], bool, list[str]]:
+    """The files, each once; whether they are to be treated as several; and pictures of folders that are not read."""
     found: dict[Path, None] = {}
-    several = len(sources) > 1
+    several, others = len(sources) > 1, []
     for source in sources:
         path = expanded(source)
         if path.is_dir():
             several, inside = True, _pictures(path.iterdir())
             if not inside:
                 raise InputError(f"{source} holds no PNG, JPEG, WebP or TIFF files: name a folder that does")
-            others = [one.name for one in path.iterdir() if one.is_file() and not one.name.startswith(".")]
-            if others := sorted(set(others) - {one.name for one in inside}):
-                more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-                say(f"{source}: left out, as no PNG, JPEG, WebP or TIFF by their suffix: {', '.join(others[:3])}{more}")
+            others += sorted(one.name for one in path.iterdir() if one.suffix.lower() in _OTHERS)
         elif not os.path.lexists(path) and glob.has_magic(source):
             several, inside = True, _pictures(map(Path, glob.glob(str(path), recursive=True)))
             if not inside:
@@ -160,7 +161,7 @@ def _files(sources: Sequence[str]) -> tuple[list[Path], bool]:
         else:
             inside = [path]
         found |= dict.fromkeys(inside)
-    return list(found), several
+    return list(found), several, others
 
 
 def _pictures(paths: Any) -> list[Path]:
