@@ -460,7 +460,7 @@ def upscale(
     code 1: some of several pictures failed, each with a line, and the rest are done. Put -- before a name that begins
     with a dash.
 
-    A network needs weights: srlib upscale "holiday/*.jpg" large --model safmn --scale 4 --weights model.safetensors.
+    A network needs weights: srlib upscale holiday large --model safmn --scale 4 --weights model.safetensors.
 
     Example: srlib upscale photo.jpg large.png --model bicubic --scale 2
     """
