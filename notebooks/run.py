@@ -147,7 +147,7 @@ def load_ipython_extension(shell: Any) -> None:
 
     def note(*_: object) -> None:
         noted = read_of_project(list(opened), Path(os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser())
-        if "torch" in sys.modules and "srlib" in sys.modules:
+        if "srlib" in sys.modules:
             noted |= computing()
         Path(os.environ["SRLIB_NOTED"]).write_text(json.dumps(noted), encoding="utf-8")
 
