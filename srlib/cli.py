@@ -79,7 +79,7 @@ def main() -> None:
     except USAGE_ERROR as error:
         path = error.ctx.command_path if error.ctx else "srlib"
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
-            print(error.format_message(), file=sys.stderr)
+            print(error.format_message())
             sys.exit(2)
         stop(f"{error.format_message().rstrip('.')}. See `{path} --help`.")
     if code == 130:  # which Typer makes of Ctrl-C

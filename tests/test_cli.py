@@ -59,8 +59,8 @@ def test_help_needs_no_torch():
 
 def test_without_arguments_the_help_comes_as_it_is(srlib):
     for arguments, command in (((), "upscale"), (("data",), "check")):
-        code, _, err = srlib(*arguments)
-        assert code == 2 and err.count("\n") > 5 and f"\n  {command} " in err
+        code, out, err = srlib(*arguments)
+        assert (code, err) == (2, "") and out.count("\n") > 5 and f"\n  {command} " in out
     code, out, _ = srlib("data", "-h")
     assert code == 0 and "check" in out
 

@@ -451,7 +451,9 @@ def test_only_torchrun_says_which_process_this_is(command, train, monkeypatch, t
         assert code == 2 and err.startswith("srlib: ")
 
 
-def test_handlers_are_those_of_the_caller_afterwards():
+def test_handlers_are_those_of_the_caller_afterwards(request):
+    shell = signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background lack
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, shell))
     before = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS}
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1159,7 +1159,7 @@ def test_each_option_takes_any_value(words: tuple[str, ...], value: str, workles
 def shell(line: str, cwd: Path, **environment: str | None) -> subprocess.CompletedProcess[bytes]:
     """A shell's command line with $SRLIB for ``srlib``, with some variables set, or unset by None."""
     known = dict(os.environ) | {"PYTHONPATH": str(ROOT), "SRLIB": f"{sys.executable} -m srlib"}
-    known |= {"SRLIB_CACHE": str(cwd / "cache")} | environment
+    known |= {"SRLIB_CACHE": str(cwd / "cache"), "SRLIB_DATA": None} | environment
     known = {key: value for key, value in known.items() if value is not None}
     done = subprocess.run(["bash", "-c", line], capture_output=True, cwd=cwd, env=known, stdin=subprocess.DEVNULL)
     assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr, done.stderr
