@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Self
 import torch
 from filelock import FileLock, SoftFileLock, Timeout
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,6 +80,20 @@ class Signals:
             self._line = ""
 
 
+class Mixed(MixedPrecision):
+    """Mixed precision that leaves a network's inputs as they are. Fabric's rounds them: bfloat16 steps by 1/256 between
+    1/2 and 1, so that LR pixels are no longer those of the image, and places are far off."""
+
+    def convert_input(self, data: Any) -> Any:
+        """``data`` itself."""
+        return data
+
+
+def arithmetic(device: str, precision: str) -> dict[str, Any]:
+    """Fabric's arguments for a precision."""
+    return {"precision": precision} if precision == "32-true" else {"plugins": [Mixed(precision, device)]}
+
+
 class Group:
     """The processes that train one run together, each on a part of each batch; mostly one alone.
 
@@ -98,13 +113,14 @@ class Group:
         if torch.distributed.is_torchelastic_launched():
             size, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         if size == 1:
-            return cls(Fabric(accelerator=device, devices=1, precision=precision))
+            return cls(Fabric(accelerator=device, devices=1, **arithmetic(device, precision)))
         if device == "cuda" and torch.cuda.device_count() < here:
             raise InputError(
                 f"{here} processes on {torch.cuda.device_count()} GPUs: give torchrun --nproc-per-node "
                 f"{torch.cuda.device_count()}, or srlib --device cpu"
             )
-        fabric = Fabric(accelerator=device, devices=here, num_nodes=size // here, strategy="ddp", precision=precision)
+        options = arithmetic(device, precision)
+        fabric = Fabric(accelerator=device, devices=here, num_nodes=size // here, strategy="ddp", **options)
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # which tells of each process that it is there
         fabric.launch()
         return cls(fabric)

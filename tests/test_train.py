@@ -17,6 +17,7 @@ from srlib.models import create
 from srlib.models.encoders import EDSR, ENCODERS
 from srlib.models.moeisr import MoEISRConfig
 from srlib.models.safmn import SAFMN, SAFMNConfig
+from srlib.processes import Group
 from srlib.train import Diverged, State, TrainConfig, Watch, make_objective, make_optimizer, make_schedule, train
 
 TINY = SAFMNConfig(scale=2, blocks=1, channels=8)
@@ -162,6 +163,20 @@ def test_bf16_trains_in_float32_weights(tmp_path):
     network, losses = run(tmp_path, TrainConfig(steps=10, precision="bf16-mixed"))
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
     assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_mixed_precision_leaves_inputs_as_they_are():
+    """Fabric's own rounds them to bfloat16, which has no 8-bit colours, and in which places are far off."""
+    group = Group.start("cpu", "bf16-mixed")
+    seen = []
+    layer = torch.nn.Conv2d(3, 3, 1)
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network = group.fabric.setup_module(layer)
+    pixels = torch.arange(48).reshape(1, 3, 4, 4) / 255
+    assert network(pixels).dtype == torch.float32  # for the loss
+    assert seen[0].dtype == torch.float32 and torch.equal(seen[0], pixels)
+    with group.fabric.autocast():
+        assert layer(pixels).dtype == torch.bfloat16
 
 
 def test_a_compiled_network_trains_as_the_plain_one_does(tmp_path):
