@@ -1,4 +1,4 @@
-"""The ``srlib`` command: train, evaluate, upscale, table, tables, complexity, speed, data (list, check, get), doctor.
+"""The ``srlib`` command: train, evaluate, keep, upscale, table, tables, complexity, speed, data, doctor, weights.
 
 Each command imports what it needs when it runs, so that help comes at once. What ends early says why in one line on
 standard error. Exit codes: 0 done; 1 some of it failed, or a check did; 2 bad input, or refused; 75 stopped by a
@@ -128,7 +128,10 @@ def train(
             "Leave it out for a model for every scale."
         ),
     ] = None,
-    budget: Annotated[str, typer.Option(help="smoke, short or paper.")] = "smoke",
+    budget: Annotated[str, typer.Option(help="smoke, short, equal or paper.")] = "smoke",
+    steps: Annotated[int | None, typer.Option(help="Steps, instead of the budget's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step, instead of the budget's.")] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of an LR patch, instead of the budget's.")] = None,
     table: Annotated[
         str | None, typer.Option(help="Train a row of this ablation table of the model's paper ...")
     ] = None,
@@ -171,7 +174,9 @@ def train(
 
     check_format(as_json, as_csv)
     # names first: nothing is decoded for a run that cannot be
-    engine.training(model, budget, seed=seed, precision=precision)
+    length = engine.Length(steps, batch, patch)
+    label = ", ".join(length.words(budget))
+    engine.training(model, budget, seed=seed, precision=precision, length=length)
     if scale is not None and not takes_scale(model):
         raise InputError(f"{model} is trained for every scale at once: leave --scale out")
     if record:
@@ -189,7 +194,7 @@ def train(
     if fine_tune and (table is not None or scale is not None):
         raise InputError("--fine-tune goes on with the record's own network and scale: leave --table and --scale out")
     start = read_run(fine_tune, runs, model) if fine_tune else None
-    options: dict[str, Any] = {"budget": budget, "seed": seed, "precision": precision}
+    options: dict[str, Any] = {"budget": budget, "seed": seed, "precision": precision, "length": length}
     progress = contextlib.redirect_stdout(sys.stderr) if as_json or as_csv else contextlib.nullcontext()
     try:
         with Signals() as signals, signals.at_once(NOT_BEGUN), progress:
@@ -204,7 +209,7 @@ def train(
                 config = engine.configure_row(model, table, row, scale, store, **options)
             what = row or ("fine-tuned for real-world images" if start else "")
             at = "for every scale" if config.scale is None else f"x{config.scale}"
-            title = f"{model} {at}, {budget}" + (f", {what}" if what else "")
+            title = ", ".join([f"{model} {at}", label, *([what] if what else [])])
             run = engine.train_or_load(
                 config, store, watched, root=runs, device=device, compile=compile, wait=wait, title=title
             )
@@ -215,7 +220,7 @@ def train(
     if rank():  # of several processes the first one says it
         return
     if record:
-        engine.write_json(record, run.record() | {"budget": budget, "table": table, "row": row})
+        engine.write_json(record, run.record() | {"budget": label, "table": table, "row": row})
     held = run.held_out
     if as_json or as_csv:
         ended = {"run": run.folder.name, "steps": run.metrics["steps"], "collapsed_at": run.metrics["collapsed_at"]}
@@ -244,7 +249,11 @@ def evaluate(
         Path | None, typer.Option(help="Score the run of this record (from `srlib train --record`).")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Score these weights: a run's model.safetensors or a released file.")
+        Path | None,
+        typer.Option(
+            help="Score these weights: a run's model.safetensors or a released file; "
+            "default: those that come with srlib (`srlib weights`)."
+        ),
     ] = None,
     scale: Annotated[
         int | None,
@@ -283,14 +292,14 @@ def evaluate(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """Score a run, a file of weights, or bicubic interpolation, and say under which protocol.
+    """Score a run, a file of weights, those that come with srlib, or bicubic, and say under which protocol.
 
     Where an image is enlarged in tiles, a column says in how large ones, and the record does for each image. Where
     nobody asked for them and they change what the model makes, a line says so.
 
     Example: srlib evaluate bicubic --scale 4 --data photos/held-out
     """
-    from srlib import metrics
+    from srlib import metrics, pretrained
     from srlib import runs as engine
     from srlib.data import degraded
     from srlib.evaluate import bicubic, luma_bicubic, score
@@ -301,8 +310,8 @@ def evaluate(
     check_settings(tile, overlap)
     if record is None and not model:
         raise InputError(
-            "nothing to score: give bicubic, a model with --weights (srlib evaluate safmn --weights FILE), or a run's "
-            "--record (srlib evaluate --record RUN.json)"
+            "nothing to score: give bicubic, a model (srlib evaluate safmn, with --weights FILE for other weights than "
+            "srlib's own), or a run's --record (srlib evaluate --record RUN.json)"
         )
     if record is not None and model:
         raise InputError(f"--record says which model it is: leave out {model}, or give {model} and --weights alone")
@@ -316,7 +325,7 @@ def evaluate(
         raise InputError(f"no degradation {degradation!r}: choose bicubic or real-esrgan")
     where = engine.pick_device(device)
     origin: dict[str, Any] = {}
-    network = None
+    network, said = None, ""
     if record is not None:
         origin = engine.read_json(record)
         run = read_run(record, runs)
@@ -329,10 +338,11 @@ def evaluate(
     elif model != "bicubic":
         if model not in names():
             raise InputError(f"unknown model {model!r}: choose bicubic or one of {', '.join(names())}")
-        if weights is None:
-            raise InputError(f"no weights for {model}: give --weights FILE or --record RUN.json")
         scale = 4 if scale is None and takes_scale(model) else scale
-        network = read_weights(weights, model, scale).eval().to(where)
+        if weights is None:
+            shipped = pretrained.find(model, scale)
+            said, origin = shipped.line, {"weights": shipped.path.name, "line": shipped.line}
+        network = (shipped.network() if weights is None else read_weights(weights, model, scale).eval()).to(where)
     else:
         scale = 4 if scale is None else scale
     scales = ANY_SCALE if scale is None else (scale,)
@@ -366,6 +376,8 @@ def evaluate(
         | ({"tile": each.tile, "overlap": each.overlap} if tiled else {})
         for name, part in found.items() for one in part for each in (one.images if images else [one])
     ]  # fmt: skip
+    if said:
+        print_line(said, as_json or as_csv)
     show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}"})
     cut = [(one.tile, one.overlap) for one in scores if one.tile is not None]
     if cut and tile is None and takes_scale(model):
@@ -375,6 +387,54 @@ def evaluate(
             f'which {model} looks: what that changes is on the page "Images of any size"; --tile 0 does without',
             file=sys.stderr,
         )
+
+
+@app.command()
+def keep(
+    record: Annotated[Path, typer.Argument(help="Record of the run, from `srlib train --record`.")],
+    name: Annotated[str, typer.Option(help="Name of what is written: NAME.json, NAME.log.csv, NAME.validation.csv.")],
+    into: Annotated[Path, typer.Option(help="Folder of the kept records.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Write the weights, too, to NAME.safetensors in this folder (srlib/weights).")
+    ] = None,
+    scale: Annotated[
+        list[int] | None,
+        typer.Option(help="Score a model for every scale at this scale; may be repeated. Default: 2, 3, 4 if trained."),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Images to score; may be repeated. Default: held-out photographs, Set5, Set14."),
+    ] = None,
+    data_root: DataRoot = None,
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Score a finished run and keep its record: settings, scores beside bicubic's, curves, and the command that makes
+    it again; with --weights also its weights, in half precision unless that moves a mean PSNR by more than 0.01 dB.
+
+    Example: srlib keep safmn.json --name safmn-x4 --into book/results/trained
+    """
+    from srlib import pretrained
+
+    check_format(as_json, as_csv)
+    run = read_run(record, runs)
+    origin = json.loads(record.read_text(encoding="utf-8"))
+    kept = pretrained.keep(
+        origin, run, name, into, sets=data or pretrained.SETS, data_root=data_root, scales=scale, weights=weights
+    )
+    bicubic = kept["bicubic"] or [None] * len(kept["scores"])
+    rows = [
+        {"dataset": one["dataset"], "scale": one["scale"], "protocol": one["protocol"]["name"]}
+        | {"psnr": one["psnr"], "ssim": one["ssim"], "bicubic": base and base["psnr"]}
+        for one, base in zip(kept["scores"], bicubic, strict=True)
+    ]
+    show(rows, as_json, as_csv, formats={"psnr": "{:.2f} dB", "ssim": "{:.4f}", "bicubic": "{:.2f} dB"})
+
+
+def print_line(line: str, apart: bool) -> None:
+    """Say which weights are used; ``apart`` from output that a program reads, on standard error."""
+    print(f"srlib: {line}" if apart else line, file=sys.stderr if apart else sys.stdout, flush=True)
 
 
 def read_run(record: Path, runs: Path, model: str = "") -> Any:
@@ -411,8 +471,12 @@ def upscale(
     ],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A file for one file, else a folder, made if need be.")],
     model: Annotated[
-        str, typer.Option(help="bicubic, or a model with --weights; left out with --record, which names it.")
-    ] = "",
+        str | None,
+        typer.Option(
+            help="bicubic, or a model; left out with --record, which names it. Default: safmn, or where no weights of "
+            "it come for that scale, a model for every scale."
+        ),
+    ] = None,
     scale: Annotated[
         float | None,
         typer.Option(
@@ -421,7 +485,11 @@ def upscale(
         ),
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="The model's weights: a run's model.safetensors or a released file.")
+        Path | None,
+        typer.Option(
+            help="The model's weights: a run's model.safetensors or a released file; "
+            "default: those that come with srlib (`srlib weights`)."
+        ),
     ] = None,
     record: Annotated[
         Path | None, typer.Option(help="Use the run of this record (from `srlib train --record`).")
@@ -440,6 +508,9 @@ def upscale(
         ),
     ] = None,
     overlap: Annotated[int | None, typer.Option(help="Input pixels that neighbouring tiles share.")] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Put bicubic interpolation to the left of what the network makes.")
+    ] = False,
     memory: Annotated[
         float | None, typer.Option(help="GiB that the network may use; default: a safe part of what is free.")
     ] = None,
@@ -460,10 +531,12 @@ def upscale(
     code 1: some of several pictures failed, each with a line, and the rest are done. Put -- before a name that begins
     with a dash.
 
-    A network needs weights: srlib upscale holiday large --model safmn --scale 4 --weights model.safetensors.
+    The weights that come with srlib were trained here, not by the papers' authors: a line says how. For others:
+    srlib upscale holiday large --model safmn --scale 4 --weights model.safetensors.
 
-    Example: srlib upscale photo.jpg large.png --model bicubic --scale 2
+    Example: srlib upscale photo.jpg large.png
     """
+    from srlib import pretrained
     from srlib import runs as engine
     from srlib import upscale as enlarging
     from srlib.logs import someone_watches
@@ -481,13 +554,15 @@ def upscale(
         raise InputError("--record and --weights both say which weights: give one of them")
     if model == "bicubic" and (tile, overlap, memory) != (None, None, None):
         raise InputError("--tile, --overlap and --memory are for a network: bicubic needs none of them")
-    if record is None and not model:
-        raise InputError("no model: give --model bicubic, or --model NAME with --weights FILE, or --record RUN.json")
+    if weights is not None and model is None:
+        raise InputError("no model: --weights go with its name, as in --model safmn --weights FILE")
+    if model == "bicubic" and beside:
+        raise InputError("--beside puts bicubic to the left of a network's picture: name another model")
     where = engine.pick_device(device)
     made, several = enlarging.jobs(sources, out, format)
-    network = None
+    network, said = None, ""
     if record is not None:
-        run = read_run(record, runs, model)
+        run = read_run(record, runs, model or "")
         model, trained = run.config["model"], run.config["scale"]
         if trained is not None and scale not in (None, trained):
             raise InputError(f"the run of {record} enlarges {trained} times: leave --scale out")
@@ -496,22 +571,23 @@ def upscale(
         network = run.network(where)
     else:
         scale = 4 if scale is None else scale
+        model = pretrained.usual(scale) if model is None else model
         enlarging.check_model(model, scale)
         if weights is not None and model == "bicubic":
             raise InputError("bicubic has no weights: leave --weights out, or name the model that they are of")
-        if weights is None and model != "bicubic":
-            raise InputError(
-                f"no weights for {model}, and none come with srlib: give --weights FILE, a file that its authors "
-                f"released or model.safetensors in the folder of a run (srlib train {model}), or take --model bicubic"
-            )
         if weights is not None:
             network = read_weights(weights, model, int(scale) if takes_scale(model) else None).to(where)
+        elif model != "bicubic":
+            shipped = pretrained.find(model, int(scale) if takes_scale(model) else None)
+            network, said = shipped.network().to(where), shipped.line_at(scale)
     upscaler = None if network is None else engine.upscaler(network.eval(), scale)
     limit = None if memory is None else int(memory * 2**30)
-    method = enlarging.Method(scale, upscaler, where, tile, overlap, limit)
+    method = enlarging.Method(scale, upscaler, where, tile, overlap, limit, beside)
     saving = enlarging.Saving(quality, lossless, force)
     rows: list[dict[str, Any]] = []
     line, code = "", 0
+    if said:
+        print_line(said, as_json or as_csv)
     try:
         with enlarging.ended_cleanly():
             for result in enlarging.enlarge_all(made, method, saving, watched=someone_watches()):
@@ -808,12 +884,43 @@ def data_get(
 
 
 @app.command()
+def weights(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """List the weights that come with srlib: how they were trained, and their PSNR beside bicubic's.
+
+    They were trained here, for a part of the paper's steps ("of the paper's"). PSNR is the mean on each image set,
+    under one protocol for all (that of SAFMN); in brackets bicubic interpolation of the same LR images.
+
+    Example: srlib weights
+    """
+    from srlib import pretrained
+
+    check_format(as_json, as_csv)
+    rows = []
+    for one in pretrained.available():
+        for scale in one.scales:
+            rows.append(one.row(scale) if as_json or as_csv else shipped_text(one.row(scale)))
+    if not rows:
+        raise InputError("no weights come with this srlib: train some with `srlib train safmn`, or install it anew")
+    show(rows, as_json, as_csv)
+
+
+def shipped_text(row: dict[str, Any]) -> dict[str, Any]:
+    """Shipped weights at a scale, as a line of the printed table."""
+    kept = {name: row[name] for name in ("model", "scale")} | {"steps": f"{row['steps']:,}"}
+    kept |= {"of the paper's": f"1/{1 / row['share']:,.0f}"} | {name: row[name] for name in ("batch", "patch", "data")}
+    kept |= {"file": f"{row['bytes'] / 1024:,.0f} KiB", "precision": row["precision"]}
+    for name in [name.removesuffix(" psnr") for name in row if name.endswith(" psnr")]:
+        kept[name] = f"{row[f'{name} psnr']:.2f} ({row[f'{name} bicubic']:.2f}) dB"
+    return kept
+
+
+@app.command()
 def doctor(
     data_root: DataRoot = None,
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print what wrong conventions cost, alone, as CSV.")] = False,
 ) -> None:
-    """Say what is installed, check resizing and metrics against known values, and show what wrong conventions cost.
+    """Say what is installed, check resizing, metrics and the weights that ship, and show what wrong conventions cost.
 
     Costs are those of bicubic x4 on the held-out photographs. Exit code 1 if a check fails.
 
@@ -879,10 +986,17 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def open_store(spec: str, root: Path | None) -> "Store":
-    """The decoded images that ``spec`` names."""
+    """The decoded images that ``spec`` names; what nothing else is called may be a folder of the data folder's train/,
+    so that a run's own name for its images finds them again."""
     from srlib.data import Store, find
 
-    return Store.open(find(spec, root))
+    try:
+        return Store.open(find(spec, root))
+    except InputError:
+        base = root or Path(os.environ.get("SRLIB_DATA") or os.devnull)
+        if not spec or not os.path.isdir(base / "train" / spec):
+            raise
+        return Store.open(find(str(base / "train" / spec), root))
 
 
 def default_sets(root: Path | None) -> list["Store"]:

@@ -6,6 +6,7 @@ that is shown enlarged follows a rule (``busiest``), and what an output lacks is
 ``radial_spectrum``. Nothing here draws.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from srlib import complexity, features, metrics, runs
 from srlib.data import Store
@@ -231,6 +233,26 @@ def multiply_adds_range(network: nn.Module, lr_size: tuple[int, int], scale: flo
     experts = torch.eye(len(network.config.depths)).tolist()
     found = [_executed(network, lr_size, scale, shares) for shares in experts]
     return min(found), max(found)
+
+
+def training_multiply_adds(network: nn.Module, patch: int, batch: int, queries: int = 0) -> int:
+    """Multiply-adds of one training step's forward pass over a batch of LR patches; backward takes about twice as many
+    on top.
+
+    A network for one scale computes whole patches of ``patch`` x ``patch``. One for every scale answers ``queries``
+    output pixels of each, and while it learns all of its experts answer all of them; its matrix products and
+    convolutions are counted as they are executed. SeemoRe's are those of a route
+    with all ranks alike. Raises InputError for a network for every scale without queries.
+    """
+    if not hasattr(network, "expert_map"):
+        return batch * complexity.count(network, (patch, patch)).macs
+    if queries < 1:
+        raise InputError(f"{queries} queries of a patch train no network for every scale; give 1 or more")
+    twin = copy.deepcopy(network).to("cpu").train()
+    lr, coord = torch.zeros(1, 3, patch, patch), torch.zeros(1, queries, 2)
+    with torch.no_grad(), torch.random.fork_rng([]), FlopCounterMode(display=False) as counter:
+        twin(lr, coord=coord, cell=torch.ones(1, 2))
+    return batch * counter.get_total_flops() // 2  # it counts a multiply-add as two
 
 
 def _routed(network: nn.Module) -> bool:

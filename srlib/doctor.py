@@ -1,7 +1,8 @@
 """Whether this installation computes what it should, and what mistaken conventions cost.
 
 ``installation`` says what is installed and what computes here. ``checks`` compares resizing and metrics with known
-values, which were made by other means: MATLAB's bicubic in rational arithmetic, PSNR in numpy, SSIM by scikit-image.
+values, which were made by other means: MATLAB's bicubic in rational arithmetic, PSNR in numpy, SSIM by scikit-image;
+and the weights that ship with the hashes that they carry.
 ``costs`` scores the same photographs as they should be and with one convention changed at a time.
 """
 
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import srlib
-from srlib import complexity, data, evaluate, metrics, runs, sources, tiles
+from srlib import complexity, data, evaluate, metrics, pretrained, runs, sources, tiles
 from srlib.errors import InputError, expanded
 from srlib.metrics import Protocol
 from srlib.resize import contributions, imresize
@@ -146,7 +147,8 @@ def cuda() -> str:
 
 
 def checks(root: str | Path | None = None) -> list[Check]:
-    """Every check of resizing, metrics and decoding, and of the distributed LR images of Set5 where they are there.
+    """Every check of resizing, metrics, decoding and the weights that ship, and of the distributed LR images of Set5
+    where they are there.
 
     A check that raises has failed: the others are made all the same.
     """
@@ -156,6 +158,7 @@ def checks(root: str | Path | None = None) -> list[Check]:
         *((f"imresize, {old}x{old} to {new}x{new}", lambda at=(old, new): _resized(*at)) for old, new in RESIZED),
         *((f"PSNR and SSIM, {name} protocol", lambda name=name: _scored(name)) for name in SCORED),
         ("photographs, as decoded", _photographs),
+        ("weights that ship", _weights_whole),
         ("LR images of Set5, value by value", lambda: _set5(root)),
     ]
     done = []
@@ -197,6 +200,12 @@ def _scored(name: str) -> Check:
 def _photographs() -> Check:
     found = data.Store.open(data.photos("held-out")).fingerprint
     return Check("", found == PHOTOGRAPHS, found[:12], PHOTOGRAPHS[:12])
+
+
+def _weights_whole() -> Check:
+    """Each file says what its bytes hash to."""
+    whole = pretrained.available()
+    return Check("", bool(whole), ", ".join(one.path.stem for one in whole) or "none", "each as it was shipped")
 
 
 def _set5(root: str | Path | None) -> Check:

@@ -1,7 +1,10 @@
-"""Where a training step's time goes: the loop of ``srlib.train`` under ``torch.profiler``."""
+"""Where a training step's time goes: the loop of ``srlib.train`` under ``torch.profiler``; and how long a step takes
+of one network beside others, without it."""
 
+import json
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +14,14 @@ import torch
 from lightning_fabric import Fabric
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from srlib.complexity import describe_device
-from srlib.data import Store
+from srlib.complexity import describe_device, yardstick
+from srlib.data import Store, find
 from srlib.errors import InputError
-from srlib.runs import RunConfig, initial, make_patches
+from srlib.models import takes_scale
+from srlib.runs import RunConfig, check_writable, configure, initial, make_patches, write_json
 from srlib.train import State, make_objective, train
 
+COMPARED = ("safmn", "seemore-t", "ssiu", "moeisr-liif-s-edsr")  # one network of each paper, trained alike
 PARTS = ("forward", "backward", "optimiser", "average", "data", "rest")
 
 
@@ -108,6 +113,94 @@ def step_time(config: RunConfig, store: Store, *, steps: int = 10, warmup: int =
         if name in parts:
             parts[name] += event.cpu_time_total / 1e6 / steps
     return StepTime(total, parts | {"rest": total - sum(parts.values())}, steps, describe_device(device))
+
+
+def alternating(
+    configs: Mapping[str, RunConfig],
+    store: Store,
+    *,
+    rounds: int = 9,
+    steps: int = 3,
+    warmup: int = 1,
+    device: str = "cpu",
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of a training step of each of ``configs`` in each of some rounds, (rounds,) by name.
+
+    In a round every training runs once, ``warmup`` steps and then ``steps`` that are timed, on fresh weights, by the
+    loop itself; so whatever else the machine does meanwhile falls on all of them alike. States and scores are left out.
+    Raises InputError for less than one round or step, and as ``srlib.runs`` does for a training that cannot be.
+    """
+    if min(rounds, steps, warmup) < 1:
+        raise InputError(f"{rounds} rounds of {warmup} and {steps} steps can't be timed: give 1 or more of each")
+    found: dict[str, list[float]] = {name: [] for name in configs}
+    batches = {name: make_patches(config, store, device) for name, config in configs.items()}
+    for _ in range(rounds):
+        for name, config in configs.items():
+            fabric, edges = Fabric(accelerator=device, devices=1, precision=config.train.precision), []
+
+            def on_step(state: State, loss: torch.Tensor, edges: list[float] = edges) -> None:
+                if state.step in (warmup, warmup + steps):
+                    loss.item()
+                    edges.append(time.perf_counter())
+                if len(edges) == 2:
+                    raise _Enough
+
+            try:
+                train(
+                    initial(config, Path()), batches[name].batch, make_objective(config.train), config.train, fabric,
+                    on_start=lambda state: None, on_step=on_step, on_save=lambda state: None,
+                    save_every=config.train.steps,
+                )  # fmt: skip
+            except _Enough:
+                pass
+            if len(edges) < 2:
+                raise InputError(f"{name} has {config.train.steps} steps, fewer than are timed: give a longer training")
+            found[name].append((edges[1] - edges[0]) / steps)
+    return {name: tuple(times) for name, times in found.items()}
+
+
+def record_steps(
+    path: Path | str,
+    models: Sequence[str] = COMPARED,
+    *,
+    budget: str = "equal",
+    scale: int = 4,
+    images: str = "photos/train",
+    rounds: int = 9,
+) -> dict[str, Any]:
+    """Time a training step of each of ``models`` at a budget (:func:`alternating`), and write the record to ``path``.
+
+    The record has "seconds", by model the "median" over ``rounds`` and the "spread" from the least to the most; the
+    "unit", the seconds of :func:`srlib.complexity.yardstick` in the same process; device and threads; and the
+    "command" that makes it again. On the CPU: a step's time depends on the size of patches, not on what they show.
+    Raises InputError for names that there aren't, and where the record can't be written.
+    """
+    check_writable(Path(path))
+    store = Store.open(find(images))
+    configs = {
+        model: configure(model, scale if takes_scale(model) else None, store, budget=budget) for model in models
+    }
+    unit = yardstick()()
+    found = alternating(configs, store, rounds=rounds)
+    given = {"models": tuple(models), "budget": budget, "scale": scale, "images": images, "rounds": rounds}
+    usual = {"models": COMPARED, "budget": "equal", "scale": 4, "images": "photos/train", "rounds": 9}
+    options = (f"{name}={json.dumps(value)}" for name, value in given.items() if value != usual[name])
+    call = ", ".join([json.dumps(Path(path).name if Path(path).is_absolute() else Path(path).as_posix()), *options])
+    record = {
+        "what": f"one training step at budget {budget}, x{scale}: batch, forward, loss, backward, optimiser; all "
+        "networks in one process, in turn",
+        "command": ["python", "-c", f"from srlib.profiling import record_steps; record_steps({call})"],
+        "device": describe_device("cpu"),
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "seconds": {
+            model: {"median": statistics.median(times), "spread": [min(times), max(times)]}
+            for model, times in found.items()
+        },
+        "unit": unit,
+    }
+    write_json(Path(path), record)
+    return record
 
 
 class _Enough(Exception):

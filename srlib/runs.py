@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,8 @@ class Budget:
     are taken of the paper's own, None for these; ``ema_decay`` shrinks with the number of steps, as an average over the
     last thousand of five hundred steps would hold little but the start. ``own`` has settings for some models: fewer
     steps for those that take longer over each, and for MoEISR and its backbones smaller patches, fewer queries and ten
-    times the learning rate, as a few hundred steps at the paper's lead nowhere.
+    times the learning rate, as a few hundred steps at the paper's lead nowhere. ``common`` has settings that all models
+    share in place of their papers'.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Budget:
     ema_decay: float | None
     meaning: str
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    common: Mapping[str, Any] = field(default_factory=dict)
 
 
 TRAINING_CODE = ("models.layers", "losses", "train", "resize", "data", "degradation")
@@ -138,14 +141,49 @@ RECIPES |= {
 
 SMOKE = "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"
 SHORT = "a fair, small training: about ten minutes on a data-centre GPU"
+EQUAL = (
+    "the same training for all models: batch, steps, optimiser, schedule and loss (L1 alone, at x4 alone), no average "
+    "of weights; short enough for several seeds on two CPU cores"
+)
 QUERIES = {"steps": 400, "patch": 24, "queries": 576, "lr": 1e-3}
 OWN = {"seemore-t": {"steps": 650}, "ssiu": {"steps": 300}}
 OWN |= {name: QUERIES for name, one in RECIPES.items() if one.train.queries}
+ALIKE = {"optimizer": "adam", "betas": (0.9, 0.99), "weight_decay": 0.0, "lr": 1e-3, "lr_final": 1e-5}
+ALIKE |= {"schedule": "cosine", "milestones": (), "fft_weight": 0.0, "ema_decay": 0.0}
+AT_X4 = {"patch": 32, "queries": 576, "scales": (4.0, 4.0), "l1_weight": 1.0, "balance_weight": 0.0}
+OWN_AT_X4 = {name: AT_X4 for name, one in RECIPES.items() if one.train.queries}
 BUDGETS = {
     "smoke": Budget("smoke", 800, 120, batch=4, patch=32, ema_decay=0.95, meaning=SMOKE, own=OWN),
     "short": Budget("short", 20_000, 5_000, batch=32, patch=64, ema_decay=0.999, meaning=SHORT),
+    "equal": Budget("equal", 600, 600, 4, 32, ema_decay=None, meaning=EQUAL, own=OWN_AT_X4, common=ALIKE),
     "paper": Budget("paper", None, None, None, None, None, meaning="the paper's full schedule, batch and data"),
 }
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is, where it is not a budget's own: ``steps``, ``batch`` and ``patch`` (LR pixels), None for
+    the budget's. The schedule spans the steps. Raises InputError for numbers below 1."""
+
+    steps: int | None = None
+    batch: int | None = None
+    patch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value is not None and not 1 <= value < 2**63:
+                raise InputError(f"{name} is {value}: give a whole number from 1 up")
+
+    def words(self, budget: str) -> list[str]:
+        """The budget's name, and what takes the place of its own, in words: "short", "batch 16"."""
+        steps, batch, patch = f"{self.steps or 0:,} steps", f"batch {self.batch}", f"LR patch {self.patch}"
+        known = {"steps": steps, "batch": batch, "patch": patch}
+        return [budget, *(words for name, words in known.items() if getattr(self, name))]
+
+    @property
+    def options(self) -> list[str]:
+        """The options of ``srlib train`` that ask for it."""
+        return [part for name, value in asdict(self).items() if value for part in (f"--{name}", str(value))]
 
 
 def recipe(model: str) -> Recipe:
@@ -163,9 +201,11 @@ def training(
     changes: Mapping[str, Any] | None = None,
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    length: Length | None = None,
 ) -> TrainConfig:
     """The paper's training of ``model``, scaled to ``budget``; ``changes`` are settings that a row of a table has for
-    itself, such as its learning rate, ``precision`` is Fabric's.
+    itself, such as its learning rate, ``precision`` is Fabric's, ``length`` has what takes the place of the budget's
+    own.
 
     Raises InputError for an unknown model or budget, and for settings that no training can use.
     """
@@ -174,13 +214,14 @@ def training(
     cut = BUDGETS[budget]
     own = dict(cut.own.get(model, {}))
     usual_steps = own.pop("steps", cut.steps)
-    full = replace(recipe(model).train, **own | dict(changes or {}))
+    full = replace(recipe(model).train, **cut.common | own | dict(changes or {}))
     steps = cut.ablation_steps if ablation else usual_steps
-    scaled = at_length(full, steps or full.steps)
+    length = length or Length()
+    scaled = at_length(full, length.steps or steps or full.steps)
     return replace(
         scaled,
-        batch=min(full.batch, cut.batch or full.batch),
-        patch=min(full.patch, cut.patch or full.patch),
+        batch=length.batch or min(full.batch, cut.batch or full.batch),
+        patch=length.patch or min(full.patch, cut.patch or full.patch),
         ema_decay=full.ema_decay if cut.ema_decay is None else min(full.ema_decay, cut.ema_decay),
         seed=seed,
         precision=precision,
@@ -301,10 +342,11 @@ def configure(
     changes: Mapping[str, Any] | None = None,
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    length: Length | None = None,
 ) -> RunConfig:
     """The configuration of one run: a model (``network``: its config dataclass, default the paper's), its scale (None
     for a network for every scale), its data and a budget. ``changes`` are settings of the training that differ from the
-    paper's usual ones.
+    paper's usual ones, ``length`` has what differs from the budget's steps, batch and patch.
 
     Raises InputError for unknown names, for a scale that ``create`` refuses, and for the paper budget on the embedded
     photographs, which are no paper's data.
@@ -312,7 +354,9 @@ def configure(
     if budget == "paper" and store.name.startswith("photos"):
         images = "DIV2K's and Flickr2K's HR images" if takes_scale(model) else "DIV2K's HR images"
         raise InputError(f"the paper budget needs the paper's training images: give --data FOLDER ({images})")
-    settings = training(model, budget, ablation=ablation, changes=changes, seed=seed, precision=precision)
+    settings = training(
+        model, budget, ablation=ablation, changes=changes, seed=seed, precision=precision, length=length
+    )
     config = create(model, scale, network).config
     if bool(settings.queries) == takes_scale(model):
         needed = "give 0, as it learns from whole patches" if takes_scale(model) else "give a number from 1 up"
@@ -344,6 +388,7 @@ def configure_row(
     budget: str = "smoke",
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    length: Length | None = None,
 ) -> RunConfig:
     """The configuration of a run of one row of an ablation table, by its printed label: the row's network and training,
     and the budget's length for ablations. ``scale`` None is the row's own.
@@ -362,7 +407,7 @@ def configure_row(
         raise InputError(f"row {row.name!r} of table {table} is {row.model}, not {model}: train {row.model}")
     return configure(
         model, row.scale if scale is None else scale, store, network=row.config, budget=budget, ablation=True,
-        changes=row.train, seed=seed, precision=precision,
+        changes=row.train, seed=seed, precision=precision, length=length,
     )  # fmt: skip
 
 
@@ -373,6 +418,7 @@ def fine_tune(
     budget: str = "smoke",
     seed: int = 0,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    length: Length | None = None,
 ) -> RunConfig:
     """The configuration of a run that goes on from the finished run ``start`` for real-world images (SeemoRe, Appendix
     B.2): LR patches by Real-ESRGAN's degradation, L1 loss alone, half the paper's steps or the budget's length for
@@ -388,7 +434,7 @@ def fine_tune(
     model, scale = before["model"], before["scale"]
     config = configure(
         model, scale, store, network=network_config(model, before["network"], start.folder.name), budget=budget,
-        ablation=True, changes=tuned(model), seed=seed, precision=precision,
+        ablation=True, changes=tuned(model), seed=seed, precision=precision, length=length,
     )  # fmt: skip
     return replace(config, start=start.folder.name)
 
@@ -401,13 +447,20 @@ def tuned(model: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Origin:
-    """How a run is made again: ``command``, the arguments of ``srlib train``; its ``budget``; and the ``table`` and
-    ``row`` whose network and training it has, None for a paper's usual ones."""
+    """How a run is made again: ``command``, the arguments of ``srlib train``; its ``budget``, and the ``length`` that
+    takes the place of the budget's own; and the ``table`` and ``row`` whose network and training it has, None for a
+    paper's usual ones."""
 
     command: tuple[str, ...]
     budget: str
+    length: Length
     table: int | str | None = None
     row: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The budget in words: "short", or "short, batch 16, LR patch 32"."""
+        return ", ".join(self.length.words(self.budget))
 
 
 def origin(config: Mapping[str, Any]) -> Origin | None:
@@ -428,17 +481,21 @@ def origin(config: Mapping[str, Any]) -> Origin | None:
         found = json.loads(json.dumps([asdict(network), asdict(settings)]))
         return found == [config["network"], config["train"]]
 
-    for budget in BUDGETS:
-        options = {"budget": budget, "seed": seed, "precision": precision}
-        end = ("--budget", budget, *given)
+    trained = config["train"]
+    alone = {name: Length(**{name: trained[name]}) for name in ("steps", "batch", "patch")}
+    whole = Length(trained["steps"], trained["batch"], trained["patch"])
+    lengths = [Length(), *alone.values(), *(replace(whole, **{name: None}) for name in alone), whole]
+    for length, budget in product(lengths, BUDGETS):
+        options: dict[str, Any] = {"budget": budget, "seed": seed, "precision": precision, "length": length}
+        end = ("--budget", budget, *length.options, *given)
         if config.get("start"):
             settings = training(model, ablation=True, changes=tuned(model), **options)
-            if config["train"] == json.loads(json.dumps(asdict(settings))):
-                return Origin(("srlib", "train", model, "--fine-tune", f"{config['start']}.json", *end), budget)
+            if trained == json.loads(json.dumps(asdict(settings))):
+                return Origin(("srlib", "train", model, "--fine-tune", f"{config['start']}.json", *end), budget, length)
             continue
-        for length in ([], ["--ablation"]):
-            if same(usual, training(model, ablation=bool(length), **options)):
-                return Origin(("srlib", "train", model, *at, *length, *end), budget)
+        for ablation in ([], ["--ablation"]):
+            if same(usual, training(model, ablation=bool(ablation), **options)):
+                return Origin(("srlib", "train", model, *at, *ablation, *end), budget, length)
         paper = papers.paper_of(model)
         for number in (number for name, number in papers.tables() if name == paper):
             rows = papers.rows(paper, number)
@@ -446,7 +503,7 @@ def origin(config: Mapping[str, Any]) -> Origin | None:
                 settings = training(row.model, ablation=True, changes=row.train, **options)
                 if row.model == model and same(row.config, settings):
                     which = ("--table", str(number), "--row", row.name)
-                    return Origin(("srlib", "train", model, *at, *which, *end), budget, number, row.name)
+                    return Origin(("srlib", "train", model, *at, *which, *end), budget, length, number, row.name)
     return None
 
 

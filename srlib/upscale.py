@@ -54,6 +54,7 @@ class Method:
     interpolation where that is None.
 
     ``tile``, ``overlap`` (LR pixels) and ``memory`` (bytes) are the wishes that ``srlib.tiles.plan`` takes.
+    ``beside``: the picture by bicubic interpolation is put to the left of that by the upscaler.
     """
 
     scale: float
@@ -62,6 +63,7 @@ class Method:
     tile: int | None = None
     overlap: int | None = None
     memory: int | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -266,25 +268,27 @@ def enlarge(
 ) -> tuple[Picture, tiles.Plan | None, int]:
     """The picture, enlarged, in ``depth``, uint8 or uint16; the plan of its tiles, None for bicubic; and their number.
 
-    The sides are multiplied by the scale and rounded. Raises InputError where a file of the format ``kind`` cannot hold
-    the result, the memory cannot, or the network's output is not finite.
+    The sides are multiplied by the scale and rounded; ``method.beside`` makes it twice as wide. Raises InputError where
+    a file of the format ``kind`` cannot hold the result, the memory cannot, or the network's output is not finite.
     """
     height, width = (max(1, round(side * method.scale)) for side in picture.size)
     hidden = picture.alpha is not None and not picture.alpha.all()
     beside = (_BLEEDING + picture.pixels.itemsize * 3) * math.prod(picture.size) if hidden else 0
-    check_room((height, width, picture.pixels.shape[2]), np.dtype(depth).itemsize, kind, beside)
-    large = np.empty((height, width, picture.pixels.shape[2]), depth)
+    whole = (height, width * (2 if method.beside else 1), picture.pixels.shape[2])
+    check_room(whole, np.dtype(depth).itemsize, kind, beside)
+    large = np.empty(whole, depth)
     channels = picture.colours.shape[2]
     colours = bleed(picture.colours, picture.alpha) if hidden else picture.colours
     plan, count, notes = None, 1, ()
-    if method.upscale is None:
-        for first, rows in bicubic(colours, (height, width), depth, progress):
-            large[first : first + len(rows), :, :channels] = rows
-    else:
-        plan, count, notes = _by_network(colours, large[..., :channels], method, progress)
+    if method.upscale is None or method.beside:
+        for first, rows in bicubic(colours, (height, width), depth, progress if method.upscale is None else None):
+            large[first : first + len(rows), :width, :channels] = rows
+    if method.upscale is not None:
+        plan, count, notes = _by_network(colours, large[:, -width:, :channels], method, progress)
     if picture.alpha is not None:
         for first, rows in bicubic(picture.alpha[..., None], (height, width), depth):
-            large[first : first + len(rows), :, channels:] = rows
+            for half in range(0, whole[1], width):
+                large[first : first + len(rows), half : half + width, channels:] = rows
     return replace(picture, pixels=large, notes=picture.notes + notes), plan, count
 
 

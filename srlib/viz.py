@@ -244,6 +244,17 @@ class Shown:
         return self.alt
 
 
+@dataclass(frozen=True)
+class Traced:
+    """An entry of a ``plain_table`` that leads to a record of its own (see :func:`record_link`)."""
+
+    value: object
+    record: str
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
 def colour(model: str) -> str:
     """The colour of a model, as #rrggbb. ``model`` is a key of ``COLOURS``. Raises ``InputError`` for another name."""
     if model not in COLOURS:
@@ -674,8 +685,6 @@ def scatter(
     are only quoted, and last, so that none is hidden. ``printed`` puts dashed circles where a label's numbers
     are printed. ``sizes`` says what the circles stand for. Raises ``InputError`` for a point that isn't finite.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     if not points:
         raise InputError("there is no point to draw; give at least one")
     rings = printed or {}
@@ -704,10 +713,7 @@ def scatter(
             ink = axes.xaxis.label.get_color()
             axes.scatter(across, up, s=area(size), facecolor="none", edgecolor=ink, linestyle="--", zorder=4)
         if logx:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            _log_axis(axes)
         axes.margins(0.14, 0.18)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
@@ -715,6 +721,103 @@ def scatter(
         _place_labels(axes, points, radii, owner)
 
     return _chart(draw, alt, caption, height=4.2)
+
+
+def bands(
+    runs: Mapping[str, tuple[Sequence[float], Any]],
+    *,
+    models: Mapping[str, str],
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    logx: bool = False,
+    bottom: float | None = None,
+    caption: str = "",
+) -> Shown:
+    """Curves of several runs each: for each label x (n,) and y (runs, n), drawn as the mean with a band from the lowest
+    to the highest run; of one run the curve alone.
+
+    ``models`` names the model whose colour and marker a label gets. ``bottom`` cuts the drawing off below that value,
+    where curves start far below where they end. Raises ``InputError`` for no curve, a label without
+    a model, shapes that don't fit each other, and values that aren't finite.
+    """
+    if not runs:
+        raise InputError("there is no curve to draw; give at least one")
+    data = {}
+    for label, (x, y) in runs.items():
+        across, up = np.asarray(x, dtype=np.float64), np.atleast_2d(np.asarray(y, dtype=np.float64))
+        if label not in models:
+            raise InputError(f"no model for curve {label!r}; say whose colour it has in models")
+        if across.ndim != 1 or not len(across) or up.ndim != 2 or up.shape[1] != len(across):
+            shapes = f"x of shape {across.shape} and y of {up.shape}"
+            raise InputError(f"curve {label!r} has {shapes}; give (n,) and (runs, n)")
+        if not (np.isfinite(across).all() and np.isfinite(up).all()):
+            raise InputError(f"curve {label!r} holds values that aren't finite; leave them out")
+        data[label] = across, up, colour(models[label]), MARKERS[models[label]]
+
+    def draw(axes: "Axes") -> None:
+        for k, (label, (across, up, ink, marker)) in enumerate(data.items()):
+            dash = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))[k % 4]
+            axes.fill_between(across, up.min(0), up.max(0), color=ink, alpha=0.18, linewidth=0)
+            every = max(1, len(across) // 8)
+            axes.plot(
+                across, up.mean(0), color=ink, linestyle=dash, marker=marker, markersize=5, markevery=every, label=label
+            )
+        if logx:
+            _log_axis(axes)
+        if bottom is not None:
+            axes.set_ylim(bottom=bottom)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        if len(data) > 1:
+            axes.legend()
+
+    return _chart(draw, alt, caption)
+
+
+def intervals(
+    values: Mapping[str, tuple[float, float, float]],
+    *,
+    xlabel: str,
+    alt: str,
+    printed: Mapping[str, float] | None = None,
+    model: str = "safmn",
+    caption: str = "",
+) -> Shown:
+    """Differences with their intervals, one line a label: for each (value, low, high), a dot on a bar; 0 is a line.
+
+    ``printed`` puts a hollow diamond where the paper prints the difference. Raises ``InputError`` for no value, one
+    that isn't finite, and a printed one of another label.
+    """
+    if not values:
+        raise InputError("there is no interval to draw; give at least one")
+    for label, found in [*values.items(), *((label, (value,)) for label, value in (printed or {}).items())]:
+        if not all(math.isfinite(number) for number in found):
+            raise InputError(f"interval {label!r} is {found}; leave out those without a number")
+        if label not in values:
+            raise InputError(f"printed value {label!r} is of none of: {', '.join(values)}")
+    labels = list(values)
+
+    def draw(axes: "Axes") -> None:
+        rows = {label: len(labels) - 1 - k for k, label in enumerate(labels)}
+        ink = axes.xaxis.label.get_color()
+        axes.axvline(0, color=ink, linewidth=0.8)
+        for label, (value, low, high) in values.items():
+            axes.plot([low, high], [rows[label]] * 2, color=colour(model), linewidth=2.4, solid_capstyle="butt")
+            axes.plot(value, rows[label], marker=MARKERS[model], markersize=6, color=colour(model), linestyle="")
+        if printed:
+            places = [rows[label] for label in printed]
+            axes.plot(
+                list(printed.values()), places, marker="d", markersize=7, linestyle="", markerfacecolor="none",
+                markeredgecolor=ink, label="printed",
+            )  # fmt: skip
+            axes.figure.legend(loc="outside upper right")
+        axes.set_yticks(list(rows.values()), list(rows))
+        axes.set_ylim(-0.6, len(labels) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(xlabel)
+
+    return _chart(draw, alt, caption, height=1.3 + 0.3 * len(labels))
 
 
 def bars(
@@ -1115,8 +1218,8 @@ def plain_table(
     Columns of numbers are set flush right, texts flush left and broken into lines. An entry that is one of ``VERDICTS``
     is shown as its badge. ``records`` names the record (see :func:`record_link`) that every number of a column or row
     leads to, and its own name there, by the column's heading or the row's first entry; where both have one, the
-    column's is taken. Raises ``InputError`` for a row of another length than ``columns``, and for a record of neither a
-    column nor a row.
+    column's is taken, and where an entry is :class:`Traced`, its own. Raises ``InputError`` for a row of another length
+    than ``columns``, and for a record of neither a column nor a row.
     """
     rows = [tuple(row) for row in rows]
     for row in rows:
@@ -1129,13 +1232,21 @@ def plain_table(
         names = [known.get(column, known.get(str(row[0]), "")) for column in columns]
         cells = "".join(
             f"<td{kind}>{record_link(_entry(value, digits), name if _leads(value, name) else '')}</td>"
-            for value, kind, name in zip(row[1:], kinds[1:], names[1:], strict=True)
+            for value, kind, name in _own_records(row[1:], kinds[1:], names[1:])
         )
         first = record_link(_entry(row[0], digits), names[0] if str(row[0]) == names[0] else "")
         body.append(f'<tr><th scope="row">{first}</th>{cells}</tr>')
     head = "".join(f'<th scope="col"{kind}>{escape(column)}</th>' for column, kind in zip(columns, kinds, strict=True))
     inner = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return _table(inner, caption, alt=f"{caption} {len(rows)} rows, {len(columns)} columns.")
+
+
+def _own_records(
+    values: Sequence[object], kinds: Sequence[str], names: Sequence[str]
+) -> Iterator[tuple[object, str, str]]:
+    """Entries, the classes of their columns and the records that they lead to, their own where they have one."""
+    for value, kind, name in zip(values, kinds, names, strict=True):
+        yield (value.value, kind, value.record) if isinstance(value, Traced) else (value, kind, name)
 
 
 def record_link(html: str, record: str, *, quiet: bool = False) -> str:
@@ -1341,6 +1452,16 @@ def _chart(draw: Any, alt: str, caption: str, height: float = 3.6) -> Shown:
     said = escape(caption or alt, quote=True)
     box = f'<div class="srlib-chart" role="region" tabindex="0" aria-label="{said}">{"".join(shown)}</div>'
     return _figure(box, alt, caption)
+
+
+def _log_axis(axes: "Axes") -> None:
+    """A logarithmic axis across, with plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _svg(draw: Any, theme: Theme, size: tuple[float, float]) -> str:

@@ -1,7 +1,10 @@
 """Where tests find downloaded data, and the reason they give when there is none."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,27 @@ ROOT = Path(__file__).resolve().parent.parent
 def two_threads() -> None:
     """Tests use two threads, as the machines that they run on have two cores."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Callable[..., tuple[int, str, str]]]:
+    """Given ``capsys`` or ``capfd``, a function that runs the command srlib in this process; it returns exit code,
+    standard output and standard error."""
+    from srlib import cli
+
+    def reading(capture: Any) -> Callable[..., tuple[int, str, str]]:
+        def run(*arguments: object) -> tuple[int, str, str]:
+            monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
+            code = 0
+            try:
+                cli.main()
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            return code, *capture.readouterr()
+
+        return run
+
+    return reading
 
 
 @pytest.fixture(scope="session")

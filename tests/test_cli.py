@@ -14,29 +14,20 @@ import torch
 from PIL import Image
 
 from srlib import cli
+from srlib.errors import InputError
 from srlib.models import create
 from srlib.models.encoders import EDSR, ENCODERS
 from srlib.models.safmn import SAFMNConfig
 
 
 @pytest.fixture
-def srlib(monkeypatch, capsys, tmp_path):
+def srlib(in_process, monkeypatch, capsys, tmp_path):
     """Run the command in this process, away from any data; returns exit code, standard output and standard error."""
     monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SRLIB_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return in_process(capsys)
 
 
 @pytest.fixture
@@ -243,13 +234,13 @@ def runs_row():
         (("trian",), "No such command"),
         (("train", "--foo"), "No such option"),
         (("train", "resnet"), "no training recipe for 'resnet'"),
-        (("train", "safmn", "--budget", "tiny"), "no budget 'tiny': choose one of smoke, short, paper"),
+        (("train", "safmn", "--budget", "tiny"), "no budget 'tiny': choose one of smoke, short, equal, paper"),
         (("train", "safmn", "--scale", "0"), "scale"),
         (("train", "safmn", "--scale", "x"), "scale"),
         (("train", "liif-edsr", "--scale", "4"), "trained for every scale at once: leave --scale out"),
         (("train", "liif-edsr", "--budget", "paper"), "--data FOLDER"),
         (("train", "moeisr-lte-b", "--scale", "4"), "no training recipe for 'moeisr-lte-b'"),
-        (("evaluate", "liif-edsr"), "no weights for liif-edsr"),
+        (("evaluate", "liif-edsr"), "no weights of liif-edsr come with srlib"),
         (("complexity", "liif-edsr", "--scale", "0"), "scale 0"),
         (("speed", "liif-edsr", "--scale", "0", "--training"), "scale 0 makes no image"),
         (("train", "safmn", "--table", "3"), "--table and --row go together, as in: srlib train safmn --table 3 --row"),
@@ -260,7 +251,14 @@ def runs_row():
         (("train", "safmn", "--budget", "paper"), "--data FOLDER"),
         (("train", "safmn", "--data", "nowhere"), "nowhere"),
         (("train", "safmn", "--device", "tpu"), "choose auto, cpu or cuda"),
-        (("evaluate", "safmn"), "no weights for safmn"),
+        (("evaluate", "safmn", "--scale", "3"), "train some (srlib train safmn --scale 3)"),
+        (("weights", "--json", "--csv"), "give one of them"),
+        (("keep", "none.json", "--name", "a", "--into", "."), "no record at none.json"),
+        (("keep", "none.json", "--into", "."), "Missing option"),
+        (("train", "safmn", "--steps", "0"), "steps is 0: give a whole number from 1 up"),
+        (("train", "safmn", "--batch", "-3"), "batch is -3: give a whole number from 1 up"),
+        (("train", "ssiu", "--patch", "0"), "patch is 0: give a whole number from 1 up"),
+        (("train", "moeisr-liif-s-edsr", "--patch", "20"), "fewer than 576 queries"),
         (("evaluate", "safmn", "--weights", "none.pth"), "no weights at none.pth"),
         (("evaluate", "--record", "none.json"), "no record at none.json"),
         (("train", "safmn", "--seed", "-1"), "seed is -1"),
@@ -273,7 +271,7 @@ def runs_row():
         (("evaluate", "bicubic", "--degradation", "rain"), "choose bicubic or real-esrgan"),
         (("evaluate", "bicubic", "--weights", "none.pth"), "--weights go with a model"),
         (("evaluate", "--record", "."), "cannot be read"),
-        (("evaluate",), "nothing to score: give bicubic, a model with --weights"),
+        (("evaluate",), "nothing to score: give bicubic, a model (srlib evaluate safmn, with --weights"),
         (("evaluate", "safmn", "--record", "none.json"), "leave out safmn"),
         (("evaluate", "bicubic", "--json", "--csv"), "give one of them"),
         (("table", "safmn", "2", "--json", "--csv"), "give one of them"),
@@ -300,6 +298,21 @@ def test_bad_input_is_one_line(srlib, tmp_path, arguments, said):
     assert said in err and err.startswith("srlib: ") and err.count("\n") == 1
     left = {path for path in set(tmp_path.rglob("*")) - before if "cache" not in path.parts}
     assert not left, "nothing is half-written"
+
+
+def test_a_folder_below_train_is_found_by_its_name(photographs, tmp_path, monkeypatch):
+    """A run's record calls its images by their folder's name; the data folder keeps them in train/."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").mkdir()
+    photographs.rename(tmp_path / "data" / "train" / "Mine")
+    monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SRLIB_DATA", raising=False)
+    assert cli.open_store("Mine", tmp_path / "data").name == "Mine"
+    monkeypatch.setenv("SRLIB_DATA", str(tmp_path / "data"))
+    assert cli.open_store("Mine", None).fingerprint == cli.open_store("train/Mine", None).fingerprint
+    for name in ("", "Yours"):
+        with pytest.raises(InputError):
+            cli.open_store(name, None)
 
 
 def test_images_too_small_to_train_on_are_named(srlib, photographs):

@@ -256,3 +256,16 @@ def test_every_title_has_a_paper_and_a_colour() -> None:
     for title, model in compare.MODELS.items():
         assert papers.paper_of(model) == compare.PAINT[title]
         assert config_class(model) and viz.colour(compare.PAINT[title])
+
+
+def test_multiply_adds_of_training_are_those_of_the_forward_pass() -> None:
+    """A network for one scale computes the patch; one for every scale has each expert answer each query."""
+    safmn, moeisr = create("safmn", 4), create("moeisr-liif-s-edsr")
+    assert compare.training_multiply_adds(safmn, 32, 4) == 4 * complexity.count(safmn, (32, 32)).macs
+    few, many = (compare.training_multiply_adds(moeisr, 16, 1, queries) for queries in (1, 101))
+    _, experts = executed_macs(moeisr.config)
+    cell = 2 * moeisr.config.hidden * len(experts)  # two numbers more of each query in the first layers
+    assert many - few == 100 * 4 * (sum(experts) + cell)
+    assert compare.training_multiply_adds(moeisr, 16, 3, 1) == 3 * few and not moeisr.config.depths == ()
+    with pytest.raises(InputError, match="queries"):
+        compare.training_multiply_adds(moeisr, 16, 1)

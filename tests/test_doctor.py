@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import math
-import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,27 +16,17 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from test_resize import exact
 
-from srlib import cli, data, doctor, evaluate, metrics, resize
+from srlib import data, doctor, evaluate, metrics, resize
 from srlib.errors import InputError
 
 
 @pytest.fixture
-def srlib(monkeypatch, capsys, tmp_path):
+def srlib(in_process, monkeypatch, capsys, tmp_path):
     """Run the command in this process; returns exit code, standard output and standard error."""
     monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SRLIB_DATA", raising=False)
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return in_process(capsys)
 
 
 @pytest.fixture
@@ -93,7 +82,7 @@ def alone(monkeypatch, tmp_path):
 def test_what_is_right_passes_and_what_is_not_there_is_not_run(alone):
     found = verdicts()
     assert found.pop("LR images of Set5, value by value") == "not run"
-    assert len(found) == 2 + 4 + 3 + 1 and set(found.values()) == {"ok"}
+    assert len(found) == 2 + 4 + 3 + 1 + 1 and set(found.values()) == {"ok"}
 
 
 def another_cubic(x: torch.Tensor) -> torch.Tensor:
@@ -104,7 +93,7 @@ def another_cubic(x: torch.Tensor) -> torch.Tensor:
 
 
 BROKEN: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
-    "another kernel": (lambda patch: patch.setattr(resize, "_cubic", another_cubic), "weights imresize"),
+    "another kernel": (lambda patch: patch.setattr(resize, "_cubic", another_cubic), "1/2 1/3 imresize"),
     "another luma": (lambda patch: patch.setattr(metrics, "luma", lambda x, _: x.mean(1, True)), "matlab safmn"),
     "another SSIM": (lambda patch: patch.setattr(metrics, "ssim", lambda *_: torch.ones(1)), "SSIM"),
     "another decoder": (lambda patch: patch.setattr(data, "decode", darker), "photographs"),
@@ -128,7 +117,7 @@ def test_what_is_broken_fails_and_the_rest_is_checked_all_the_same(alone, monkey
     harm(monkeypatch)
     found = verdicts()
     failed = [name for name, verdict in found.items() if verdict == "failed"]
-    assert len(found) == 11 and failed
+    assert len(found) == 12 and failed
     hit = [name for name in found if any(word in name for word in words.split())]
     assert set(failed) == set(hit)
 
@@ -231,7 +220,7 @@ def test_the_doctor_speaks_in_tables_json_and_csv(srlib, quick):
 def test_a_failed_check_is_exit_code_1(srlib, quick, monkeypatch):
     monkeypatch.setattr(resize, "_cubic", another_cubic)
     code, out, err = srlib("doctor")
-    assert code == 1 and "failed" in out and "6 of 11 checks failed (bicubic weights, 1/2" in err
+    assert code == 1 and "failed" in out and "6 of 12 checks failed (bicubic weights, 1/2" in err
     assert len(err.splitlines()) == 1
 
 

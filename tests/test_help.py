@@ -28,8 +28,9 @@ def commands() -> dict[str, Any]:
 
 
 COMMANDS = commands()
-WORKING = ("evaluate", "upscale", "table", "tables", "complexity", "speed", "data list", "doctor")
+WORKING = ("evaluate", "upscale", "table", "tables", "complexity", "speed", "data list", "weights", "doctor")
 PRINTING = ("train", "evaluate", "upscale", "table", "complexity", "speed", "data list", "data check", "doctor")
+PRINTING += ("weights", "keep")
 
 
 def example(words: str) -> list[str]:
@@ -47,7 +48,8 @@ def example(words: str) -> list[str]:
 
 
 def test_the_commands_are_those_that_are_promised():
-    promised = {"train", "evaluate", "upscale", "table", "complexity", "data list", "data check", "data get", "doctor"}
+    promised = {"train", "evaluate", "upscale", "table", "complexity", "weights", "keep", "doctor"}
+    promised |= {"data list", "data check", "data get"}
     assert promised <= set(COMMANDS)
 
 

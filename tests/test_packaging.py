@@ -117,3 +117,16 @@ def test_no_address_of_an_index_and_no_path_of_a_machine() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             found = re.search(f"{index}|{machine}", line)
             assert not found, f"{path.relative_to(ROOT)}:{number}: {found[0]}"
+
+
+def test_the_wheel_carries_every_data_file() -> None:
+    """Whatever git keeps beside the code, weights among it, is named as data of its package."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {path for name, patterns in known.items() for one in patterns for path in place(name).glob(one)}
+    beside = {path for path in place("srlib").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert packed == beside and any(path.suffix == ".safetensors" for path in packed)
+
+
+def place(package: str) -> Path:
+    """The folder of a package."""
+    return ROOT.joinpath(*package.split("."))

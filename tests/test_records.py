@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = "safmn-x4-800-0123456789ab"
 OTHER = "safmn-x4-3-ba9876543210"
 EARLIER = "safmn-x4-5-aaaaaaaaaaaa"  # of a budget that no chapter was run with, but asked for by one
+KEPT = "ablations-safmn-3-baseline-seed0"  # a run's record in book/results
 LEFT_OVER = "safmn-x4-9-bbbbbbbbbbbb"  # of that budget, too, and asked for by none
 
 
@@ -90,6 +91,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (RUN, OTHER):
         record = run_record(name)
         record["config"]["train"]["steps"] = int(name.split("-")[2])
+        if name == OTHER:  # no budget has it
+            record["config"]["train"]["lr"] = 0.25
         for part in ("config", "metrics", "provenance", "held_out"):
             write(root / "runs" / name / f"{part}.json", record[part])
         write(root / "runs" / name / "log.csv", "step,loss,lr,seconds\n1,0.5,0.001,1\n2,0.25,0.0005,2\n")
@@ -102,6 +105,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = {"model": "bicubic", "scale": 4, "commit": "abc", "scores": [], "bicubic": [scored("Set5", 4, 28.0, "f5")]}
     for scale in (2, 3, 4):
         write(root / f"book/results/bicubic/luma-x{scale}.json", kept)
+    same = run_record(RUN) | lists | {"budget": "smoke", "table": 3, "row": "Baseline", "command": [], "weights": None}
+    write(root / "book/results/ablations/safmn-3/baseline-seed0.json", same)
+    write(root / "book/results/ablations/safmn-3/baseline-seed0.log.csv", "step,loss,lr,seconds\n1,0.5,0.001,1\n")
     write(root / "book/results/speed/released.json", {"what": "a <b>", "units": {"an image": 52}})
     rows = [("a", 1.5, OTHER), ("b", 2.5, EARLIER)]
     html = viz.plain_table(rows, ("row", "PSNR", "run"), caption="c", records={"a": OTHER, "b": EARLIER}).html
@@ -151,6 +157,7 @@ def test_records_are_what_the_workflow_made_and_what_pages_ask_for(found: Any) -
         RUN: "run", OTHER: "run", EARLIER: "run", "safmn-table-1": "table", "safmn-table-5": "table",
         "bicubic-luma-x2": "scores", "bicubic-luma-x3": "scores", "bicubic-luma-x4": "scores",
         "speed-released": "scores", "chapter-safmn-2-training": "chapter", "tables": "index", "index": "index",
+        KEPT: "run",
     }  # fmt: skip
     assert found.used == {name: ["safmn/2-training"] for name in (OTHER, EARLIER, RUN, "bicubic-luma-x4")}
     assert LEFT_OVER not in records.body(found.known["index"], found)
@@ -189,6 +196,17 @@ def test_a_page_shows_all_that_decided_a_run(found: Any) -> None:
         assert expected in text, expected
     alone = records.body(found.known[OTHER], found)
     assert "Its settings are no budget" in alone and "python notebooks/run.py" in alone and "Training loss" in alone
+
+
+def test_a_kept_run_has_a_page_without_its_folder(found: Any) -> None:
+    """Under the name of its record; the run's own, its logs and what became of its weights are told there."""
+    record = found.known[KEPT]
+    text = Checked(records.body(record, found)).text
+    for part in (f"runs/{RUN}", "its weights are not kept", "changed by commit unknown", "seed 0, kept", "Set5"):
+        assert part in text, part
+    assert set(record.files) == {f"{KEPT}.log.csv"} and "Training loss" in records.body(record, found)
+    shipped = records.Record(KEPT, "t", "run", record.data | {"weights": {"file": "a.safetensors"}}, commit="abc")
+    assert "its weights come with srlib as a.safetensors" in records.body(shipped, found)
 
 
 def test_a_collapse_is_said(found: Any) -> None:

@@ -76,6 +76,72 @@ def test_the_saved_network_scores_what_the_record_says(trained, store):
     assert again.psnr == pytest.approx(trained.held_out["psnr"], abs=1e-9)
 
 
+def test_a_length_takes_the_place_of_a_budgets_steps_batch_and_patch():
+    usual = runs.training("seemore-t", "short")
+    asked = runs.training("seemore-t", "short", length=runs.Length(steps=2000, batch=8, patch=24))
+    assert (asked.steps, asked.batch, asked.patch) == (2000, 8, 24)
+    share = [round(one * 2000 / usual.steps) for one in usual.milestones]
+    assert asked.milestones == pytest.approx(share, abs=1), "the schedule spans the steps"
+    same = replace(usual, steps=2000, batch=8, patch=24, milestones=asked.milestones)
+    assert asked == same, "all else is the budget's"
+    assert runs.training("seemore-t", "short", length=runs.Length()) == usual
+    assert runs.training("safmn", "smoke", length=runs.Length(batch=128)).batch == 128, "more than the budget's, too"
+    some = runs.Length(steps=5000, patch=8)
+    assert some.options == ["--steps", "5000", "--patch", "8"]
+    assert some.words("short") == ["short", "5,000 steps", "LR patch 8"]
+    for name in ("steps", "batch", "patch"):
+        for value in (0, -1, 2**63):
+            with pytest.raises(InputError, match=f"{name} is {value}: give a whole number from 1 up"):
+                runs.Length(**{name: value})
+
+
+def test_the_equal_budget_trains_all_networks_alike():
+    """Steps, batch, patch, optimiser, schedule and losses; a network for every scale asks for pixels at x4 alone."""
+    apart = {"queries", "scales"}
+    settings = {
+        model: {key: value for key, value in vars(runs.training(model, "equal")).items() if key not in apart}
+        for model in runs.RECIPES
+    }
+    first = settings["safmn"]
+    assert all(one == first for one in settings.values())
+    assert (first["steps"], first["batch"], first["patch"], first["schedule"]) == (600, 4, 32, "cosine")
+    assert (first["fft_weight"], first["balance_weight"], first["ema_decay"], first["l1_weight"]) == (0, 0, 0, 1)
+    for model in runs.RECIPES:
+        one = runs.training(model, "equal")
+        assert (one.queries > 0) == (not takes_scale(model))
+        assert takes_scale(model) or one.scales == (4.0, 4.0)
+
+
+@pytest.mark.parametrize("model", ["safmn", "seemore-t", "moeisr-liif-s-edsr"])
+@pytest.mark.parametrize(
+    ("budget", "options"),
+    [
+        ("equal", {"seed": 2}),
+        ("smoke", {"length": runs.Length(steps=1000, batch=8)}),
+        ("short", {"length": runs.Length(steps=2000, batch=8, patch=24), "precision": "bf16-mixed"}),
+        ("short", {"length": runs.Length(batch=16), "seed": 1}),
+    ],
+)
+def test_a_run_of_any_length_is_made_again_by_the_command_of_its_record(model, budget, options, store):
+    """What the command's options ask for is the configuration that was recorded."""
+    scale = 4 if takes_scale(model) else None
+    config = runs.configure(model, scale, store, budget=budget, **options)
+    found = runs.origin(config.record())
+    words = list(found.command)
+    assert words[:3] == ["srlib", "train", model] and ("--scale" in words) == (scale is not None)
+    given = {name: words[words.index(f"--{name}") + 1] for name in ("steps", "batch", "patch") if f"--{name}" in words}
+    seed = int(words[words.index("--seed") + 1]) if "--seed" in words else 0
+    precision = words[words.index("--precision") + 1] if "--precision" in words else "32-true"
+    length = runs.Length(**{name: int(value) for name, value in given.items()})
+    ablation = "--ablation" in words
+    again = runs.configure(
+        model, scale, store, budget=words[words.index("--budget") + 1], ablation=ablation, seed=seed,
+        precision=precision, length=length,
+    )  # fmt: skip
+    assert again.key == config.key
+    assert found.length == length and found.label == ", ".join(length.words(found.budget))
+
+
 def test_a_finished_run_is_loaded_not_trained(trained, store):
     before = (trained.folder / "model.safetensors").stat().st_mtime_ns
     again = runs.train_or_load(config_of(store), store, store, root=trained.folder.parent, device="cpu")
@@ -258,6 +324,13 @@ def small_encoder(monkeypatch) -> None:
 def asked(store: Store, **changes) -> runs.RunConfig:
     config = runs.configure("moeisr-liif-b-edsr", None, store, network=EXPERTS)
     return replace(config, train=replace(ASKED, **changes))
+
+
+
+def test_a_network_for_every_scale_trains_with_mixed_precision(photographs, small_encoder, tmp_path):
+    config = asked(photographs, precision="bf16-mixed")
+    run = runs.train_or_load(config, photographs, photographs, root=tmp_path, device="cpu")
+    assert run.metrics["steps"] == 4 and np.isfinite(run.metrics["loss"])
 
 
 def test_a_run_for_every_scale_is_trained_scored_at_x4_and_loaded(photographs, small_encoder, tmp_path):

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srlib import cli, data, sources
+from srlib import data, sources
 from srlib.errors import InputError
 from srlib.sources import Archive, Part, Source
 
@@ -774,7 +774,7 @@ def a_large_stranger() -> bytes:
 HARMFUL = {
     "tar, parent": (a_tar(named("../evil.png")), "outside its folder"),
     "tar, parent within": (a_tar(named("benchmark/Tiny/../../../evil.png")), "outside its folder"),
-    "tar, absolute": (a_tar(named("/tmp/evil.png")), "outside its folder"),
+    "tar, absolute": (a_tar(named("/evil.png")), "outside its folder"),
     "tar, drive": (a_tar(named("C:/evil.png")), "outside its folder"),
     "tar, backslash": (a_tar(named("..\\evil.png")), "outside its folder"),
     "tar, newline": (a_tar(named("benchmark/Tiny/HR/a\nb.png")), "outside its folder"),
@@ -794,7 +794,7 @@ HARMFUL = {
     "tar.gz, cut": (tar(tiny(), "w:gz")[:-900], "is damaged"),
     "tar, cut": (tar(tiny())[:4000], "is damaged|expected"),
     "zip, parent": (a_zip("../evil.png"), "outside its folder"),
-    "zip, absolute": (a_zip("/tmp/evil.png"), "outside its folder"),
+    "zip, absolute": (a_zip("/evil.png"), "outside its folder"),
     "zip, drive": (a_zip("C:\\evil.png"), "outside its folder"),
     "zip, symbolic link": (a_zip("benchmark/Tiny/HR/l.png", b"/etc", stat.S_IFLNK | 0o777), "a link or a device"),
     "zip, device": (a_zip("benchmark/Tiny/HR/l.png", b"x", stat.S_IFCHR | 0o777), "a link or a device"),
@@ -847,21 +847,11 @@ def test_an_image_too_large_is_refused(offered, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def srlib(monkeypatch, capsys, tmp_path):
+def srlib(in_process, monkeypatch, capsys, tmp_path):
     """Run the command in this process; returns exit code, standard output and standard error."""
     monkeypatch.delenv("SRLIB_DATA", raising=False)
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return in_process(capsys)
 
 
 def test_the_list_tells_what_is_here(srlib, tmp_path):

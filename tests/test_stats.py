@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from srlib.errors import InputError
-from srlib.stats import Interval, interval, rank_correlation
+from srlib.stats import Interval, crossed, interval, rank_correlation, spread
 
 
 def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
@@ -65,3 +65,48 @@ def test_what_has_no_answer_is_refused() -> None:
     for x, y in (([1, 2], [1, 2, 3]), ([1], [1]), ([1, 1], [1, 2]), ([1, np.inf], [1, 2])):
         with pytest.raises(InputError):
             rank_correlation(x, y)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "images", "deviations"),
+    [(3, 23, (0.05, 0.3, 0.05)), (3, 23, (0.1, 0.1, 0.1)), (3, 4, (0.1, 0.1, 0.1)), (5, 14, (0.2, 0.02, 0.02))],
+)
+def test_an_interval_over_seeds_and_images_covers_the_mean(
+    seeds: int, images: int, deviations: tuple[float, float, float]
+) -> None:
+    """Seeds, images and their interaction drawn anew a thousand times, few seeds as in the book."""
+    generator, covered = np.random.default_rng(0), 0
+    for _ in range(1000):
+        parts = zip(deviations, ((seeds, 1), (1, images), (seeds, images)), strict=True)
+        found = crossed(1.5 + sum(generator.normal(0, deviation, shape) for deviation, shape in parts))
+        covered += found.low <= 1.5 <= found.high
+    assert 920 <= covered <= 990
+
+
+def test_an_interval_over_seeds_and_images_is_students_where_one_of_them_varies_alone() -> None:
+    """Equal images: that of three seeds; equal seeds: that of four images. Made by hand, t at 0.975 from a table."""
+    for samples, t, count in (
+        (np.repeat([[1.0], [2.0], [3.0]], 4, axis=1), 4.302653, 3),
+        (np.repeat([[1.0, 2.0, 3.0, 2.0]], 3, axis=0), 3.182446, 4),
+    ):
+        found = crossed(samples)
+        one = samples[:, 0] if count == 3 else samples[0]
+        half = t * one.std(ddof=1) / np.sqrt(count)
+        assert found == pytest.approx((2.0, 2 - half, 2 + half), abs=1e-6)
+    assert crossed(np.full((2, 2), 0.5)) == Interval(0.5, 0.5, 0.5)
+    wide, narrow = (crossed(samples, level=level) for level in (0.99, 0.5))
+    assert wide.low < narrow.low
+    for wrong in (np.zeros((1, 5)), np.zeros((5, 1)), np.zeros(5), np.full((2, 2), np.nan)):
+        with pytest.raises(InputError):
+            crossed(wrong)
+    with pytest.raises(InputError, match="level"):
+        crossed(np.eye(2), level=1.0)
+
+
+def test_the_spread_of_some_runs() -> None:
+    found = spread([1.0, 2.0, 6.0])
+    assert found[:3] == (3.0, 1.0, 6.0) and found.range == 5.0 and found.deviation == pytest.approx(np.sqrt(7))
+    assert spread([2.0]).range == 0 and np.isnan(spread([2.0]).deviation)
+    for wrong in ([], [np.inf], [[1.0]]):
+        with pytest.raises(InputError, match="no spread"):
+            spread(wrong)

@@ -59,22 +59,12 @@ def exif_of(**below: Any) -> Image.Exif:
 
 
 @pytest.fixture
-def srlib(monkeypatch, capfd, tmp_path):
+def srlib(in_process, monkeypatch, capfd, tmp_path):
     """Run the command in this process; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SRLIB_PROGRESS", "line")
 
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+    return in_process(capfd)
 
 
 @pytest.fixture(scope="module")
@@ -841,9 +831,13 @@ def test_names_that_begin_with_a_dash(srlib, holiday, tmp_path):
         (("*.bmp", "o", "--model", "bicubic"), "matches *.bmp"),
         (("none.png", "o.png", "--model", "bicubic"), "no picture at none.png"),
         (("holiday/b.tif", "twins/a.png", "--model", "bicubic"), "twins/a.png is there already: give another name"),
-        (("holiday/b.tif", "o.png"), "no model: give --model bicubic"),
+        (("holiday/b.tif", "o.png", "--weights", "none.pth"), "no model: --weights go with its name"),
         (("holiday/b.tif", "o.png", "--model", "resnet"), "unknown model 'resnet'"),
-        (("holiday/b.tif", "o.png", "--model", "safmn"), "no weights for safmn, and none come with srlib"),
+        (("holiday/b.tif", "o.png", "--model", ""), "unknown model ''"),
+        (("holiday/b.tif", "o.png", "--model", "safmn", "--scale", "7"), "no weights of safmn x7 come with srlib"),
+        (("holiday/b.tif", "o.png", "--model", "lte-rdn"), "no weights of lte-rdn come with srlib (there are: "),
+        (("holiday/b.tif", "o.png", "--scale", "0.5"), "0.5"),
+        (("holiday/b.tif", "o.png", "--model", "bicubic", "--beside"), "name another model"),
         (("holiday/b.tif", "o.png", "--model", "safmn", "--weights", "none.pth"), "no weights at none.pth"),
         (("holiday/b.tif", "o.png", "--model", "bicubic", "--weights", "none.pth"), "bicubic has no weights"),
         (("holiday/b.tif", "o.png", "--model", "safmn", "--scale", "2.5"), "by whole numbers, not 2.5"),
@@ -873,6 +867,29 @@ def test_what_cannot_be_is_one_line(srlib, holiday, tmp_path, arguments, said):
     code, out, err = srlib("upscale", *arguments)
     assert code == 2 and out == "" and said in err and err.startswith("srlib: ") and err.count("\n") == 1, err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_weights_that_ship_are_used_where_none_are_named(srlib, holiday, tmp_path):
+    from srlib import pretrained
+
+    line = pretrained.find("safmn", 4).line
+    code, out, err = srlib("upscale", holiday / "b.tif", "o.png")
+    assert (code, err) == (0, "") and out.startswith(line) and pictures.read(Path("o.png")).size == (92, 120)
+    code, out, err = srlib("upscale", holiday / "b.tif", "p.png", "--model", "safmn", "--scale", "4", "--json")
+    assert code == 0 and err == f"srlib: {line}\n" and json.loads(out)[0]["status"] == "done"
+    assert np.array_equal(pictures.read(Path("o.png")).pixels, pictures.read(Path("p.png")).pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_beside_has_bicubic_on_the_left(srlib, tmp_path, weights, channels):
+    pictures.write(Picture(noise(9, 12, channels)), tmp_path / "a.png")
+    usual = ("--scale", "2", "--model")
+    both = (*usual, "safmn", "--weights", weights)
+    assert srlib("upscale", "a.png", "both.png", *both, "--beside")[0] == 0
+    assert srlib("upscale", "a.png", "left.png", *usual, "bicubic")[0] == 0
+    assert srlib("upscale", "a.png", "right.png", *both)[0] == 0
+    found, left, right = (pictures.read(Path(f"{name}.png")).pixels for name in ("both", "left", "right"))
+    assert np.array_equal(found, np.concatenate([left, right], 1))
 
 
 def test_the_record_of_a_run_names_model_and_scale(srlib, holiday, tmp_path, weights):
@@ -961,4 +978,4 @@ def test_help_says_what_happens_to_each_kind(srlib):
     code, out, _ = srlib("upscale", "--help")
     text = " ".join(out.split())
     assert code == 0 and all(word in text for word in ("16 bits", "Grey", "Transparency", "CMYK", "EXIF", "--force"))
-    assert re.search(r"Example: srlib upscale photo\.jpg large\.png --model bicubic --scale 2", text)
+    assert re.search(r"Example: srlib upscale photo\.jpg large\.png", text)

@@ -842,3 +842,29 @@ def test_nothing_is_fetched_from_elsewhere() -> None:
         for attrs in shown(make("a")).named("img"):
             svg = base64.b64decode(str(attrs["src"]).partition("base64,")[2]).decode()
             assert not re.search(r"(href|src)=\"http", svg)
+
+
+def test_bands_and_intervals_draw_every_label() -> None:
+    """In both themes; what cannot be drawn is refused in words."""
+    x, y = [1, 10, 100], [[0.0, 1.0, 2.0], [0.5, 1.5, 2.5]]
+    drawn = viz.bands(
+        {"A": (x, y), "B": (x, y[0])}, models={"A": "safmn", "B": "ssiu"}, xlabel="x", ylabel="y", alt="Two.",
+        logx=True, bottom=-1, caption="c",
+    )  # fmt: skip
+    assert drawn.html.count("<img") == 2 and "Two." in drawn.html and "srlib-chart" in drawn.html
+    for runs, models in (({}, {}), ({"A": (x, y)}, {}), ({"A": (x, [1.0])}, {"A": "safmn"}),
+                         ({"A": (x, [1.0, np.nan, 2.0])}, {"A": "safmn"})):  # fmt: skip
+        with pytest.raises(InputError):
+            viz.bands(runs, models=models, xlabel="x", ylabel="y", alt="a")
+    values = {"one": (0.1, -0.1, 0.3), "two": (-0.4, -0.5, -0.3)}
+    assert viz.intervals(values, xlabel="gap", alt="Gaps.", printed={"two": -0.2}).html.count("<img") == 2
+    for wrong, printed in (({}, None), ({"a": (np.nan, 0, 1)}, None), (values, {"three": 0.1})):
+        with pytest.raises(InputError):
+            viz.intervals(wrong, xlabel="gap", alt="a", printed=printed)
+
+
+def test_an_entry_can_lead_to_a_record_of_its_own() -> None:
+    row = ("a", viz.Traced("1.25", "safmn-table-1#x"), viz.Traced("not-run", "safmn-table-1#y"), "2.5")
+    html = viz.plain_table([row], ("row", "printed", "cell", "ours"), caption="c", records={"a": "run-x"}).html
+    assert re.findall(r'data-record="([^"]*)"', html) == ["safmn-table-1#x", "safmn-table-1#y", "run-x"]
+    assert "verdict-not-run" in html and ">1.25<" in html

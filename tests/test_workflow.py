@@ -267,6 +267,23 @@ def test_a_score_record_fills_the_tables_again(project: Path) -> None:
     record.parent.rmdir()
 
 
+def test_a_kept_run_concerns_the_pages_on_kept_runs_alone(project: Path, tmp_path: Path) -> None:
+    """Neither the tables nor any other notebook is run again for it, nor for weights that ship."""
+    folder = tmp_path / "project"
+    shutil.copytree(project, folder, copy_function=shutil.copyfile)  # all of it as old as now
+    notebook(folder / "notebooks" / "trained" / "1-weights.ipynb", "results = 'book/results'")
+    made = folder / "book" / "chapters" / "trained" / "1-weights.ipynb"
+    made.parent.mkdir(parents=True)
+    made.write_text("{}")
+    for name in ("book/results/equal/safmn-seed0.json", "srlib/weights/new.safetensors"):
+        done = snakemake(folder, "--touch")
+        assert done.returncode == 0, done.stderr
+        assert planned(folder) == {}
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("new")
+        assert planned(folder) == {"notebook": 1, "book": 1}
+
+
 def test_another_budget_runs_everything(project: Path) -> None:
     everything = {"train": 1, "evaluate": 1, "notebook": 2, "book": 1}
     assert planned(project, "--config", "budget=short").items() >= everything.items()

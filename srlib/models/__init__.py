@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import json
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from typing import Any
 
@@ -34,8 +35,10 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_MODELS))
 
 
-def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module:
-    """Build a network by name, with fresh random weights, in training mode, on the CPU.
+def create(name: str, scale: int | None = None, config: Any = None, *, pretrained: bool = False) -> nn.Module:
+    """Build a network by name, with fresh random weights, in training mode, on the CPU; or, ``pretrained``, with the
+    weights that come with srlib (see :mod:`srlib.pretrained`), in evaluation mode; a line on standard error says how
+    these were trained (``srlib.pretrained.load`` says nothing).
 
     ``config`` is a configuration of that network (for ``safmn`` a ``SAFMNConfig``), the released one when it is None.
     A network for one scale maps LR images (B, 3, H, W) in [0, 1] to (B, 3, scale H, scale W); its configuration's scale
@@ -43,7 +46,7 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
     each call.
 
     Raises ``InputError`` for an unknown name, a configuration of another network, a scale that the network lacks, and
-    one that is missing or not wanted.
+    one that is missing or not wanted; and where no weights come for that model, scale and configuration.
     """
     usual = default_config(name)
     if config is None:
@@ -63,13 +66,26 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
     if takes_scale(name):
         if scale is None:
             raise InputError(f"{name} is built for one scale and got none: give it, as in create({name!r}, 4)")
-        return build(replace(config, scale=scale))
-    if scale is not None:
+        config = replace(config, scale=scale)
+    elif scale is not None:
         raise InputError(
             f"{name} serves every scale and is built for none, but got scale {scale!r}: leave it out, and give the "
             "network the output's size instead, as in network(lr, size=(480, 320))"
         )
-    return build(config)
+    if not pretrained:
+        return build(config)
+    from srlib.checkpoints import say
+    from srlib.pretrained import find
+
+    shipped = find(name, scale)
+    trained = shipped.network()
+    if json.dumps(asdict(trained.config)) != json.dumps(asdict(config)):
+        raise InputError(
+            f"{shipped.path.name} has the weights of the released configuration of {name}: leave config or pretrained "
+            "out"
+        )
+    say(shipped.line)
+    return trained
 
 
 def _check_size(config: Any) -> None:

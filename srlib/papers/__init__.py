@@ -35,6 +35,7 @@ VERDICTS = ("exact", "within", "differs", "not-run")
 STATIC = ("params", "flops", "macs", "acts")
 SCALING = {"": Decimal(1), "K": Decimal("1E3"), "M": Decimal("1E6"), "G": Decimal("1E9"), "T": Decimal("1E12")}
 TOLERANCE = {"psnr": Decimal("0.02"), "ssim": Decimal("0.0006")}
+KEPT = ("trained", "equal", "ablations")  # folders of the book's records that hold its own runs, which fill no cell
 LARGEST = {"psnr": 200, "ssim": 1}  # the largest means that images can have; a record with another is damaged
 
 _DATA = Path(__file__).parent / "data"
@@ -117,6 +118,11 @@ class Cell:
         return str(Decimal(repr(self.ours)).quantize(last_digit(self.printed) / 100, ROUND_HALF_EVEN))
 
 
+def record_name(paper: str, number: int | str) -> str:
+    """The name of a printed table's record: "safmn-table-3"."""
+    return f"{paper}-table-{number}"
+
+
 @dataclass(frozen=True)
 class Table:
     """A printed table: ``cells`` in the paper's order."""
@@ -128,7 +134,7 @@ class Table:
     @property
     def record(self) -> str:
         """The name of the table's record: "safmn-table-3"."""
-        return f"{self.paper}-table-{self.number}"
+        return record_name(self.paper, self.number)
 
     @property
     def configs(self) -> tuple[Row, ...]:
@@ -578,10 +584,12 @@ def _evaluation(model: str, dataset: str) -> Protocol:
 
 
 def _contents(records: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The JSON objects in a folder and below, by name."""
+    """The JSON objects in a folder and below, by name; those of the runs that are kept there are passed over."""
     if records is not None and not os.path.isdir(records):
         raise InputError(f"{records} is not a folder; give the folder of score records")
     for path in sorted(records.rglob("*.json")) if records else ():
+        if path.relative_to(str(records)).parts[0] in KEPT:
+            continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
