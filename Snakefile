@@ -17,13 +17,14 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from srlib.papers import slug
+from srlib.papers import KEPT, slug
 
 BUDGETS = {"smoke": 900, "short": 7200, "paper": 86400}  # seconds that a notebook may take, unless --config timeout=...
 
 # The trained networks that a notebook loads: a model's main one, or a row of an ablation table by its printed label.
 # The main ones are scored as well; "real-world" goes on from one; "x2" and "x3" are a model at that scale, trained as
-# long as a row. A notebook that is not named here loads none; moeisr/4-experts trains its small networks itself.
+# long as a row. A notebook that is not named here loads none; moeisr/4-experts trains its small networks itself, and
+# those in trained/ read runs that are kept in book/results.
 MAIN = ("safmn", None, "main")
 PLAIN = ("safmn", 3, "Baseline")
 FIGURE7 = ("LN -> None, lr=1x10^-3 *", "LN -> None, lr=1x10^-4", "LN -> BN", "LN -> FBN*", "LN -> L2 normalization")
@@ -98,7 +99,9 @@ def files(folder, *patterns):
 SOURCES = files("srlib", "*.py", "*.csv")
 NOTEBOOKS = [path.removeprefix("notebooks/").removesuffix(".ipynb") for path in files("notebooks", "*.ipynb")]
 PROSE = files("book", "*")
-SCORES = files("book/results", "*.json")
+KEPT_RUNS = [path for folder in KEPT for path in files(f"book/results/{folder}", "*.json", "*.csv")]
+SCORES = [path for path in files("book/results", "*.json") if path not in KEPT_RUNS]
+WEIGHTS = files("srlib/weights", "*.safetensors")
 
 
 def records(wildcards):
@@ -107,6 +110,11 @@ def records(wildcards):
         f"{RECORDS}/{BUDGET}/{model}/{slug(label)}{'.eval' if label == 'main' else ''}.json"
         for model, table, label in ROWS.get(wildcards.notebook, [])
     ]
+
+
+def kept(wildcards):
+    """The runs that are kept and the weights that ship, which the pages on them read and no others."""
+    return [*KEPT_RUNS, *WEIGHTS] if wildcards.notebook.startswith("trained/") else []
 
 
 def made_runs():
@@ -182,6 +190,7 @@ rule notebook:
         SOURCES,
         SCORES,
         records,
+        kept,
         notebook="notebooks/{notebook}.ipynb",
     output:
         "book/chapters/{notebook}.ipynb",

@@ -202,13 +202,27 @@ def score_name(path: str) -> str:
 
 
 def scores(folder: Path) -> Iterator[Record]:
-    """The records in book/results."""
+    """The records in book/results: scores, measurements, and runs that are kept."""
     for path in sorted(folder.rglob("*.json")):
         place = path.relative_to(folder).as_posix()
         name, content = score_name(place), read(path)
+        if "run" in content:
+            yield kept_run(name, content, path)
+            continue
         record = Record(name, f"book/results/{place}", "scores", content, frozenset(score_anchors(content)))
         record.commit = last_commit(path)
         yield record
+
+
+def kept_run(name: str, content: dict[str, Any], path: Path) -> Record:
+    """The record of a run that is kept in book/results, with the logs beside it."""
+    row = {key: content[key] for key in ("table", "row") if content.get(key)}
+    content = content | {"rows": [row] if row else []}
+    logs = {part: path.with_name(f"{path.stem}.{part}.csv") for part in ("log", "validation")}
+    files = {f"{name}.{part}.csv": log for part, log in logs.items() if log.is_file()}
+    seed = content["config"]["train"].get("seed", 0)
+    title = f"{run_title(content)}, seed {seed}, kept"
+    return Record(name, title, "run", content, frozenset(score_anchors(content)), files, last_commit(path))
 
 
 def last_commit(path: Path) -> str:
@@ -296,8 +310,12 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
     yield paragraph(
         f"A trained network. {ended} On {held['dataset']} at \u00d7{held['scale']} it scores {held['psnr']:.2f} dB and "
         f"an SSIM of {held['ssim']:.4f}, under the protocol {held['protocol']['name']}. The folder of the run is "
-        f"runs/{record.name}; its name ends in the hash of all that determined the weights."
+        f"runs/{data['run']}; its name ends in the hash of all that determined the weights."
     )
+    if record.commit:
+        shipped = data.get("weights")
+        what = f"its weights come with srlib as {shipped['file']}" if shipped else "its weights are not kept"
+        yield paragraph(f"The record is kept in book/results, last changed by commit {record.commit}; {what}.")
     yield downloads(record)
     if again:
         budget, words = BUDGETS[again.budget], list(again.command)
