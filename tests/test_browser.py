@@ -215,7 +215,7 @@ def listed() -> list[str]:
 
 def kind(name: str) -> str:
     """The kind of a record, by its name."""
-    if re.search(r"-[0-9a-f]{12}$", name):
+    if re.search(r"-[0-9a-f]{12}$|^trained-|-seed\d+$", name):
         return "run"
     if name in ("index", "tables"):
         return "index"

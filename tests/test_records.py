@@ -13,7 +13,7 @@ import pytest
 
 from srlib import papers, viz
 from srlib.models.safmn import SAFMNConfig
-from srlib.runs import training
+from srlib.runs import contract, training
 
 pytest.importorskip("sphinx", reason="the book needs the extra: pip install -e .[book]")
 
@@ -207,6 +207,14 @@ def test_a_kept_run_has_a_page_without_its_folder(found: Any) -> None:
     assert set(record.files) == {f"{KEPT}.log.csv"} and "Training loss" in records.body(record, found)
     shipped = records.Record(KEPT, "t", "run", record.data | {"weights": {"file": "a.safetensors"}}, commit="abc")
     assert "its weights come with srlib as a.safetensors" in records.body(shipped, found)
+
+
+def test_a_run_says_whether_this_version_trains_the_same_network(found: Any) -> None:
+    """By the hash of the code, which holds where a commit is no longer in the history."""
+    assert "so that this version trains another network" in Checked(records.body(found.known[RUN], found)).text
+    config = run_record(RUN)["config"] | {"contract": contract("srlib.models.safmn")}
+    record = records.Record(RUN, "t", "run", run_record(RUN) | {"config": config})
+    assert "the same, so that this version trains the same network" in Checked(records.body(record, found)).text
 
 
 def test_a_collapse_is_said(found: Any) -> None:

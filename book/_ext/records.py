@@ -300,7 +300,9 @@ def headline(record: Record) -> str:
 
 def run_page(record: Record, records: Records) -> Iterator[str]:
     """What a run is made of, how it went, what it scores, and how it is made again."""
-    from srlib.runs import BUDGETS, origin
+    from srlib.models import config_class
+    from srlib.papers import record_name
+    from srlib.runs import BUDGETS, contract, origin
 
     data = record.data
     config, made_by, held = data["config"], data["provenance"], data["held_out"]
@@ -348,7 +350,7 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
     if again and again.table is not None and not rows:
         rows = [{"table": again.table, "row": again.row}]
     for one in rows:
-        name = f"{paper_of(config['model'])}-table-{one['table']}"
+        name = record_name(paper_of(config["model"]), one["table"])
         row = f"<p>Its network and training are those of the row \u201c{escape(one['row'])}\u201d of "
         meaning += f"{row}{link(name, records)}.</p>"
     yield section("Used by", used_by(record, records))
@@ -361,7 +363,14 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
     images["LR images, fingerprint"] = config["lr_fingerprint"] or "none: LR patches are made of HR patches"
     yield section("Data", pairs(images, "What it is trained on. A fingerprint is the hash of the decoded images."))
     yield section("Protocol", pairs(held["protocol"], "How the held-out images are compared, in full."))
-    yield section("Made by", pairs(made_by | {"code": config["contract"]}, "Commit, versions, device, seed and time."))
+    here = contract(config_class(config["model"]).__module__)
+    said = f"code is the hash of all code that decides the weights. In the version that built this page it is {here}: "
+    if here == config["contract"]:
+        said += "the same, so that this version trains the same network, whether or not the history has that commit."
+    else:
+        said += "another, so that this version trains another network."
+    table = pairs(made_by | {"code": config["contract"]}, "Commit, versions, device, seed and time.")
+    yield section("Made by", table, paragraph(said))
 
 
 def paper_of(model: str) -> str:

@@ -505,7 +505,7 @@ def _fill(paper: str, number: int | str, counts: bool, records: Path | None, cou
                 unit=line["unit"],
                 verdict=outcome,
                 note="; ".join(filter(None, notes)),
-                record=f"{paper}-table-{number}#{anchor}",
+                record=f"{record_name(paper, number)}#{anchor}",
                 source=source,
             )
         )
