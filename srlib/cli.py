@@ -9,6 +9,7 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from srlib.errors import InputError, Stopped
+from srlib.errors import InputError, Stopped, expanded
 
 if TYPE_CHECKING:
     from srlib.data import Store
@@ -447,6 +448,9 @@ def read_run(record: Path, runs: Path, model: str = "") -> Any:
     if "/" in origin["run"] or os.sep in origin["run"] or origin["run"] in ("", ".", ".."):
         raise InputError(f"{record} names {origin['run']!r:.50} as its run, no folder of runs: give another record")
     run = engine.Run(runs / origin["run"])
+    if not run.folder.is_dir():
+        again = f" ({shlex.join(map(str, origin['command']))})" if isinstance(origin.get("command"), list) else ""
+        raise InputError(f"the run {origin['run']} of {record} is not in {runs}: give --runs, or train it again{again}")
     if model and run.config["model"] != model:
         raise InputError(f"{record} is a run of {run.config['model']}, not {model}: name the model that it holds")
     return run
@@ -571,6 +575,7 @@ def upscale(
         network = run.network(where)
     else:
         scale = 4 if scale is None else scale
+        enlarging.check_model("bicubic", scale)
         model = pretrained.usual(scale) if model is None else model
         enlarging.check_model(model, scale)
         if weights is not None and model == "bicubic":
@@ -902,12 +907,16 @@ def weights(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     if not rows:
         raise InputError("no weights come with this srlib: train some with `srlib train safmn`, or install it anew")
     show(rows, as_json, as_csv)
+    if not (as_json or as_csv):
+        print(f"PSNR under the protocol {pretrained.STANDARD}; in brackets bicubic interpolation's. Set5's woman is a")
+        print("photograph of BSD400, too.")
 
 
 def shipped_text(row: dict[str, Any]) -> dict[str, Any]:
     """Shipped weights at a scale, as a line of the printed table."""
     kept = {name: row[name] for name in ("model", "scale")} | {"steps": f"{row['steps']:,}"}
-    kept |= {"of the paper's": f"1/{1 / row['share']:,.0f}"} | {name: row[name] for name in ("batch", "patch", "data")}
+    kept |= {"of the paper's": f"1/{1 / row['share']:,.0f}", "of its pixels": f"1/{1 / row['pixels']:,.0f}"}
+    kept |= {name: row[name] for name in ("batch", "patch", "data")}
     kept |= {"file": f"{row['bytes'] / 1024:,.0f} KiB", "precision": row["precision"]}
     for name in [name.removesuffix(" psnr") for name in row if name.endswith(" psnr")]:
         kept[name] = f"{row[f'{name} psnr']:.2f} ({row[f'{name} bicubic']:.2f}) dB"
@@ -991,12 +1000,15 @@ def open_store(spec: str, root: Path | None) -> "Store":
     from srlib.data import Store, find
 
     try:
-        return Store.open(find(spec, root))
-    except InputError:
-        base = root or Path(os.environ.get("SRLIB_DATA") or os.devnull)
+        found = find(spec, root)
+    except InputError as error:
+        base = expanded(root or Path(os.environ.get("SRLIB_DATA") or os.devnull))
         if not spec or not os.path.isdir(base / "train" / spec):
-            raise
-        return Store.open(find(str(base / "train" / spec), root))
+            alone = spec and not set(spec) & {"/", os.sep}
+            more = f"; or set SRLIB_DATA to the folder with train/{spec}" if alone else ""
+            raise InputError(f"{error}{more}") from None
+        found = find(str(base / "train" / spec), root)
+    return Store.open(found)
 
 
 def default_sets(root: Path | None) -> list["Store"]:

@@ -241,8 +241,8 @@ def training_multiply_adds(network: nn.Module, patch: int, batch: int, queries: 
 
     A network for one scale computes whole patches of ``patch`` x ``patch``. One for every scale answers ``queries``
     output pixels of each, and while it learns all of its experts answer all of them; its matrix products and
-    convolutions are counted as they are executed. SeemoRe's are those of a route
-    with all ranks alike. Raises InputError for a network for every scale without queries.
+    convolutions are counted as they are executed. SeemoRe, too, computes every expert while it learns. Raises
+    InputError for a network for every scale without queries.
     """
     if not hasattr(network, "expert_map"):
         return batch * complexity.count(network, (patch, patch)).macs

@@ -21,9 +21,9 @@ from srlib import metrics, papers
 from srlib.errors import InputError
 from srlib.logs import read_csv
 from srlib.models import default_config
-from srlib.pretrained import STANDARD, scored
+from srlib.pretrained import SEEN, STANDARD, scored, shares
 from srlib.runs import CONFIG, METRICS, Kinds, checked, read_json, recipe
-from srlib.stats import Interval, Spread, crossed, rank_correlation, spread
+from srlib.stats import Interval, Spread, crossed, rank_correlation, reach, spread
 
 RESULTS = "book/results"
 """The folder of the book's records, seen from the project's."""
@@ -81,7 +81,16 @@ class Kept:
     @property
     def share(self) -> str:
         """Its steps as a share of the paper's: "1/25"."""
-        return f"1/{recipe(self.model).train.steps / self.train['steps']:,.0f}"
+        return f"1/{1 / shares(self.model, self.train)[0]:,.0f}"
+
+    @property
+    def pixels(self) -> str:
+        """The pixels that it learnt from as a share of the paper's: "1/400"."""
+        return f"1/{1 / shares(self.model, self.train)[1]:,.0f}"
+
+    def seen(self, dataset: str) -> tuple[str, ...]:
+        """The images of a data set that it was trained on (:data:`srlib.pretrained.SEEN`)."""
+        return SEEN.get(self.record["config"]["fingerprint"], {}).get(dataset, ())
 
     @property
     def command(self) -> str:
@@ -122,10 +131,18 @@ class Kept:
         scale: int = 4,
         of: Literal["scores", "bicubic"] = "scores",
     ) -> np.ndarray:
-        """The PSNR of each image of some data sets (none named: all), (images,) float64, in their order."""
-        sets = datasets or self.datasets
-        scores = [self.score(dataset, protocol, scale, of) for dataset in sets]
-        return np.array([image["psnr"] for score in scores for image in score["images"]], dtype=np.float64)
+        """The PSNR of each image of some data sets (none named: all), (images,) float64, in their order; without those
+        that it was trained on."""
+        scores = [self.score(dataset, protocol, scale, of) for dataset in datasets or self.datasets]
+        return np.array([image["psnr"] for score in scores for image in self._unseen(score)], dtype=np.float64)
+
+    def _unseen(self, score: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [image for image in score["images"] if image["name"] not in self.seen(score["dataset"])]
+
+    def images(self, datasets: Sequence[str], scale: int = 4) -> tuple[tuple[str, str], ...]:
+        """The images of ``psnr``: the fingerprint of the data set, and the name of each."""
+        scores = [self.score(dataset, scale=scale) for dataset in datasets]
+        return tuple((score["fingerprint"], image["name"]) for score in scores for image in self._unseen(score))
 
     def log(self, part: Literal["log", "validation"] = "log") -> dict[str, np.ndarray]:
         """The columns of the log beside the record: step, loss, lr, seconds; or step, psnr, ssim, seconds."""
@@ -152,8 +169,10 @@ def read(part: str, root: Path | str = RESULTS) -> tuple[Kept, ...]:
     """The kept runs in a folder of the book's records, "trained", "equal" or "ablations/safmn-3", by name; none where
     there is no such folder. What else lies there, such as times, is passed over.
 
-    Raises InputError for a record that is damaged.
+    Raises InputError for a record that is damaged, and where there is no folder of records.
     """
+    if not Path(root).is_dir():
+        raise InputError(f"no folder of records at {root}: start in the project's folder, or give its path")
     found = []
     for path in sorted((Path(root) / part).rglob("*.json")):
         record = read_json(path)
@@ -168,11 +187,18 @@ def read(part: str, root: Path | str = RESULTS) -> tuple[Kept, ...]:
 
 
 def by_seed(found: Iterable[Kept]) -> dict[str, dict[int, Kept]]:
-    """Kept runs by model, in the order of ``TITLES``, and by seed."""
+    """Kept runs by model, in the order of ``TITLES``, and by seed. Raises InputError for two of one model and seed."""
     runs: dict[str, dict[int, Kept]] = {}
     for one in sorted(found, key=lambda one: (_place(one.model), one.model, one.seed)):
-        runs.setdefault(one.model, {})[one.seed] = one
+        _add(runs.setdefault(one.model, {}), one)
     return runs
+
+
+def _add(runs: dict[int, Kept], one: Kept) -> None:
+    """Add a run to others of its kind, by its seed."""
+    if one.seed in runs:
+        raise InputError(f"{one.path} and {runs[one.seed].path} are of one network and seed: keep one of them")
+    runs[one.seed] = one
 
 
 def _place(model: str) -> int:
@@ -190,17 +216,21 @@ def gaps(
 ) -> np.ndarray:
     """How far the runs ``one`` lie above ``other``, PSNR in dB under the protocol ``STANDARD``: (seeds, images).
 
-    Runs of one seed are set against each other, which have seen the same patches, and images likewise; seeds that only
-    one side has are left out. No data set named: those that all share. Raises InputError for runs that share no seed,
-    or differ in their images.
+    Runs of one seed are set against each other, and images likewise; seeds that only one side has are left out. No data
+    set named: those that all share. Raises InputError for runs that share no seed, that differ in steps, batch, patch
+    or training images, and for scores of other images.
     """
     seeds = [seed for seed in one if seed in other]
     if not seeds:
         raise InputError("the runs share no seed; train both with the same seeds")
     sets = tuple(datasets) or shared([*one.values(), *other.values()])
-    mine, theirs = ([runs[seed].psnr(sets, scale=scale) for seed in seeds] for runs in (one, other))
-    if not sets or len({len(row) for row in (*mine, *theirs)}) != 1:
+    runs = [side[seed] for side in (one, other) for seed in seeds]
+    lengths = {tuple(run.train[name] for name in ("steps", "batch", "patch")) for run in runs}
+    if len(lengths) > 1 or len({run.record["config"]["fingerprint"] for run in runs}) > 1:
+        raise InputError("the runs differ in steps, batch, patch or training images; train both alike")
+    if not sets or len({run.images(sets, scale) for run in runs}) > 1:
         raise InputError("the runs were not scored on the same images; keep them again on the same data sets")
+    mine, theirs = ([side[seed].psnr(sets, scale=scale) for seed in seeds] for side in (one, other))
     return np.stack(mine) - np.stack(theirs)
 
 
@@ -309,13 +339,12 @@ class Gap:
         """The gaps of the seeds, each the mean over images; None without a seed."""
         return None if self.samples is None else spread(self.samples.mean(1).tolist())
 
-    def standing(self, dataset: str) -> Standing:
-        """Whether the printed gap on a data set is larger than what our gap varies by from seed to seed: than the
-        distance from the lowest to the highest. "no seeds" with less than two."""
-        found = self.spread
-        if found is None or self.samples is None or len(self.samples) < 2:
+    def standing(self, dataset: str, reach: float | None) -> Standing:
+        """Whether the printed gap on a data set is larger than the ``reach`` of chance (:meth:`Ablation.reach`, dB);
+        "no seeds" where this row has less than two."""
+        if reach is None or self.samples is None or len(self.samples) < 2:
             return "no seeds"
-        return "larger" if abs(self.printed[dataset]) > found.range else "smaller"
+        return "larger" if abs(self.printed[dataset]) > reach else "smaller"
 
 
 @dataclass(frozen=True)
@@ -348,8 +377,12 @@ class Ablation:
 
     @cached_property
     def own(self) -> AblationRow:
-        """The row that is the paper's own network, from which the gaps are counted."""
-        return next(row for row in self.rows if _is_own(row.row) and not row.row.train)
+        """The row that is the paper's own network, from which the gaps are counted. Raises InputError for a table that
+        has none."""
+        for row in self.rows:
+            if _is_own(row.row) and not row.row.train:
+                return row
+        raise InputError(f"table {self.number} of {self.paper} has no row of the paper's own network to compare with")
 
     @property
     def trained(self) -> tuple[AblationRow, ...]:
@@ -384,22 +417,25 @@ class Ablation:
         return row.row.label if alone or not row.row.variant else row.row.variant.replace(";", ", ")
 
     def lines(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """The table as this book shows it, columns and rows of text: how each row was trained, its printed gap on each
-        data set, our mean gap with its interval and the gaps of the seeds, and how the printed ones stand to these."""
+        """The table as this book shows it, columns and rows of text: how each row was trained, our mean PSNR
+        over images and seeds, its printed gap on each data set, our mean gap with its interval and the gaps of the
+        seeds, and how the printed ones stand to the reach of chance."""
         where = [name.removesuffix("_val") for name in self.datasets]
-        columns = ("row", "trained", *(f"printed gap, {name} (dB)" for name in where), "our gap (dB), 95 %")
-        columns += ("seeds' gaps (dB)", *(f"against these, the one printed for {name} is" for name in where))
-        rows = []
+        columns = ("row", "trained", "our PSNR (dB)", *(f"printed gap, {name} (dB)" for name in where))
+        columns += ("our gap (dB), 95 %", "seeds' gaps (dB)")
+        columns += tuple(f"to chance, the one printed for {name} is" for name in where)
+        rows, means, most = [], self.means(), self.reach()
         for row in self.rows:
             gap = self.gap(row)
-            above = [_signed(gap.printed[name]) for name in self.datasets]
+            mean = f"{means[row.name]:.2f}" if row.name in means else "–"
+            first = self.short(row), row.ending, mean, *(_signed(gap.printed[name]) for name in self.datasets)
             if row is self.own:
-                rows.append((self.short(row), row.ending, *above, *["–"] * (2 + len(where))))
+                rows.append((*first, *["–"] * (2 + len(where))))
                 continue
             found, between = gap.interval, gap.spread
             ours = found.text(signed=True) if found else _signed(between.mean) if between else "–"
             ends = f"{_signed(between.low)} to {_signed(between.high)}" if between and found else "–"
-            rows.append((self.short(row), row.ending, *above, ours, ends, *map(gap.standing, self.datasets)))
+            rows.append((*first, ours, ends, *(gap.standing(name, most) for name in self.datasets)))
         return columns, rows
 
     def links(self, columns: Sequence[str]) -> dict[str, str]:
@@ -414,17 +450,27 @@ class Ablation:
         return values, {name: found[name].printed[dataset] for name in values}
 
     def summary(self) -> str:
-        """What the table comes to, in a few lines: the spread over the seeds, how many printed gaps are larger, and
-        whether the rows are in the printed order."""
-        noise = self.noise()
-        lines = [
-            "From seed to seed a row's gap varies with a standard deviation of "
-            f"{noise:.3f} dB (all rows together)." if noise is not None else "There are no two seeds to compare."
-        ]  # fmt: skip
+        """What the table comes to, in a few lines: where bicubic interpolation lies, the reach of chance, how many
+        printed gaps are larger, and whether the rows are in the printed order."""
+        lines, base, means, noise, most = [], self.bicubic(), self.means(), self.noise(), self.reach()
+        if base is not None:
+            above = sum(mean > base for mean in means.values())
+            lines.append(
+                f"Bicubic interpolation reaches {base:.2f} dB on the same images; {above} of the {len(means)} rows "
+                "that are trained lie above it."
+            )
+        if noise is None or most is None:
+            lines.append("There are no two seeds to compare.")
+        else:
+            lines.append(
+                f"From seed to seed a row's gap varies with a standard deviation of {noise:.3f} dB (all rows "
+                "together): of trainings like these, one pair that differs by chance alone shows a gap within "
+                f"\u00b1{most:.2f} dB in 19 of 20 cases."
+            )
         for name in self.datasets:
-            kinds = [self.gap(row).standing(name) for row in self.rows if row is not self.own]
+            kinds = [self.gap(row).standing(name, most) for row in self.rows if row is not self.own]
             counted = ", ".join(f"{kinds.count(kind)} {kind}" for kind in get_args(Standing) if kind in kinds)
-            lines.append(f"Printed gaps on {name}, to the seeds' spread: {counted}.")
+            lines.append(f"Printed gaps on {name}, to that: {counted}.")
             outcomes = [pair.outcome for pair in self.pairs(name)]
             if outcomes:
                 met, swapped, still = (outcomes.count(kind) for kind in ("met", "swapped", "open"))
@@ -450,6 +496,12 @@ class Ablation:
             for row in self.trained
         }
 
+    def bicubic(self) -> float | None:
+        """The mean PSNR of bicubic interpolation over the images that all runs are scored on; None without runs."""
+        for one in (one for row in self.trained for one in row.runs.values()):
+            return float(one.psnr(self.scored_on, scale=self.scale, of="bicubic").mean())
+        return None
+
     def pairs(self, dataset: str) -> tuple[Pair, ...]:
         """All pairs of rows that print tells apart on a data set, and that share two seeds or more here."""
         found = []
@@ -474,11 +526,24 @@ class Ablation:
             return None
 
     def noise(self) -> float | None:
-        """How far one row's gap lies from its mean from seed to seed, in dB: the root of the mean variance of all rows
+        """How far one row's gap lies from its mean from seed to seed, in dB: the pooled standard deviation of all rows
         that have two seeds or more; None without any."""
-        found = [gap.spread for row in self.trained if row is not self.own for gap in [self.gap(row)]]
-        variances = [one.deviation**2 for one in found if one is not None and np.isfinite(one.deviation)]
-        return float(np.sqrt(np.mean(variances))) if variances else None
+        found = self._seeds()
+        freedom = sum(len(means) - 1 for means in found)
+        squares = sum(float(np.var(means)) * len(means) for means in found)
+        return float(np.sqrt(squares / freedom)) if found else None
+
+    def reach(self) -> float | None:
+        """How far from 0, in dB, the gap of a pair of trainings lies in 95 % of cases where nothing but chance parts
+        them (:func:`srlib.stats.reach` of ``noise``); None without two seeds. All rows share the trainings of the
+        paper's own network, so that a little less is known than their number says."""
+        noise = self.noise()
+        return None if noise is None else reach(noise, sum(len(means) - 1 for means in self._seeds()))
+
+    def _seeds(self) -> list[np.ndarray]:
+        """For each row that has two seeds or more: its gaps, (seeds,), each the mean over images."""
+        found = [self.gap(row).samples for row in self.trained if row is not self.own]
+        return [samples.mean(1) for samples in found if samples is not None and len(samples) > 1]
 
 
 def _signed(value: float) -> str:
@@ -489,7 +554,8 @@ def _signed(value: float) -> str:
 def ablation(paper: str, number: int | str, root: Path | str = RESULTS) -> Ablation:
     """A printed ablation table with its kept runs, of which there may be none.
 
-    Raises InputError for a table that there isn't, a record that is damaged, and one of no row of that table.
+    Raises InputError for a table that there isn't, a record that is damaged or of no row of that table, and for two of
+    one row and seed.
     """
     cells = [cell for cell in papers.table(paper, number, counts=False).cells if cell.metric == "psnr"]
     runs: dict[str, dict[int, Kept]] = {}
@@ -497,7 +563,7 @@ def ablation(paper: str, number: int | str, root: Path | str = RESULTS) -> Ablat
         label = one.record.get("row")
         if str(one.record.get("table")) != str(number) or not isinstance(label, str):
             raise InputError(f"{one.path} is of no row of table {number}: keep it in the folder of its own table")
-        runs.setdefault(papers.row(paper, number, label).name, {})[one.seed] = one
+        _add(runs.setdefault(papers.row(paper, number, label).name, {}), one)
     rows = []
     for row in papers.rows(paper, number):
         at = [c for c in cells if row.stands_for(c.row, c.variant, c.scale)]

@@ -37,6 +37,11 @@ SCALES = (2, 3, 4)  # at which networks for every scale are, as far as they were
 STANDARD = "safmn"  # one protocol for all networks, BasicSR's, beside each paper's own
 LIMIT = 0.01  # dB by which half precision may move the mean PSNR of a data set
 
+BSD400 = "f96a368e4eeb133f0039fc381eabe4ce145e4d4c51c9ee2aed922e3c7447d7df"
+SEEN: Mapping[str, Mapping[str, tuple[str, ...]]] = {BSD400: {"Set5": ("woman",)}}
+"""Test images that are training images, too, by the fingerprint of these: Set5's woman is BSDS500's photograph 302003,
+made 1.4 times smaller. Scores of Set5 hold it, as everybody's do; where chance is spoken of it is left out."""
+
 Precision = Literal["float16", "float32"]
 
 
@@ -63,6 +68,15 @@ def scored(scores: Sequence[Mapping[str, Any]], dataset: str, scale: float, prot
     raise InputError(f"no score on {dataset} x{scale:g} under the {protocol} protocol: keep the run again")
 
 
+def shares(model: str, train: Mapping[str, Any]) -> tuple[float, float]:
+    """Which part of its paper's training some settings are: of the steps, and of the LR pixels (of a network for every
+    scale, the queries) that are learnt from, all steps together."""
+    paper = asdict(runs.recipe(model).train)
+    steps = train["steps"] / paper["steps"]
+    mine, its = (each["batch"] * (each["queries"] or each["patch"] ** 2) for each in (train, paper))
+    return steps, steps * mine / its
+
+
 # --- keeping a run ---------------------------------------------------------------------------------------------------
 
 
@@ -81,20 +95,22 @@ def keep(
     ``weights``, a folder, also ``weights/NAME.safetensors``, whose scores are then the record's. Returns the record.
 
     ``record`` is what ``srlib train --record`` wrote of the ``run``. ``scales`` is for networks for every scale, those
-    of ``SCALES`` that it was trained for where it is None. Scores of bicubic interpolation are left out for rows of an
-    ablation table. Raises InputError where an image set is missing, the record is of another run, no command makes the
-    run again, and for weights of a run that collapsed, or of another network or training than its paper's.
+    of ``SCALES`` that it was trained for where it is None. Raises InputError where an image set is missing, the record
+    is of another run, no command makes the run again, and for weights of a run that collapsed, of another network than
+    its paper's, or of a training that is a table's row or has not the paper's losses (budget equal).
     """
     if not name or name != Path(name).name or name.startswith("."):
         raise InputError(f"{name!r} is no name for a record: give one for files, such as safmn-x4")
     config = run.config
     if record.get("config") != config:
         raise InputError(f"the record is not of {run.folder.name} as it is: train it again with --record")
-    again = runs.origin(config)
+    again = runs.origin(config, record.get("budget"))
     if again is None:
         raise InputError(f"no command of srlib makes {run.folder.name} again: keep a run that `srlib train` made")
     if weights is not None:
         check_shippable(run, name, sets)
+        if record.get("table") or again.budget == "equal":
+            raise InputError(f"{run.folder.name} is not trained as its paper trains: leave --weights out")
     model, places = config["model"], [config["scale"]]
     if config["scale"] is None:
         least, most = config["train"]["scales"]
@@ -105,11 +121,8 @@ def keep(
     for place in (into, weights):
         if place is not None:
             runs.check_writable(place / "x.json")
-    network, baseline = run.network(), []
-    scores = score_all(network, model, stores, places)
-    if not record.get("table"):
-        baseline = score_all(None, model, stores, places)
-    shipped = None
+    network, shipped = run.network(), None
+    scores, baseline = (score_all(one, model, stores, places) for one in (network, None))
     if weights is not None:
         half = score_all(halved(network), model, stores, places)
         apart = [abs(one.psnr - other.psnr) for one, other in zip(half, scores, strict=True)]
@@ -268,11 +281,12 @@ class Shipped:
     @property
     def line(self) -> str:
         """What it is and how it was trained, in one line."""
-        done, full = self.training["train"], runs.recipe(self.model).train.steps
+        done = self.training["train"]
+        steps, pixels = (f"1/{1 / share:,.0f}" for share in shares(self.model, done))
         return (
             f"{self.model} {self.at}: weights of srlib's own, {done['steps']:,} steps of batch {done['batch']} (LR "
-            f"patches of {done['patch']}) on {self.training['data']}, 1/{full / done['steps']:,.0f} of the paper's "
-            "steps; not the paper's weights"
+            f"patches of {done['patch']}) on {self.training['data']}, {steps} of the paper's steps and {pixels} of its "
+            "pixels; not the paper's weights"
         )
 
     def line_at(self, scale: float) -> str:
@@ -284,12 +298,13 @@ class Shipped:
         return f"{self.line}; tested at {', '.join(f'x{one}' for one in self.scales)}, not at x{scale:g}"
 
     def row(self, scale: int) -> dict[str, Any]:
-        """All of it at a scale, as one flat row; PSNR under the standard protocol. ``share`` is that of the paper's
-        steps."""
+        """All of it at a scale, as one flat row; PSNR under the standard protocol. ``share`` and ``pixels`` are the
+        parts of the paper's training (:func:`shares`)."""
         done = self.training["train"]
         found = {"file": self.path.name, "model": self.model, "scale": scale}
         found |= {name: done[name] for name in ("steps", "batch", "patch")} | {"data": self.training["data"]}
-        found |= {"share": done["steps"] / runs.recipe(self.model).train.steps, "bytes": self.path.stat().st_size}
+        found |= dict(zip(("share", "pixels"), shares(self.model, done), strict=True))
+        found |= {"bytes": self.path.stat().st_size}
         found |= {"precision": self.precision, "beats_bicubic": scale in self.serves}
         found |= {"command": shlex.join(self.training["command"])}
         for dataset in dict.fromkeys(one["dataset"] for one in self.scores):

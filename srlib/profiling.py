@@ -18,6 +18,7 @@ from srlib.complexity import describe_device, yardstick
 from srlib.data import Store, find
 from srlib.errors import InputError
 from srlib.models import takes_scale
+from srlib.processes import arithmetic
 from srlib.runs import RunConfig, check_writable, configure, initial, make_patches, write_json
 from srlib.train import State, make_objective, train
 
@@ -60,7 +61,8 @@ def step_time(config: RunConfig, store: Store, *, steps: int = 10, warmup: int =
     """
     if steps < 1 or warmup < 1:
         raise InputError(f"{warmup} steps before {steps} cannot be timed: give 1 or more of each")
-    settings, fabric = config.train, Fabric(accelerator=device, devices=1, precision=config.train.precision)
+    settings = config.train
+    fabric = Fabric(accelerator=device, devices=1, **arithmetic(device, settings.precision))
     patches, objective, losses = make_patches(config, store, device), make_objective(settings), []
     edges: list[float] = []
 
@@ -136,7 +138,7 @@ def alternating(
     batches = {name: make_patches(config, store, device) for name, config in configs.items()}
     for _ in range(rounds):
         for name, config in configs.items():
-            fabric, edges = Fabric(accelerator=device, devices=1, precision=config.train.precision), []
+            fabric, edges = Fabric(accelerator=device, devices=1, **arithmetic(device, config.train.precision)), []
 
             def on_step(state: State, loss: torch.Tensor, edges: list[float] = edges) -> None:
                 if state.step in (warmup, warmup + steps):
@@ -175,7 +177,10 @@ def record_steps(
     "command" that makes it again. On the CPU: a step's time depends on the size of patches, not on what they show.
     Raises InputError for names that there aren't, and where the record can't be written.
     """
-    check_writable(Path(path))
+    here = Path(path).resolve()
+    if not here.is_relative_to(Path.cwd()):
+        raise InputError(f"{path} is not below the working folder, where the recorded command starts: give one that is")
+    check_writable(here)
     store = Store.open(find(images))
     configs = {
         model: configure(model, scale if takes_scale(model) else None, store, budget=budget) for model in models
@@ -185,7 +190,7 @@ def record_steps(
     given = {"models": tuple(models), "budget": budget, "scale": scale, "images": images, "rounds": rounds}
     usual = {"models": COMPARED, "budget": "equal", "scale": 4, "images": "photos/train", "rounds": 9}
     options = (f"{name}={json.dumps(value)}" for name, value in given.items() if value != usual[name])
-    call = ", ".join([json.dumps(Path(path).name if Path(path).is_absolute() else Path(path).as_posix()), *options])
+    call = ", ".join([json.dumps(here.relative_to(Path.cwd()).as_posix()), *options])
     record = {
         "what": f"one training step at budget {budget}, x{scale}: batch, forward, loss, backward, optimiser; all "
         "networks in one process, in turn",

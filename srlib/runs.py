@@ -463,12 +463,14 @@ class Origin:
         return ", ".join(self.length.words(self.budget))
 
 
-def origin(config: Mapping[str, Any]) -> Origin | None:
+def origin(config: Mapping[str, Any], budget: str | None = None) -> Origin | None:
     """How the run of a recorded configuration (``Run.config``) is made again by ``srlib train``; None for one whose
     network or training no budget, option or row of a table gives, such as one that a notebook configures.
 
     The images are named as the record names them, and the record of the run that a fine-tuning goes on from, by that
-    run's name: "seemore-t-x4-650-0b1e948fa083.json". Raises InputError for a model that there isn't.
+    run's name: "seemore-t-x4-650-0b1e948fa083.json". Where several budgets lead there, that with the fewest options is
+    taken, but ``budget`` first, a label such as the one that ``srlib train`` records: "short, batch 16". Raises
+    InputError for a model that there isn't.
     """
     model, scale, seed, precision = config["model"], config["scale"], *map(config["train"].get, ("seed", "precision"))
     usual = default_config(model)
@@ -485,7 +487,8 @@ def origin(config: Mapping[str, Any]) -> Origin | None:
     alone = {name: Length(**{name: trained[name]}) for name in ("steps", "batch", "patch")}
     whole = Length(trained["steps"], trained["batch"], trained["patch"])
     lengths = [Length(), *alone.values(), *(replace(whole, **{name: None}) for name in alone), whole]
-    for length, budget in product(lengths, BUDGETS):
+    asked = [name for name in BUDGETS if budget and budget.split(",")[0] == name]
+    for length, budget in [*product(lengths, asked), *product(lengths, BUDGETS)]:
         options: dict[str, Any] = {"budget": budget, "seed": seed, "precision": precision, "length": length}
         end = ("--budget", budget, *length.options, *given)
         if config.get("start"):
@@ -1028,7 +1031,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no record at {path}: make it with `srlib train` or `srlib evaluate`") from None
+        raise InputError(f"no record at {path}: `srlib train --record` and `srlib evaluate --out` write them") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): name a JSON file") from None
     except (ValueError, RecursionError):

@@ -86,6 +86,15 @@ class Spread(NamedTuple):
         return self.high - self.low
 
 
+def reach(deviation: float, freedom: int, *, level: float = 0.95) -> float:
+    """How far from its true value a single figure lies at most in ``level`` of all cases, in the unit of ``deviation``:
+    its standard deviation, estimated with ``freedom`` degrees of freedom, times Student's t. Raises InputError for a
+    deviation that is negative or not finite, fewer than one degree of freedom, and a level outside (0, 1)."""
+    if not (deviation >= 0 and np.isfinite(deviation)) or freedom < 1 or not 0 < level < 1:
+        raise InputError(f"no bound from a deviation of {deviation} with {freedom} degrees of freedom at level {level}")
+    return float(deviation * scipy.stats.t.ppf((1 + level) / 2, freedom))
+
+
 def spread(values: Sequence[float]) -> Spread:
     """The spread of some runs' figures, such as a mean PSNR for each seed; of one run the deviation is NaN, as nothing
     can be said of it.

@@ -310,9 +310,17 @@ def test_a_folder_below_train_is_found_by_its_name(photographs, tmp_path, monkey
     assert cli.open_store("Mine", tmp_path / "data").name == "Mine"
     monkeypatch.setenv("SRLIB_DATA", str(tmp_path / "data"))
     assert cli.open_store("Mine", None).fingerprint == cli.open_store("train/Mine", None).fingerprint
-    for name in ("", "Yours"):
-        with pytest.raises(InputError):
-            cli.open_store(name, None)
+    with pytest.raises(InputError, match="no images called 'Yours' in .*; or set SRLIB_DATA to .* with train/Yours"):
+        cli.open_store("Yours", None)
+    with pytest.raises(InputError, match="folder's path instead$"):
+        cli.open_store("", None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.open_store("Mine", Path("~/data")).name == "Mine"
+    (tmp_path / "here" / "Mine").mkdir(parents=True)
+    (tmp_path / "here" / "Mine" / "broken.png").write_bytes(b"\x89PNG")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="broken.png"):
+        cli.open_store("Mine", None)
 
 
 def test_images_too_small_to_train_on_are_named(srlib, photographs):

@@ -262,6 +262,9 @@ def test_multiply_adds_of_training_are_those_of_the_forward_pass() -> None:
     """A network for one scale computes the patch; one for every scale has each expert answer each query."""
     safmn, moeisr = create("safmn", 4), create("moeisr-liif-s-edsr")
     assert compare.training_multiply_adds(safmn, 32, 4) == 4 * complexity.count(safmn, (32, 32)).macs
+    seemore = create("seemore-t", 4)
+    _, dearest = compare.multiply_adds_range(seemore, (32, 32), 4)
+    assert compare.training_multiply_adds(seemore, 32, 1) > dearest, "more than any route takes: all experts"
     few, many = (compare.training_multiply_adds(moeisr, 16, 1, queries) for queries in (1, 101))
     _, experts = executed_macs(moeisr.config)
     cell = 2 * moeisr.config.hidden * len(experts)  # two numbers more of each query in the first layers

@@ -115,6 +115,8 @@ def test_the_line_names_weights_and_training_and_never_as_the_papers(name):
     done = one.training["train"]
     for part in (one.model, one.at, f"{done['steps']:,} steps", f"batch {done['batch']}", one.training["data"]):
         assert part in one.line
+    steps, pixels = pretrained.shares(one.model, done)
+    assert f"1/{1 / steps:,.0f} of the paper's steps and 1/{1 / pixels:,.0f} of its pixels" in one.line
     assert "\n" not in one.line and "not the paper's weights" in one.line
     assert one.line_at(one.serves[0]) == one.line and "not at x7.5" in one.line_at(7.5)
     lost = replace(one, scores=[dict(score, least_gain=-0.1) for score in one.scores])
@@ -351,10 +353,18 @@ def test_a_network_for_every_scale_is_scored_where_it_was_trained(usual, images,
     assert {score["scale"] for score in alone["scores"]} == {3} and alone["weights"] is None
     at_x4 = dict(one.config.record()["train"], scales=[4.0, 4.0])
     runs.write_json(one.run.folder / "config.json", one.config.record() | {"train": at_x4})
-    monkeypatch.setattr(runs, "origin", lambda _: runs.Origin(("srlib", "train"), "equal", runs.Length()))
+    monkeypatch.setattr(runs, "origin", lambda *_: runs.Origin(("srlib", "train"), "equal", runs.Length()))
     changed = one.record | {"config": one.run.config}
     found = pretrained.keep(changed, one.run, "a", tmp_path, sets=[str(images)])
     assert {score["scale"] for score in found["scores"]} == {4}
+
+
+def test_the_share_of_a_papers_training():
+    """SAFMN's has 500,000 steps of 64 patches of 64 pixels a side; MoEISR's a million of 16 with 2,304 queries each."""
+    train = {"steps": 20_000, "batch": 16, "patch": 32, "queries": 0}
+    assert pretrained.shares("safmn", train) == (1 / 25, pytest.approx(1 / 400))
+    train = {"steps": 10_000, "batch": 8, "patch": 24, "queries": 576}
+    assert pretrained.shares("moeisr-liif-s-edsr", train) == (1 / 100, pytest.approx(1 / 800))
 
 
 def test_protocols_are_the_papers_own_and_one_for_all():
@@ -368,9 +378,21 @@ def test_protocols_are_the_papers_own_and_one_for_all():
         pretrained.scored(scores, "Set5", 4, "ssiu")
 
 
-def test_a_row_of_a_table_has_no_scores_of_bicubic(kept, images, tmp_path):
-    found = pretrained.keep(kept.record | {"table": "3", "row": "a"}, kept.run, "a-seed0", tmp_path, sets=[str(images)])
-    assert found["bicubic"] == [] and len(found["scores"]) == 1 and found["weights"] is None
+def test_a_row_of_a_table_is_kept_and_not_shipped(kept, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "SETS", (str(images), "Set5", "Set14"))
+    row = kept.record | {"table": "3", "row": "a"}
+    with pytest.raises(InputError, match="is not trained as its paper trains: leave --weights out"):
+        pretrained.keep(row, kept.run, "safmn-x2", tmp_path / "a", sets=[str(images)], weights=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    found = pretrained.keep(row, kept.run, "a-seed0", tmp_path, sets=[str(images)])
+    assert len(found["bicubic"]) == len(found["scores"]) == 1 and found["weights"] is None
+
+
+def test_a_training_of_the_comparison_is_not_shipped(kept, images, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "SETS", (str(images), "Set5", "Set14"))
+    monkeypatch.setattr(runs, "origin", lambda *_: runs.Origin(("srlib", "train"), "equal", runs.Length()))
+    with pytest.raises(InputError, match="is not trained as its paper trains: leave --weights out"):
+        pretrained.keep(kept.record, kept.run, "safmn-x2", tmp_path / "a", sets=[str(images)], weights=tmp_path / "a")
 
 
 def test_what_is_not_to_be_kept_or_shipped(kept, images, tmp_path, monkeypatch, srlib):
@@ -405,7 +427,7 @@ def test_what_is_not_to_be_kept_or_shipped(kept, images, tmp_path, monkeypatch, 
     with pytest.MonkeyPatch.context() as patch:
         import srlib.models.safmn as safmn
 
-        patch.setattr(runs, "origin", lambda _: runs.Origin(("srlib", "train"), "smoke", runs.Length()))
+        patch.setattr(runs, "origin", lambda *_: runs.Origin(("srlib", "train"), "smoke", runs.Length()))
         patch.setitem(safmn.CONFIGS, "safmn", SAFMNConfig(blocks=3, channels=8))
         refused("as its paper builds it", weights=into)
     shutil.rmtree(kept.run.folder)

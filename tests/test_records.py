@@ -211,7 +211,7 @@ def test_a_kept_run_has_a_page_without_its_folder(found: Any) -> None:
 
 def test_a_run_says_whether_this_version_trains_the_same_network(found: Any) -> None:
     """By the hash of the code, which holds where a commit is no longer in the history."""
-    assert "so that this version trains another network" in Checked(records.body(found.known[RUN], found)).text
+    assert "another, so that this version trains another network" in Checked(records.body(found.known[RUN], found)).text
     config = run_record(RUN)["config"] | {"contract": contract("srlib.models.safmn")}
     record = records.Record(RUN, "t", "run", run_record(RUN) | {"config": config})
     assert "the same, so that this version trains the same network" in Checked(records.body(record, found)).text

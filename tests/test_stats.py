@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from srlib.errors import InputError
-from srlib.stats import Interval, crossed, interval, rank_correlation, spread
+from srlib.stats import Interval, crossed, interval, rank_correlation, reach, spread
 
 
 def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
@@ -110,3 +110,15 @@ def test_the_spread_of_some_runs() -> None:
     for wrong in ([], [np.inf], [[1.0]]):
         with pytest.raises(InputError, match="no spread"):
             spread(wrong)
+
+
+def test_the_reach_of_chance_holds_what_it_says() -> None:
+    """A figure lies beyond it in one of twenty cases, with the deviation known from a few others alone."""
+    generator = np.random.default_rng(0)
+    others, figures = generator.normal(0, 0.3, (4000, 5)), generator.normal(0, 0.3, 4000)
+    beyond = [abs(x) > reach(float(row.std(ddof=1)), 4) for x, row in zip(figures, others, strict=True)]
+    assert np.mean(beyond) == pytest.approx(0.05, abs=0.012)
+    assert reach(0.0, 1) == 0 and reach(1.0, 10**6) == pytest.approx(1.96, abs=1e-3)
+    for deviation, freedom, level in ((-1.0, 3, 0.95), (float("nan"), 3, 0.95), (1.0, 0, 0.95), (1.0, 3, 1.0)):
+        with pytest.raises(InputError, match="no bound"):
+            reach(deviation, freedom, level=level)

@@ -3,17 +3,20 @@
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from srlib import kept, metrics, papers, profiling, runs
 from srlib.data import Store, find
 from srlib.errors import InputError
-from srlib.pretrained import protocols
+from srlib.models import config_class
+from srlib.pretrained import BSD400, SEEN, protocols
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "book" / "results"
@@ -30,8 +33,9 @@ def test_a_kept_run_is_whole(one: kept.Kept) -> None:
     config, provenance = one.record["config"], one.record["provenance"]
     assert one.record["run"].startswith(f"{one.model}-{'any' if one.scale is None else f'x{one.scale}'}-")
     assert config["fingerprint"] == provenance["fingerprint"] and provenance["commit"] and provenance["seconds"] > 0
-    again = runs.origin(config)
+    again = runs.origin(config, one.record["budget"])
     assert again is not None and list(again.command) == one.record["command"]
+    assert one.record["budget"].split(", ")[0] == again.budget
     assert one.datasets == ("photos/held-out", "Set5", "Set14")
     for score in (*one.record["scores"], *one.record["bicubic"]):
         images = [image["psnr"] for image in score["images"]]
@@ -41,11 +45,32 @@ def test_a_kept_run_is_whole(one: kept.Kept) -> None:
         for dataset in one.datasets:
             for protocol in protocols(one.model, dataset):
                 assert one.score(dataset, protocol.name, scale)["ssim"] < 1
-                if not one.record.get("table"):
-                    assert one.score(dataset, protocol.name, scale, "bicubic")["dataset"] == dataset
+                assert one.score(dataset, protocol.name, scale, "bicubic")["dataset"] == dataset
     steps = one.log()["step"]
     assert steps[-1] == one.record["metrics"]["steps"] or one.record["metrics"]["collapsed_at"]
     assert one.log("validation")["step"][-1] <= steps[-1] and np.isfinite(one.log("validation")["psnr"]).all()
+
+
+@pytest.mark.parametrize("one", KEPT, ids=lambda one: one.name)
+def test_a_kept_run_is_made_again_by_this_version(one: kept.Kept) -> None:
+    """The code that decides the weights has the recorded hash: a change of it asks for the runs to be trained again."""
+    if not one.record["provenance"]["python"].startswith("{}.{}.".format(*sys.version_info)):
+        pytest.skip("another version of Python writes the same code differently, and so its hash")
+    here = runs.contract(config_class(one.model).__module__)
+    assert one.record["config"]["contract"] == here, "train it again by its command, and keep it"
+
+
+def test_the_test_images_that_were_trained_on_are_known(data_root: Path) -> None:
+    """Set5's woman is a photograph of BSD400 made smaller: the two agree where they overlap."""
+    store, test = Store.open(find("train/BSD400", data_root)), Store.open(find("Set5", data_root))
+    assert store.fingerprint == BSD400 and SEEN[BSD400] == {"Set5": ("woman",)}
+    whole = store.hr(store.names.index("302003")).float().mean(0)
+    woman = test.hr(test.names.index("woman")).float().mean(0)
+    size = round(whole.shape[0] / 1.39), round(whole.shape[1] / 1.39)
+    small = torch.nn.functional.interpolate(whole[None, None], size, mode="bilinear", antialias=True)[0, 0]
+    height, width = (min(a, b) for a, b in zip(small[:, 3:].shape, woman.shape, strict=True))
+    both = torch.stack([small[:height, 3 : 3 + width].flatten(), woman[:height, :width].flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("one", kept.read("equal", RESULTS), ids=lambda one: one.name)
@@ -68,6 +93,10 @@ def test_kept_ablations_are_rows_of_their_table(folder: Path) -> None:
         for seed, one in row.runs.items():
             assert one.path.stem == f"{row.row.slug}-seed{seed}"
             assert one.scale == table.scale == row.row.scale
+    every = [one for row in table.trained for one in row.runs.values()]
+    assert len({tuple(one.train[name] for name in ("steps", "batch", "patch", "precision")) for one in every}) == 1
+    assert len({one.record["config"]["fingerprint"] for one in every}) == 1
+    assert len({tuple(row.runs) for row in table.trained}) == 1, "every row has the same seeds"
 
 
 def test_times_of_a_step_are_of_all_networks() -> None:
@@ -130,17 +159,25 @@ def test_kept_runs_are_read_by_model_and_seed(results: Path) -> None:
     assert one.ending == f"{one.record['metrics']['steps']:,} steps" and one.share.startswith("1/")
     assert one.command.startswith("srlib train safmn --scale 4 ")
     assert one.score("Set5", "seemore") == one.score("Set5", "safmn"), "found by its arithmetic"
-    assert one.psnr(["Set14", "Set5"]).shape == (19,) and one.psnr().shape == (23,)
+    assert one.seen("Set5") == ("woman",) and one.seen("Set14") == (), "what it was trained on says nothing"
+    assert one.psnr(["Set14", "Set5"]).shape == (18,) and one.psnr().shape == (22,) == (len(one.images(one.datasets)),)
     with pytest.raises(InputError, match="no score on Set5 x3"):
         one.score("Set5", scale=3)
+    with pytest.raises(InputError, match="no folder of records at .*nowhere"):
+        kept.read("equal", results / "nowhere")
+    twin = results / "equal" / "twin.json"
+    shutil.copy(one.path, twin)
+    with pytest.raises(InputError, match="of one network and seed: keep one of them"):
+        kept.by_seed(kept.read("equal", results))
+    twin.unlink()
     assert kept.read("nowhere", results) == () and kept.by_seed([]) == {} and kept.shared([]) == ()
     assert kept.step_times(results) == {"seconds": {}} and kept.step_times(results / "equal") == {}
 
 
 def test_gaps_are_of_the_same_seeds_and_images(results: Path) -> None:
     safmn = kept.by_seed(kept.read("equal", results))["safmn"]
-    assert np.allclose(kept.gaps({0: safmn[1]}, {0: safmn[0]}), np.full((1, 23), 0.1))
-    assert kept.gaps(safmn, {1: safmn[1]}).shape == (1, 23) and kept.surely(np.zeros((1, 23))) is None
+    assert np.allclose(kept.gaps({0: safmn[1]}, {0: safmn[0]}), np.full((1, 22), 0.1))
+    assert kept.gaps(safmn, {1: safmn[1]}).shape == (1, 22) and kept.surely(np.zeros((1, 22))) is None
     assert kept.over_seeds(safmn, "Set5").range == pytest.approx(0.1)
     with pytest.raises(InputError, match="share no seed"):
         kept.gaps({0: safmn[0]}, {1: safmn[1]})
@@ -148,6 +185,11 @@ def test_gaps_are_of_the_same_seeds_and_images(results: Path) -> None:
     short["scores"][-1]["images"].pop()
     with pytest.raises(InputError, match="not scored on the same images"):
         kept.gaps({1: kept.Kept("other", safmn[0].path, short)}, {1: safmn[1]})
+    for part, name, value in (("train", "steps", 7), ("train", "batch", 1), ("config", "fingerprint", "0")):
+        longer = copy.deepcopy(dict(safmn[1].record))
+        (longer["config"]["train"] if part == "train" else longer["config"])[name] = value
+        with pytest.raises(InputError, match="differ in steps, batch, patch or training images"):
+            kept.gaps({1: kept.Kept("other", safmn[1].path, longer)}, {1: safmn[1]})
 
 
 def test_the_gain_over_bicubic_is_that_of_the_last_score(results: Path) -> None:
@@ -186,15 +228,39 @@ def test_an_ablation_says_what_can_be_said_of_each_row(results: Path) -> None:
     base, alone, missing, _ = (table.gap(row) for row in table.rows)
     assert base.printed["Urban100"] == -0.61 and base.interval is not None and base.interval.sure
     assert base.spread is not None and base.spread.range == pytest.approx(0.2, abs=0.03)
-    assert (base.standing("Urban100"), base.standing("Manga109")) == ("larger", "larger")
-    assert alone.standing("Urban100") == "no seeds" and alone.interval is None and alone.spread is not None
-    assert missing.standing("Urban100") == "no seeds" and missing.samples is None and missing.spread is None
-    assert kept.Gap({"x": 0.1}, base.samples).standing("x") == "smaller"
-    assert table.noise() == pytest.approx(0.1, abs=0.02), "one seed alone has no part in it"
+    assert alone.standing("Urban100", 0.1) == "no seeds" and alone.interval is None and alone.spread is not None
+    assert missing.standing("Urban100", 0.1) == "no seeds" and missing.samples is None and missing.spread is None
+    noise, reach = table.noise(), table.reach()
+    assert noise == pytest.approx(0.1, abs=0.02), "one seed alone has no part in it"
+    assert reach == pytest.approx(4.303 * noise, rel=1e-3), "Student's, of two degrees of freedom"
+    assert (base.standing("Urban100", reach), base.standing("Manga109", reach)) == ("larger", "larger")
+    assert kept.Gap({"x": 0.1}, base.samples).standing("x", reach) == "smaller"
+    assert base.standing("Urban100", None) == "no seeds"
+    bicubic = next(iter(table.own.runs.values())).psnr(scale=2, of="bicubic").mean()
+    assert table.bicubic() == pytest.approx(bicubic)
+    said = flat(table.summary())
+    assert "2 of the 3 rows that are trained lie above it" in said and "in 19 of 20 cases" in said
     columns, rows = table.lines()
-    assert all(len(row) == len(columns) for row in rows) and rows[0][0] == "Baseline" and rows[2][4] == "\u2013"
+    assert all(len(row) == len(columns) for row in rows) and rows[0][0] == "Baseline" and rows[2][2] == "\u2013"
     assert rows[3][0] == "RME=1, SME=1" and "\u22123.00" in rows[1]
+    assert rows[0][2] == f"{table.means()['Baseline']:.2f}" and columns[2] == "our PSNR (dB)"
     assert set(table.links(columns)) <= {*columns, *(row[0] for row in rows)}
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_two_records_of_one_row_and_seed_are_refused(results: Path) -> None:
+    folder = results / "ablations" / "seemore-4a"
+    shutil.copy(folder / "own-seed0.json", folder / "own-again.json")
+    with pytest.raises(InputError, match="of one network and seed"):
+        kept.ablation("seemore", "4a", results)
+
+
+def test_a_table_without_the_papers_own_network_has_nothing_to_count_gaps_from() -> None:
+    with pytest.raises(InputError, match="no row of the paper's own network"):
+        _ = kept.Ablation("safmn", 3, ()).own
 
 
 def test_pairs_are_met_swapped_or_open(results: Path) -> None:
@@ -214,7 +280,8 @@ def test_pairs_are_met_swapped_or_open(results: Path) -> None:
 
 def test_a_table_without_runs_is_told_as_it_is(tmp_path: Path) -> None:
     table = kept.ablation("safmn", 3, tmp_path)
-    assert table.trained == () and table.pairs("DIV2K_val") == () and table.noise() is None
+    assert table.trained == () and table.pairs("DIV2K_val") == ()
+    assert table.noise() is None and table.reach() is None and table.bicubic() is None
     assert table.correlation("DIV2K_val") is None and table.intervals("DIV2K_val") == ({}, {})
     assert "There are no two seeds" in table.summary() and "20 no seeds" in table.summary()
     assert {row[1] for row in table.lines()[1]} == {"not trained"}
@@ -244,8 +311,11 @@ def test_kept_runs_fill_no_printed_cell(tmp_path: Path) -> None:
 # --- how long a step takes -------------------------------------------------------------------------------------------
 
 
-def test_steps_are_timed_in_turn_and_recorded(tmp_path: Path) -> None:
+def test_steps_are_timed_in_turn_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "steps.json"
+    with pytest.raises(InputError, match="not below the working folder"):
+        profiling.record_steps(tmp_path.parent / "steps.json", ("safmn",), rounds=2)
     record = profiling.record_steps(path, ("safmn",), rounds=2)
     assert json.loads(path.read_text()) == record and list(record["seconds"]) == ["safmn"]
     each = record["seconds"]["safmn"]

@@ -302,11 +302,12 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
     """What a run is made of, how it went, what it scores, and how it is made again."""
     from srlib.models import config_class
     from srlib.papers import record_name
-    from srlib.runs import BUDGETS, contract, origin
+    from srlib.pretrained import shares
+    from srlib.runs import BUDGETS, Length, contract, origin
 
     data = record.data
     config, made_by, held = data["config"], data["provenance"], data["held_out"]
-    again = origin(config)
+    again = origin(config, data.get("budget"))
     collapsed_at = data["metrics"]["collapsed_at"]
     ended = f"It collapsed at step {collapsed_at}." if collapsed_at else "It came to its end."
     yield paragraph(
@@ -334,6 +335,10 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
             said += "; that run itself has to lie under runs."
         yield section("Make it again", console(wrapped(words)), f"<p>{said}</p>")
         meaning = f"<p>Budget {escape(again.budget)}: {escape(budget.meaning)}.</p>"
+        if again.length != Length():
+            steps, pixels = (f"1/{1 / part:,.0f}" for part in shares(config["model"], config["train"]))
+            meaning = f"<p>Budget {escape(again.label)}: {config['train']['steps']:,} steps, {steps} of the paper's, "
+            meaning += f"with {pixels} of its pixels.</p>"
     else:
         said = (
             "Its settings are no budget's and no table row's, so that no option of srlib train names them: a chapter "
@@ -364,11 +369,14 @@ def run_page(record: Record, records: Records) -> Iterator[str]:
     yield section("Data", pairs(images, "What it is trained on. A fingerprint is the hash of the decoded images."))
     yield section("Protocol", pairs(held["protocol"], "How the held-out images are compared, in full."))
     here = contract(config_class(config["model"]).__module__)
-    said = f"code is the hash of all code that decides the weights. In the version that built this page it is {here}: "
+    said = "code is the hash of the model's file and of layers, losses, training loop, resizing and data. In the "
+    said += f"version that built this page it is {here}: "
     if here == config["contract"]:
         said += "the same, so that this version trains the same network, whether or not the history has that commit."
     else:
-        said += "another, so that this version trains another network."
+        said += "another, so that this version trains another network, or runs under a Python that hashes it otherwise."
+    if config["train"]["precision"] != "32-true":
+        said += " How mixed precision treats a network's inputs (srlib.processes) is not in it."
     table = pairs(made_by | {"code": config["contract"]}, "Commit, versions, device, seed and time.")
     yield section("Made by", table, paragraph(said))
 
