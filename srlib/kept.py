@@ -1,7 +1,8 @@
 """Kept runs: what was trained for the book, read from the records that ``srlib keep`` leaves in its folder.
 
 ``book/results/trained`` has the runs whose weights ship, ``equal`` those that were trained alike for the comparison,
-``ablations`` the rows of printed tables, a folder a table ("safmn-3"). A record holds a run's configuration, command
+``precision`` some of these once more in mixed precision, ``ablations`` the rows of printed tables, a folder a table
+("safmn-3"). A record holds a run's configuration, command
 and provenance, its scores image by image and bicubic interpolation's; its two logs lie beside it. Nothing here trains
 or scores: figures are put side by side, with what can be said of chance (:mod:`srlib.stats`).
 """
