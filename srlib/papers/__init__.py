@@ -35,7 +35,7 @@ VERDICTS = ("exact", "within", "differs", "not-run")
 STATIC = ("params", "flops", "macs", "acts")
 SCALING = {"": Decimal(1), "K": Decimal("1E3"), "M": Decimal("1E6"), "G": Decimal("1E9"), "T": Decimal("1E12")}
 TOLERANCE = {"psnr": Decimal("0.02"), "ssim": Decimal("0.0006")}
-KEPT = ("trained", "equal", "precision", "ablations")  # folders of the book's records that hold its own runs, which fill no cell
+KEPT = ("trained", "equal", "precision", "ablations")  # folders of the book's own runs, which fill no cell
 LARGEST = {"psnr": 200, "ssim": 1}  # the largest means that images can have; a record with another is damaged
 
 _DATA = Path(__file__).parent / "data"
