@@ -481,7 +481,7 @@ class Ablation:
                     f"Of {len(outcomes)} pairs of rows that print tells apart there, {met} have the printed order "
                     f"here, {swapped} the other one, and {still} are not told apart{ranks}."
                 )
-        return "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines)
+        return "\n".join(textwrap.fill(line, 88, subsequent_indent="  ") for line in lines)
 
     def swapped(self, dataset: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The pairs that print puts in one order on a data set and our intervals in the other, the largest printed gap
