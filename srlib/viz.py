@@ -770,7 +770,7 @@ def bands(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         if len(data) > 1:
-            axes.legend()
+            axes.figure.legend(loc="outside upper center", ncols=2 if axes.figure.get_figwidth() < 6 else 4)
 
     return _chart(draw, alt, caption)
 
