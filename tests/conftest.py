@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +39,23 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Callable[...,
         return run
 
     return reading
+
+
+@pytest.fixture(scope="session")
+def smooth_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that makes a folder "images" of so many smooth ones: noise of a size (width, height), enlarged to
+    another by one of Pillow's filters."""
+
+    def make(count: int, size: tuple[int, int], enlarged: tuple[int, int], resample: Image.Resampling) -> Path:
+        path = tmp_path_factory.mktemp("data") / "images"
+        path.mkdir()
+        noise = np.random.default_rng(0)
+        for i in range(count):
+            small = Image.fromarray(noise.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+            small.resize(enlarged, resample).save(path / f"{i}.png")
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")

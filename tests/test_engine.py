@@ -27,7 +27,7 @@ from filelock import FileLock, SoftFileLock
 from PIL import Image
 from safetensors.torch import load_file
 
-from srlib import checkpoints, cli, papers, processes, profiling, runs
+from srlib import checkpoints, papers, processes, profiling, runs
 from srlib.checkpoints import States, decode
 from srlib.data import Store, folder
 from srlib.errors import InputError, Stopped
@@ -107,14 +107,8 @@ def forks(tmp_path_factory) -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("data") / "images"
-    place.mkdir()
-    noise = np.random.default_rng(0)
-    for i in range(3):
-        small = Image.fromarray(noise.integers(0, 256, (12, 10, 3), dtype=np.uint8))
-        small.resize((60, 72), Image.Resampling.BILINEAR).save(place / f"{i}.png")
-    return place
+def images(smooth_images) -> Path:
+    return smooth_images(3, (10, 12), (60, 72), Image.Resampling.BILINEAR)
 
 
 @pytest.fixture(scope="module")
@@ -673,7 +667,7 @@ def test_the_death_of_one_ends_the_others(train, images, tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
+def command(monkeypatch, capsys, in_process, tmp_path) -> Callable[..., tuple[int, str, str]]:
     """Run srlib in this process, with tiny trainings."""
     monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SRLIB_DATA", raising=False)
@@ -683,16 +677,7 @@ def command(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]
     monkeypatch.setattr(runs.Rhythm, "of", classmethod(lambda cls, steps: cls(1, 2, 20)))
     monkeypatch.setitem(safmn.CONFIGS, "safmn", SAFMNConfig(blocks=1, channels=16))
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
+    return in_process(capsys)
 
 
 def collapsing(monkeypatch, at: int, to: float) -> None:

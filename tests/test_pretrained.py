@@ -238,15 +238,9 @@ def test_the_small_picture_is_of_a_held_out_photograph():
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> Path:
+def images(smooth_images) -> Path:
     """A folder with two small smooth images."""
-    path = tmp_path_factory.mktemp("data") / "images"
-    path.mkdir()
-    noise = np.random.default_rng(0)
-    for i in range(2):
-        small = Image.fromarray(noise.integers(0, 256, (8, 10, 3), dtype=np.uint8))
-        small.resize((60, 48), Image.Resampling.BILINEAR).save(path / f"{i}.png")
-    return path
+    return smooth_images(2, (10, 8), (60, 48), Image.Resampling.BILINEAR)
 
 
 class Kept:

@@ -304,14 +304,9 @@ def test_recipes_score_as_the_papers_do():
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory) -> Store:
+def photographs(smooth_images) -> Store:
     """Images large enough to be scored at x4."""
-    folder_ = tmp_path_factory.mktemp("photographs") / "images"
-    folder_.mkdir()
-    noise = np.random.default_rng(0)
-    for i in range(2):
-        small = Image.fromarray(noise.integers(0, 256, (8, 9, 3), dtype=np.uint8))
-        small.resize((54, 48), Image.Resampling.BICUBIC).save(folder_ / f"{i}.png")
+    folder_ = smooth_images(2, (9, 8), (54, 48), Image.Resampling.BICUBIC)
     return Store.open(folder(folder_), cache=folder_.parent / "cache")
 
 
