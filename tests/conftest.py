@@ -42,6 +42,13 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Callable[...,
 
 
 @pytest.fixture(scope="session")
+def exact_memory() -> dict[str, str]:
+    """The environment in which a process's peak of memory is that of what lives at one time: glibc hands back each
+    block of over 64 KiB at once, where else it keeps freed ones, up to 100 MB that differ from run to run."""
+    return os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
+@pytest.fixture(scope="session")
 def smooth_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A function that makes a folder "images" of so many smooth ones: noise of a size (width, height), enlarged to
     another by one of Pillow's filters."""
