@@ -82,6 +82,10 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
             print(error.format_message())
             sys.exit(2)
+        argument = getattr(getattr(error, "param", None), "param_type_name", "") == "argument"
+        if argument and type(error).__name__ == "MissingParameter":  # which one, of two, only who called knows
+            usage = " ".join(error.ctx.command.collect_usage_pieces(error.ctx)[1:])
+            stop(f"Missing argument: the command is `{path} {usage}`. See `{path} --help`.")
         stop(f"{error.format_message().rstrip('.')}. See `{path} --help`.")
     if code == 130:  # which Typer makes of Ctrl-C
         stop("interrupted", code=130)

@@ -853,7 +853,7 @@ def test_names_that_begin_with_a_dash(srlib, holiday, tmp_path):
         (("holiday/b.tif", "o.png", "--record", "r", "--weights", "w"), "give one of them"),
         (("holiday/b.tif", "o.png", "--model", "bicubic", "--json", "--csv"), "give one of them"),
         (("holiday/b.tif", "file.txt/o.png", "--model", "bicubic"), "no folder can be made"),
-        (("holiday/b.tif",), "Missing argument"),
+        (("holiday/b.tif",), "srlib upscale {IN}... {OUT}`. See"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
