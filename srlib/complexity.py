@@ -396,7 +396,8 @@ def describe_device(device: str | torch.device = "cpu") -> str:
     if cpuinfo.is_file():
         lines = cpuinfo.read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _synchronise(device: torch.device) -> None:
