@@ -142,7 +142,7 @@ def test_commit_is_marked_where_the_notebook_or_the_scores_differ(
     assert runner.with_changes("abc", page) == "abc+changes", "where git can't tell"
 
 
-@pytest.mark.parametrize(("asked", "told"), [("cuda", "a GPU"), ("cpu", "threads"), ("tpu", "a GPU"), ("", "a GPU")])
+@pytest.mark.parametrize(("asked", "told"), [("cuda", "a GPU"), ("cpu", "1 thread"), ("tpu", "a GPU"), ("", "a GPU")])
 def test_device_of_a_record_is_the_pages(tmp_path: Path, asked: str, told: str) -> None:
     """Its parameter's where it has one, else the one that srlib chooses, which is a GPU where there is one."""
     there = "import torch, srlib\ntorch.cuda.is_available = lambda: True\n"
