@@ -29,8 +29,11 @@ from srlib.stats import Interval, Spread, crossed, rank_correlation, reach, spre
 RESULTS = "book/results"
 """The folder of the book's records, seen from the project's."""
 
-TITLES = {"safmn": "SAFMN", "seemore-t": "SeemoRe-T", "ssiu": "SSIU", "moeisr-liif-s-edsr": "MoEISR"}
-"""The networks that are trained for the book: the model that stands for each paper, and its title."""
+TITLES = {
+    "safmn": "SAFMN", "seemore-t": "SeemoRe-T", "ssiu": "SSIU", "moeisr-liif-s-edsr": "MoEISR",
+    "moeisr-lte-s-edsr": "MoEISR-LTE",
+}  # fmt: skip
+"""The networks that are trained for the book, and their titles; all but the last are compared with each other."""
 
 RECORD: Kinds = {
     "run": (str,), "config": (dict,), "metrics": (dict,), "provenance": (dict,), "held_out": (dict,),

@@ -103,7 +103,7 @@ def test_times_of_a_step_are_of_all_networks() -> None:
     times = kept.step_times(RESULTS)
     if not times:
         pytest.skip("no steps were timed: srlib.profiling.record_steps does it")
-    assert set(times["seconds"]) == set(kept.TITLES) and times["unit"] > 0 and times["device"]
+    assert set(times["seconds"]) == set(profiling.COMPARED) and times["unit"] > 0 and times["device"]
     for each in times["seconds"].values():
         assert 0 < each["spread"][0] <= each["median"] <= each["spread"][1]
 
