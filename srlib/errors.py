@@ -1,13 +1,10 @@
-"""How work ends that can't be done: by bad input, or for now."""
-
-from pathlib import Path
+"""How a command ends that can't do its work: by bad input, or for now."""
 
 
 class InputError(ValueError):
-    """Bad input: a missing file, a wrong scale, an unknown name.
+    """Bad input, such as a missing file, a wrong scale or an unknown name.
 
-    The message is one line that says what is wrong and how to mend it, whatever breaks of lines a name or a decoder's
-    word that it repeats may hold. The command line prints it and exits with code 2.
+    The message is one line that says what is wrong and how to mend it. The command line prints it and exits with 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -15,17 +12,7 @@ class InputError(ValueError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A training that ended before its time and lost nothing: the same command goes on where it stopped.
+    """A training that a signal, another process or a lock stopped; the same command resumes it.
 
-    By a signal (Ctrl-C, SIGTERM), because another process trains that run and nobody wants to wait, or because another
-    of the processes that train it together is gone. The message is one line; the command line prints it and exits with
-    code 75 (EX_TEMPFAIL of sysexits.h: try again later).
+    The command line prints the message, one line, and exits with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
-
-
-def expanded(path: str | Path) -> Path:
-    """A path with a leading ~ put in full; InputError where nobody has that home folder."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise InputError(f"{path} starts with ~, but there is no such home folder: give the path in full") from None

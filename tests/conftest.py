@@ -1,10 +1,12 @@
-"""Where tests find downloaded data, and the reason they give when there is none."""
+"""Fixtures that many tests need: data, or the reason why there is none; folders of images; the command."""
+
+from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,72 +17,65 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    """Tests use two threads, as the machines that they run on have two cores."""
-    torch.set_num_threads(2)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Callable[..., tuple[int, str, str]]]:
-    """Given ``capsys`` or ``capfd``, a function that runs the command srlib in this process; it returns exit code,
-    standard output and standard error."""
-    from srlib import cli
-
-    def reading(capture: Any) -> Callable[..., tuple[int, str, str]]:
-        def run(*arguments: object) -> tuple[int, str, str]:
-            monkeypatch.setattr(sys, "argv", ["srlib", *map(str, arguments)])
-            code = 0
-            try:
-                cli.main()
-            except SystemExit as stop:
-                code = int(stop.code or 0)
-            return code, *capture.readouterr()
-
-        return run
-
-    return reading
-
-
-@pytest.fixture(scope="session")
-def exact_memory() -> dict[str, str]:
-    """The environment in which a process's peak of memory is that of what lives at one time: glibc hands back each
-    block of over 64 KiB at once, where else it keeps freed ones, up to 100 MB that differ from run to run."""
-    return os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-
-
-@pytest.fixture(scope="session")
-def smooth_images(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A function that makes a folder "images" of so many smooth ones: noise of a size (width, height), enlarged to
-    another by one of Pillow's filters."""
-
-    def make(count: int, size: tuple[int, int], enlarged: tuple[int, int], resample: Image.Resampling) -> Path:
-        path = tmp_path_factory.mktemp("data") / "images"
-        path.mkdir()
-        noise = np.random.default_rng(0)
-        for i in range(count):
-            small = Image.fromarray(noise.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-            small.resize(enlarged, resample).save(path / f"{i}.png")
-        return path
-
-    return make
+def one_thread() -> None:
+    """Tests compute on one thread: the images are small, and several tests may run side by side."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder that SRLIB_DATA names, or the project's neighbour shared/data; the test is skipped where neither
-    exists."""
+    """The folder that SRLIB_DATA names, or shared/data beside the project; skips where neither exists."""
     root = Path(os.environ.get("SRLIB_DATA") or ROOT.parent / "shared" / "data")
     if not root.is_dir():
-        pytest.skip(f"no data at {root.name}: set SRLIB_DATA to the folder that holds benchmark/Set5")
+        pytest.skip("no datasets: set SRLIB_DATA to the folder that holds benchmark/Set5")
     return root
 
 
 @pytest.fixture(scope="session")
 def golden(data_root: Path) -> Path:
-    """The folder of golden tensors beside the data; the test is skipped where it does not exist."""
+    """The folder of the released networks' outputs; skips where it does not exist."""
     folder = data_root.parent / "golden"
     if not folder.is_dir():
-        pytest.skip(
-            "no golden tensors: a folder golden/ beside SRLIB_DATA holds the reference implementations' outputs"
-        )
+        pytest.skip("no golden tensors: a folder golden/ beside SRLIB_DATA holds the released networks' outputs")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smooth() -> Callable[..., torch.Tensor]:
+    """A function that makes a smooth random image of a height and a width: uint8 (3, H, W)."""
+
+    def make(height: int, width: int, seed: int = 0) -> torch.Tensor:
+        small = np.random.default_rng(seed).integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), np.uint8)
+        large = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(large)).permute(2, 0, 1).contiguous()
+
+    return make
+
+
+@pytest.fixture
+def make_images(smooth: Callable[..., torch.Tensor]) -> Callable[..., Path]:
+    """A function that fills a folder with ``n`` smooth PNGs, 0.png and on; ``size`` is (height, width) or a side."""
+
+    def make(folder: Path, n: int = 2, size: int | tuple[int, int] = 48) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        height, width = (size, size) if isinstance(size, int) else size
+        for number in range(n):
+            pixels = smooth(height, width, number).permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def run_srlib() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs the command ``srlib`` in a process of its own; ``env`` adds to the environment."""
+
+    def run(
+        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "srlib", *map(str, arguments)]
+        whole = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | (env or {})
+        return subprocess.run(command, cwd=cwd, env=whole, capture_output=True, text=True, timeout=timeout)
+
+    return run
