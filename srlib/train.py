@@ -1,14 +1,16 @@
-"""The training loop: one visible function, with its settings and its resumable state."""
+"""The training loop: the settings of a training, its resumable state, and one visible loop."""
+
+from __future__ import annotations
 
 import copy
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -21,92 +23,80 @@ from srlib.errors import InputError
 from srlib.losses import l1_balance, l1_fft
 
 Batch = tuple[Tensor, ...]
+Objective = Callable[[nn.Module, Batch], Tensor]
+Precision = Literal["32-true", "bf16-mixed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything but the data and the network that determines trained weights; the defaults are SAFMN's (Sec. 4.1 and
-    its release).
+    """Everything but the data and the network that determines trained weights. Each recipe in :mod:`srlib.papers`
+    states every value. Raises InputError for values that no training can use."""
 
-    ``patch`` is the side of an LR patch in pixels, ``milestones`` are steps, ``ema_decay`` 0 switches the average
-    off, ``degradation`` is what makes LR patches of HR ones, ``precision`` is Fabric's.
-
-    ``queries`` 0 compares whole patches. Another number is that of output pixels asked of a network for every scale, in
-    patches at a random one between the two ``scales`` (LIIF; MoEISR, Sections 3.3, 3.4). ``l1_weight`` is then alpha,
-    ``balance_weight`` beta and ``expert_weights`` the w_j of MoEISR's Equations 6 and 7, () for 1 each.
-
-    Raises InputError for values that no training can use.
-    """
-
-    steps: int = 500_000
-    batch: int = 64
-    patch: int = 64
-    optimizer: Literal["adam", "adamw"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    lr: float = 1e-3
-    lr_final: float = 1e-5
-    schedule: Literal["cosine", "multistep"] = "cosine"
-    milestones: tuple[int, ...] = ()
-    lr_decay: float = 0.5
-    fft_weight: float = 0.05
-    ema_decay: float = 0.999
-    degradation: Literal["bicubic", "real-esrgan"] = "bicubic"
-    queries: int = 0
-    scales: tuple[float, float] = (1.0, 4.0)
-    l1_weight: float = 1.0
-    balance_weight: float = 0.0
-    expert_weights: tuple[float, ...] = ()
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    steps: int
+    """Number of optimiser steps; the schedule spans them."""
+    batch: int
+    """Patches in a batch, over all processes."""
+    patch: int
+    """Side of an LR patch in pixels."""
+    optimizer: Literal["adam", "adamw"]
+    """AdamW takes the weight decay apart from the gradient."""
+    betas: tuple[float, float]
+    """Decay rates of the optimiser's first and second moments."""
+    weight_decay: float
+    """Strength of the pull of weights to zero."""
+    lr: float
+    """Learning rate at the start."""
+    lr_final: float
+    """Learning rate at the end of the cosine; a multistep schedule does not use it."""
+    schedule: Literal["cosine", "multistep"]
+    """One cosine from ``lr`` to ``lr_final``, or ``lr`` times ``lr_decay`` at each milestone."""
+    milestones: tuple[int, ...]
+    """Steps after which a multistep schedule lowers the learning rate; () for a cosine."""
+    lr_decay: float
+    """Factor of a multistep schedule."""
+    fft_weight: float
+    """Weight of the L1 loss between spectra (:func:`srlib.losses.fft_l1`); 0 leaves it out."""
+    ema_decay: float
+    """Decay of the exponential moving average of the weights, which is then what is evaluated; 0: no average."""
+    degradation: Literal["bicubic", "real-esrgan"]
+    """What makes LR patches of HR ones."""
+    queries: int
+    """Output pixels that are asked of a network for every scale, for each patch (LIIF); 0 compares whole patches."""
+    scales: tuple[float, float]
+    """The least and the greatest scale, between which each patch of queries gets a random one."""
+    l1_weight: float
+    """Alpha of MoEISR's Equation 6; it counts for queries alone."""
+    balance_weight: float
+    """Beta of MoEISR's Equation 6; it counts for queries alone."""
+    expert_weights: tuple[float, ...]
+    """The w_j of MoEISR's Equation 7, one for each expert; () for 1 each."""
+    precision: Precision = "32-true"
+    """Fabric's name of the arithmetic; weights are float32 in each."""
     seed: int = 0
+    """Decides initial weights, patches and what the network draws."""
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch", "patch"):
-            if not _whole(getattr(self, field), 1):
-                raise InputError(f"{field} is {getattr(self, field)!r}: give a whole number from 1 up")
-        if not _whole(self.queries, 0):
-            raise InputError(f"queries is {self.queries!r}: give a whole number from 1 up, or 0 for whole patches")
-        if not _whole(self.seed, 0):
-            raise InputError(f"seed is {self.seed!r}: give a whole number from 0 to 2^63 - 1")
-        if not (_real(self.lr) and self.lr > 0):
-            raise InputError(f"lr is {self.lr!r}: give a positive number, such as 1e-3")
-        for field in ("lr_final", "weight_decay", "fft_weight", "lr_decay", "l1_weight", "balance_weight"):
-            if not _real(getattr(self, field)):
-                raise InputError(f"{field} is {getattr(self, field)!r}: give a number from 0 up")
-        for field in ("betas", "milestones", "scales", "expert_weights"):
-            if not isinstance(getattr(self, field), tuple):
-                raise InputError(f"{field} is {getattr(self, field)!r}: give a tuple of numbers, such as (1, 4)")
-        if len(self.betas) != 2 or not all(_real(part) and part < 1 for part in (*self.betas, self.ema_decay)):
-            raise InputError(f"ema_decay {self.ema_decay!r} or betas {self.betas}: give numbers from 0 to below 1")
-        if not all(_whole(step, 0) for step in self.milestones):
-            raise InputError(f"milestones are {self.milestones}: give steps from 0 up")
-        if not (len(self.scales) == 2 and all(map(_real, self.scales)) and 1 <= self.scales[0] <= self.scales[1]):
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal:
+                if value not in get_args(kind):
+                    raise InputError(f"{name} is {value!r}: choose one of {', '.join(get_args(kind))}")
+                continue
+            whole = kind is int or get_args(kind)[:1] == (int,)
+            for number in value if isinstance(value, tuple) else (value,):
+                if type(number) not in ((int,) if whole else (int, float)) or not 0 <= number < 2**63:
+                    raise InputError(f"{name} is {value!r}: give {'whole numbers' if whole else 'numbers'} from 0 up")
+        for name in ("steps", "batch", "patch", "lr"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is 0: give a number above 0")
+        if max(*self.betas, self.ema_decay) >= 1:
+            raise InputError(f"betas are {self.betas} and ema_decay is {self.ema_decay}: give numbers below 1")
+        if not 1 <= self.scales[0] <= self.scales[1]:
             raise InputError(f"scales are {self.scales}: give the least and the greatest, from 1 up, such as (1, 4)")
-        if not all(map(_real, self.expert_weights)):
-            raise InputError(f"expert_weights are {self.expert_weights}: give numbers from 0 up")
-        choices = {
-            "optimizer": ("adam", "adamw"),
-            "schedule": ("cosine", "multistep"),
-            "degradation": ("bicubic", "real-esrgan"),
-            "precision": ("32-true", "bf16-mixed"),
-        }
-        for field, known in choices.items():
-            if getattr(self, field) not in known:
-                raise InputError(f"{field} is {getattr(self, field)!r}: choose one of {', '.join(known)}")
-        if self.queries and self.fft_weight:
-            raise InputError(f"fft_weight is {self.fft_weight} with queries, which have no spectrum: give 0")
-        if self.queries and self.degradation != "bicubic":
-            raise InputError(f"degradation is {self.degradation} with queries, whose LR patches are bicubic: leave it")
-
-
-def _whole(value: object, least: int) -> bool:
-    """Whether a setting is a whole number, from ``least`` to what 63 bits hold."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
-
-
-def _real(value: object) -> bool:
-    """Whether a setting is a finite number from 0 up."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300
+        if self.queries and (self.fft_weight or self.degradation != "bicubic"):
+            raise InputError(
+                "queries have no spectrum and bicubic LR patches: give fft_weight 0 and degradation bicubic"
+            )
 
 
 class Diverged(ArithmeticError):
@@ -118,18 +108,14 @@ class Diverged(ArithmeticError):
 
 
 class Watch:
-    """Ends a training that has collapsed: one whose loss is no finite number, or far above what it was for long.
+    """Ends a training that has collapsed: one whose loss is not finite, or stays far above its median.
 
-    It looks at the rows of a log, means over some steps. A row is high if it is more than ``FACTOR`` times the median
-    of the last ``MEMORY`` rows that were not; ``LONG`` high rows in a row are a collapse, or half as many at the end of
-    the run. High rows are not remembered, so that the median does not follow them. Twice the error is 6 dB: a network
-    that has lost them and does not find them again in 10 rows, at least a tenth of what the shortest runs last and a
-    thousand steps of a long one, has lost what it had learnt. That is how SAFMN's training without layer norm ends at a
-    learning rate of 1e-3 (Table 3, "taken before the training collapse"). A training that goes well has a high row now
-    and then, of a hard batch, not two after each other.
+    It looks at the rows of a log, means over some steps. A row is high if it is above ``FACTOR`` times the median of
+    the last ``MEMORY`` rows that were not. ``LONG`` high rows in a row are a collapse, or half as many at the end of
+    the run. Twice the error is 6 dB: so ends SAFMN without layer norm at a learning rate of 1e-3 (its Table 3, "taken
+    before the training collapse"). A healthy training has a single high row now and then, of a hard batch.
 
-    What it does depends on the rows alone, so that a resumed run is watched as an uninterrupted one is. ``since`` is
-    the first step of the high rows up to now, None if the last row was not high.
+    ``since`` is the first step of the high rows up to now, None if the last row was not high.
     """
 
     FACTOR, MEMORY, LEAST, LONG = 2.0, 50, 10, 10
@@ -150,7 +136,7 @@ class Watch:
             raise Diverged(self.since, f"the loss stays above {self.FACTOR:g} times its median")
 
     def row(self, first: int, mean: float) -> None:
-        """Note a row's mean."""
+        """Take note of a row's mean without a verdict, as a resumed run does for the rows that it has."""
         if len(self.calm) >= self.LEAST and mean > self.FACTOR * median(self.calm):
             self.since = self.since or first
             self.high += 1
@@ -160,8 +146,7 @@ class Watch:
 
 
 class State:
-    """What a training run carries from step to step, and from one process to the next: network, average, optimiser,
-    schedule."""
+    """What a training carries from step to step, and what a checkpoint holds: network, average, optimiser, schedule."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model = model
@@ -171,24 +156,26 @@ class State:
         self.schedule = make_schedule(self.optimizer, config)
         self.step = 0
         self.seconds = 0.0
-        self._weights = [parameter.detach() for parameter in model.parameters()], list(self.average.parameters())
-        self._buffers = list(model.buffers()), list(self.average.buffers())
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Have the average follow the weights: w to ``decay`` w + (1 - ``decay``) times the network's, all in one call;
-        after the first step, and at a decay of 0, they are the network's. Buffers (statistics) are the network's too.
-        """
-        weights, averages = self._weights
+        """Update the average: ``decay`` times it plus (1 - ``decay``) times the network's weights. After the first step
+        and at a decay of 0 it equals the network; so do its buffers (statistics) always."""
+        weights, averages = list(self.model.parameters()), list(self.average.parameters())
         if self.step and self.decay:
             torch._foreach_lerp_(averages, weights, 1 - self.decay)
         else:
             torch._foreach_copy_(averages, weights)
-        for buffer, copied in zip(*self._buffers, strict=True):
+        for buffer, copied in zip(self.model.buffers(), self.average.buffers(), strict=True):
             copied.copy_(buffer)
 
+    def finite(self) -> bool:
+        """Whether all weights of the network and of the average are finite numbers."""
+        tensors = [*self.model.state_dict().values(), *self.average.state_dict().values()]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
     def parts(self) -> dict[str, Any]:
-        """All of it by name, as nested dictionaries and lists of tensors and numbers."""
+        """All of it as nested dictionaries and lists of tensors and numbers."""
         parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer", "schedule")}
         return parts | {"step": self.step, "seconds": self.seconds}
 
@@ -200,35 +187,27 @@ class State:
 
 
 def train(
-    model: nn.Module,
-    batch: Callable[[int], Batch],
-    objective: Callable[[nn.Module, Batch], Tensor],
+    state: State,
+    batches: Iterable[Batch],
+    objective: Objective,
     config: TrainConfig,
     fabric: Fabric,
     *,
-    on_start: Callable[[State], None],
-    on_step: Callable[[State, Tensor], None],
-    on_save: Callable[[State], None],
-    save_every: int,
     compile: bool = False,
-) -> nn.Module:
-    """Train ``model`` for ``config.steps`` steps and return the network to evaluate: the average of its weights
-    (SAFMN's release), which is the weights themselves where ``ema_decay`` is 0 (SeemoRe's).
+) -> Iterator[Tensor]:
+    """Train from ``state.step`` on until ``batches`` end, and yield the loss of each step, a scalar on the device.
 
-    ``batch(step)`` gives tensors as a pure function of the step, so that a resumed run sees the batches of an
-    uninterrupted one; ``objective(network, batch)`` gives their loss, a scalar (see :func:`make_objective`). What a
-    network draws at random meanwhile (Gumbel noise) depends on seed and step alone too. ``on_start`` may put an earlier
-    state into the one that it gets, ``on_step`` gets each step's loss without a synchronisation, and ``on_save`` comes
-    every ``save_every`` steps and at the end. Whatever a callback raises (such as Diverged) ends the run.
+    ``batches`` are those of the steps from ``state.step`` on; each is a function of its step alone, as is what the
+    network draws (Gumbel noise), so that a resumed run ends as an uninterrupted one does. The network to evaluate is
+    ``state.average``. The caller logs, saves and scores between steps.
     """
-    model = model.to(fabric.device, memory_format=torch.channels_last).train()
-    state = State(model, config)
-    on_start(state)
-    network, optimizer = fabric.setup(torch.compile(model) if compile else model, state.optimizer)
+    model = torch.compile(state.model) if compile else state.model
+    network, optimizer = fabric.setup(model, state.optimizer)
     started = time.perf_counter() - state.seconds
-    while state.step < config.steps:
-        with draws(config.seed, state.step, fabric.device):
-            loss = objective(network, batch(state.step))
+    for batch in batches:
+        batch = tuple(tensor.to(fabric.device, non_blocking=True) for tensor in batch)
+        with draws(config.seed, state.step, fabric):
+            loss = objective(network, batch)
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -236,25 +215,24 @@ def train(
         state.follow()
         state.step += 1
         state.seconds = time.perf_counter() - started
-        on_step(state, loss.detach())
-        if state.step % save_every == 0 or state.step == config.steps:
-            on_save(state)
-    return state.average.eval()
+        yield loss.detach()
 
 
 @contextmanager
-def draws(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Torch's random numbers as a function of seed and step; what was drawn on the device is put back."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]))
+def draws(seed: int, step: int, fabric: Fabric) -> Iterator[None]:
+    """Make torch's random numbers a function of seed, step and process; its generators are put back afterwards."""
+    process = (fabric.global_rank,) if fabric.global_rank else ()
+    sequence = np.random.SeedSequence((seed, step), spawn_key=process)
+    with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         yield
 
 
-def make_objective(config: TrainConfig) -> Callable[[nn.Module, Batch], Tensor]:
-    """The loss that a network is trained for, as a function of the network and a batch.
+def make_objective(config: TrainConfig) -> Objective:
+    """The training loss as a function of the network and a batch.
 
-    A batch of whole patches is LR and HR, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1]; one of queries is LR,
-    places and cells in [-1, 1] and colours in [0, 1]: ``(B, 3, h, w)``, ``(B, Q, 2)``, ``(B, 2)`` and ``(B, Q, 3)``.
+    A batch of whole patches is LR and HR, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1]. One of queries is LR
+    ``(B, 3, h, w)``, coordinates ``(B, Q, 2)`` and cells ``(B, 2)`` in [-1, 1], and colours ``(B, Q, 3)`` in [0, 1].
     """
 
     def whole(network: nn.Module, batch: Batch) -> Tensor:
@@ -276,8 +254,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
 
 def make_schedule(optimizer: Optimizer, config: TrainConfig) -> LRScheduler:
-    """One cosine from ``lr`` to ``lr_final`` over all steps (SAFMN, SSIU), or ``lr`` times ``lr_decay`` at each
-    milestone (SeemoRe)."""
+    """One cosine over all steps (SAFMN, SSIU), or a factor at each milestone (SeemoRe, LIIF)."""
     if config.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=config.steps, eta_min=config.lr_final)
     return MultiStepLR(optimizer, milestones=list(config.milestones), gamma=config.lr_decay)
