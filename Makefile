@@ -1,10 +1,12 @@
 # Two commands do everything: `make book` and `make test`. Each makes the environment .venv first, once.
-#   make book BUDGET=smoke|short|paper   the reproduction and its book (default smoke: minutes on two CPU cores)
-#   make book BUDGET=paper TRAIN=FOLDER  networks trained on a folder of images (default photos/train, inside scikit-image)
-#   make PYTHON=/path/to/python3.12 ...  another Python than `python3` (3.11 or newer)
-#   make VENV=/elsewhere ...             another place for the environment
+#   make book                              the book from recorded runs and the weights that ship
+#   make book BUDGET=smoke|short|paper     train anew, then the book (smoke: minutes a network on two CPU cores)
+#   make book BUDGET=paper TRAIN=FOLDER    networks trained on a folder of images (default photos/train, in scikit-image)
+#   make test ARGS=tests/test_metrics.py   some of the tests
+#   make PYTHON=/path/to/python3.12 ...    another Python than `python3` (3.11 or newer)
+#   make VENV=/elsewhere ...               another place for the environment
 
-BUDGET ?= smoke
+BUDGET ?= recorded
 TRAIN  ?= photos/train
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,11 +14,12 @@ CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check --progress-bar off --no-input --constraint constraints.txt
 RUN := PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m
-
-SNAKEMAKE := --nolock --keep-going --rerun-incomplete --rerun-triggers mtime input params --scheduler greedy --quiet rules progress host
+BIN := $(VENV)/bin
 
 export PYTHONUNBUFFERED := 1
 export SRLIB_CACHE      ?= .cache
+export SRLIB_BUDGET     := $(value BUDGET)
+export SRLIB_TRAIN      := $(value TRAIN)
 export OMP_NUM_THREADS  ?= $(CORES)
 ifneq ($(wildcard ../shared/data),)
 export SRLIB_DATA       ?= ../shared/data
@@ -25,21 +28,24 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: book test lab lint clean help
 
-book: $(VENV)/.ready ## run the reproduction and build the book
-	@$(RUN) snakemake book $(SNAKEMAKE) --cores $(CORES) --config budget=$(BUDGET) train='$(TRAIN)' </dev/null
+book: $(VENV)/.ready ## execute the notebooks and build the book
+	@$(RUN) snakemake book --profile profiles/local --cores $(CORES) </dev/null
 	@echo "The book is at book/_build/html/index.html: open that file, or run 'python3 -m http.server -d book/_build/html' and open http://localhost:8000"
 
 test: $(VENV)/.ready ## run all tests
-	@$(RUN) pytest $(ARGS)
+	@$(RUN) pytest --durations=15 $(ARGS)
 
 # Kernels start in this folder, as in `make book`, and not beside their notebooks: runs, .cache and data are found from here.
 lab: $(VENV)/.ready ## open the notebooks in JupyterLab
 	@$(RUN) jupyterlab notebooks --MappingKernelManager.root_dir='$(CURDIR)'
 
-lint: $(VENV)/.ready ## check style, the workflow, and that notebooks carry no outputs
-	@$(RUN) ruff check .
-	@$(RUN) check_jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	@$(RUN) nbstripout --keep-id --verify $$(find notebooks -name '*.ipynb' -not -path '*/.*')
+lint: $(VENV)/.ready ## check style, types, layers, the workflow, and that notebooks carry no outputs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary srlib
+	@$(BIN)/lint-imports --no-logo --cache-dir .cache/grimp
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/nbstripout --keep-id --verify $$(find notebooks -name '*.ipynb' -not -path '*/.*')
 
 clean: ## remove what was made, but for the environment (.venv) and the trained networks (runs)
 	rm -rf .cache .snakemake book/_build book/chapters

@@ -1,42 +1,29 @@
-"""A Sphinx extension that mends what the theme and its extensions leave wrong in the finished pages.
+"""A Sphinx extension that mends the finished pages: equations without a network, names for screen readers, less weight.
 
-Screen readers: parts of the side bar without a name or outside every landmark, lists whose items don't say so. Network
-and console: scripts for live code, which this book does not offer, and which name an address elsewhere. Weight: a file
-of two thousand icons of which the pages show a dozen. Each step changes nothing where a newer version has mended it.
+MathJax comes from the installed package ``sphinx-mathjax-offline``, as its one-file SVG build, which works when a page
+is opened from a disk. Each step changes nothing where a newer theme has mended it.
 """
 
 import re
+import shutil
 import typing
-from collections.abc import Iterable
 from html import escape
+from importlib.metadata import distribution
 from pathlib import Path
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+MATHJAX = "tex-svg-full.js"
 ICON = re.compile(r'"?([\w-]+)"?:\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?')
 """An icon in the theme's script: its name, size, aliases, code point and outline."""
 
-INDEX = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<meta name="viewport" content="width=device-width, initial-scale=1"/>
-<meta http-equiv="refresh" content="0; url={page}"/>
-<title>{title}</title>
-<link rel="icon" href="{icon}"/>
-</head>
-<body><main><h1><a href="{page}">{title}</a></h1></main></body>
-</html>
-"""
-"""The page that a folder's address opens: it leads to the first page of the book."""
-
 
 def page(html: str) -> str:
-    """A finished page, mended."""
+    """A finished page: what folds in the side bar gets a name, the side bar a landmark, lists and signatures a form."""
     html = re.sub(
         r'(<a class="(?:current )?reference internal"[^>]*>([^<]*)</a><details[^>]*>)<summary>',
-        lambda m: f'{m[1]}<summary aria-label="Pages of {m[2].replace(chr(34), "&quot;")}">',
+        lambda m: f'{m[1]}<summary aria-label="Pages of {escape(m[2])}">',
         html,
     )
     side = '<div id="pst-primary-sidebar"'
@@ -51,14 +38,9 @@ def signature(html: str) -> str:
     return html.replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
 
 
-def icons(script: str, names: Iterable[str]) -> str:
-    """The theme's script of icons with those of these names alone."""
-    wanted = set(names)
-    return ICON.sub(lambda m: m[0] if m[1] in wanted else "", script)
-
-
-def without_live_code(app: Sphinx, config: Config) -> None:
-    """Take out what sphinx-thebe adds to every page: scripts, which its own setting only defers, and a style sheet."""
+def configure(app: Sphinx, config: Config) -> None:
+    """Use the local MathJax, and leave out sphinx-thebe's scripts for live code, which fetch from elsewhere."""
+    config.mathjax_path = MATHJAX
     for listeners in app.events.listeners.values():
         listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
     app.registry.css_files[:] = [one for one in app.registry.css_files if one[0] != "sphinx-thebe.css"]
@@ -73,29 +55,27 @@ def plain_types(app: Sphinx, thing: object, bound: bool) -> None:
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Mend the pages and the icons, and write the page that the book's address opens."""
+    """Mend the pages, drop the icons that none shows (1.4 MB of 1.5)."""
     if error is not None or app.builder.format != "html":
         return
     folder, static = Path(app.outdir), Path(app.outdir) / "_static"
-    used: set[str] = set()
-    for path in sorted(folder.rglob("*.html")):
-        if static not in path.parents:
-            text = page(path.read_text(encoding="utf-8"))
-            path.write_text(text, encoding="utf-8")
-            used |= set(re.findall(r"\bfa-([\w-]+)", text))
-    for path in static.rglob("fontawesome.js"):
-        others = [other.read_text(encoding="utf-8") for other in static.rglob("*.js") if other != path]
-        used |= {name for text in others for name in re.findall(r"\bfa-([\w-]+)", text)}
-        path.write_text(icons(path.read_text(encoding="utf-8"), used), encoding="utf-8")
-    root, icon = app.config.root_doc, Path(app.config.html_favicon or "").name
-    if root != "index":
-        title = escape(app.config.html_title)
-        (folder / "index.html").write_text(INDEX.format(page=f"{root}.html", title=title, icon=f"_static/{icon}"))
+    mathjax = distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/mathjax/{MATHJAX}")
+    shutil.copyfile(str(mathjax), static / MATHJAX)
+    icons = list(static.rglob("fontawesome.js"))
+    scripts = [path.read_text(encoding="utf-8") for path in static.rglob("*.js") if path not in icons]
+    used = {name for text in scripts for name in re.findall(r"\bfa-([\w-]+)", text)}
+    for path in (path for path in folder.rglob("*.html") if static not in path.parents):
+        text = page(path.read_text(encoding="utf-8"))
+        path.write_text(text, encoding="utf-8")
+        used |= set(re.findall(r"\bfa-([\w-]+)", text))
+    for path in icons:
+        shown = ICON.sub(lambda m: m[0] if m[1] in used else "", path.read_text(encoding="utf-8"))
+        path.write_text(shown, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the steps, the last one after all that write pages."""
-    app.connect("config-inited", without_live_code, priority=900)
+    app.connect("config-inited", configure, priority=900)
     app.connect("autodoc-before-process-signature", plain_types)
     app.connect("build-finished", finish, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
