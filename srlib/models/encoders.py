@@ -1,9 +1,8 @@
-"""Encoders: what turns an image into the features that arbitrary-scale decoders ask.
+"""Encoders of arbitrary-scale networks: EDSR-baseline (Lim et al., 2017), RDN (Zhang et al., 2018) and SwinIR (Liang
+et al., 2021), without their upsamplers and in the sizes that LIIF and LTE train and MoEISR takes over.
 
-EDSR-baseline (Lim et al., 2017), RDN (Zhang et al., 2018) and SwinIR (Liang et al., 2021), each without its upsampler,
-in the sizes that LIIF and LTE train and MoEISR takes over. All three map images (B, 3, h, w), normalised to [-1, 1] by
-the caller, to features (B, ``channels``, h, w), for any h and w from 1 up. Names of attributes give the released files'
-state-dict keys; ``UNUSED`` names what a released file stores and the network has no use for.
+Each maps images (B, 3, h, w) in [-1, 1] to features (B, 64, h, w), for any h and w from 1 up. Attributes have the names
+of the released files' state-dict keys; ``UNUSED`` lists the keys of these files that a module has no use for.
 """
 
 from __future__ import annotations
@@ -14,20 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srlib.models.layers import pad_reflect
+
 
 def conv3x3(channels: int, out: int) -> nn.Conv2d:
-    """A 3x3 convolution that pads with zeros."""
+    """A 3x3 convolution with zero padding."""
     return nn.Conv2d(channels, out, 3, padding=1)
 
 
-# --- EDSR ------------------------------------------------------------------------------------------------------------
+# --- EDSR -------------------------------------------------------------------------------------------------------------
 
 
 class ResBlock(nn.Module):
-    """Residual block (Lim et al., 2017, Section 3.1): x + 3x3(ReLU(3x3(x))), without batch normalisation.
-
-    (B, C, h, w) in and out. The baseline does not scale the residual.
-    """
+    """Residual block (Lim et al., Section 3.1): x + 3x3(ReLU(3x3(x))), without batch normalisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -38,17 +36,13 @@ class ResBlock(nn.Module):
 
 
 class EDSR(nn.Module):
-    """EDSR-baseline without upsampler (Lim et al., 2017, Section 3.2 and Figure 3).
-
-    A 3x3 convolution to ``channels``; ``blocks`` residual blocks and a 3x3 convolution, with a skip around them.
-    (B, 3, h, w) to (B, channels, h, w).
-    """
+    """EDSR-baseline (Lim et al., Section 3.2, Figure 3): a 3x3 convolution, then residual blocks and a 3x3 convolution
+    with a skip around them."""
 
     UNUSED = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias")  # the mean colour
 
     def __init__(self, *, blocks: int = 16, channels: int = 64) -> None:
         super().__init__()
-        self.channels = channels
         self.head = nn.Sequential(conv3x3(3, channels))
         self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)), conv3x3(channels, channels))
 
@@ -57,14 +51,11 @@ class EDSR(nn.Module):
         return x + self.body(x)
 
 
-# --- RDN -------------------------------------------------------------------------------------------------------------
+# --- RDN --------------------------------------------------------------------------------------------------------------
 
 
 class DenseConv(nn.Module):
-    """One layer of a residual dense block (Zhang et al., 2018, Equation 5): ReLU(3x3(x)) beside all of x.
-
-    (B, C, h, w) to (B, C + growth, h, w).
-    """
+    """One layer of a residual dense block (Zhang et al., Equation 5): C channels become C + ``growth``."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -75,11 +66,8 @@ class DenseConv(nn.Module):
 
 
 class RDB(nn.Module):
-    """Residual dense block (Zhang et al., 2018, Section 3.2, Equations 5 to 7).
-
-    ``layers`` densely connected layers of ``growth`` channels, local feature fusion LFF by a 1x1 convolution, and the
-    input added. (B, C, h, w) in and out.
-    """
+    """Residual dense block (Zhang et al., Equations 5 to 7): dense layers, their fusion LFF by a 1x1 convolution, and
+    a skip."""
 
     def __init__(self, channels: int, growth: int, layers: int) -> None:
         super().__init__()
@@ -91,39 +79,32 @@ class RDB(nn.Module):
 
 
 class RDN(nn.Module):
-    """RDN without upsampler (Zhang et al., 2018, Section 3.1 and Figure 2), in LIIF's size: D = 16, C = 8, G = G0 = 64.
-
-    Shallow features by two 3x3 convolutions (Equations 1 and 2); ``blocks`` (the paper's D) residual dense blocks of
-    ``layers`` (C) layers of ``growth`` (G) channels; global feature fusion GFF of all blocks' outputs by a 1x1 and a
-    3x3 convolution, and the first shallow features added (Equations 8 and 9). (B, 3, h, w) to (B, channels, h, w).
-    """
+    """RDN (Zhang et al., Section 3.1, Figure 2) in LIIF's size: D = 16 blocks of C = 8 layers, G = G0 = 64 channels."""
 
     def __init__(self, *, blocks: int = 16, layers: int = 8, channels: int = 64, growth: int = 64) -> None:
         super().__init__()
-        self.channels = channels
         self.SFENet1 = conv3x3(3, channels)
         self.SFENet2 = conv3x3(channels, channels)
         self.RDBs = nn.ModuleList(RDB(channels, growth, layers) for _ in range(blocks))
         self.GFF = nn.Sequential(nn.Conv2d(blocks * channels, channels, 1), conv3x3(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        shallow = self.SFENet1(x)
-        x = self.SFENet2(shallow)
-        outputs = [x := block(x) for block in self.RDBs]
-        return shallow + self.GFF(torch.cat(outputs, dim=1))
+        shallow = self.SFENet1(x)  # Eq. (1)
+        x = self.SFENet2(shallow)  # Eq. (2)
+        outputs = [x := block(x) for block in self.RDBs]  # Eq. (3)
+        return shallow + self.GFF(torch.cat(outputs, dim=1))  # Eqs. (8), (9)
 
 
-# --- SwinIR ----------------------------------------------------------------------------------------------------------
+# --- SwinIR -----------------------------------------------------------------------------------------------------------
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows (Liang et al., 2021, Section 3.2, Equation 9).
+    """Multi-head self-attention within windows, with a learnt bias for relative positions (Liang et al., Equation 9).
 
-    Each of a window's pixels attends to all of them, with a learnt bias B for their relative position. Windows
-    (B, N, window^2, C) in and out; ``mask`` (N, window^2, window^2) is added to the scores, or None.
+    Windows (B, N, window^2, C) in and out; ``mask`` (N, window^2, window^2), or None, is added to the scores.
     """
 
-    UNUSED = ("relative_position_index",)  # released as a buffer, here made anew
+    UNUSED = ("relative_position_index",)  # computed here
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -132,8 +113,8 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
-        place = torch.arange(window)
-        apart = place[:, None] - place + window - 1  # (window, window): from query to key along one axis
+        position = torch.arange(window)
+        apart = position[:, None] - position + window - 1  # from query to key along one axis
         index = apart[:, None, :, None] * (2 * window - 1) + apart[None, :, None, :]
         self.register_buffer("relative_position_index", index.reshape(window**2, window**2), persistent=False)
 
@@ -148,16 +129,14 @@ class WindowAttention(nn.Module):
 
 
 class STL(nn.Module):
-    """Swin Transformer layer (Liang et al., 2021, Section 3.2, Equation 10).
+    """Swin Transformer layer (Liang et al., Section 3.2, Equation 10) on features (B, h, w, C).
 
-    x + attention(norm(x)), then x + MLP(norm(x)), where every other layer shifts its windows by half their side.
-    Features (B, h, w, C), h and w multiples of the window; ``mask`` keeps apart what the shift brings together.
-
-    ``drop`` is the chance that a branch is left out for an image of the batch in training (stochastic depth, Huang et
-    al., 2016); the paper does not mention it, the released code trains with it.
+    Every other layer shifts its windows by half their side; ``mask`` keeps apart what the shift brings together.
+    ``drop`` is the probability that a branch is left out for an image in training (stochastic depth, Huang et al.,
+    2016): the released code trains with it, the paper does not mention it.
     """
 
-    UNUSED = ("attn_mask",)  # released for one size of image, here made for each
+    UNUSED = ("attn_mask",)  # released for one image size, computed here for each
 
     def __init__(self, channels: int, heads: int, window: int, ratio: float, shift: int, drop: float) -> None:
         super().__init__()
@@ -166,58 +145,54 @@ class STL(nn.Module):
         self.attn = WindowAttention(channels, heads, window)
         self.norm2 = nn.LayerNorm(channels)
         wide = int(ratio * channels)
-        self.mlp = nn.Sequential(
-            OrderedDict(fc1=nn.Linear(channels, wide), act=nn.GELU(), fc2=nn.Linear(wide, channels))
-        )
+        layers = OrderedDict(fc1=nn.Linear(channels, wide), act=nn.GELU(), fc2=nn.Linear(wide, channels))
+        self.mlp = nn.Sequential(layers)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.kept(self.attend(self.norm1(x), mask))
-        return x + self.kept(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attend(self.norm1(x), mask))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attention within windows, which lie ``shift`` pixels further down and right."""
+        """Attention within windows that lie ``shift`` pixels further down and right."""
         if not self.shift:
-            return merged(self.attn(windows(x, self.window), None), self.window, x.shape)
-        near = windows(x.roll((-self.shift, -self.shift), (1, 2)), self.window)
-        return merged(self.attn(near, mask), self.window, x.shape).roll((self.shift, self.shift), (1, 2))
+            return merge(self.attn(split(x, self.window), None), self.window, x.shape)
+        windows = split(x.roll((-self.shift, -self.shift), (1, 2)), self.window)
+        return merge(self.attn(windows, mask), self.window, x.shape).roll((self.shift, self.shift), (1, 2))
 
-    def kept(self, branch: Tensor) -> Tensor:
-        """``branch`` without some of its images in training, the others raised to make up for it."""
+    def drop_path(self, branch: Tensor) -> Tensor:
+        """``branch`` without some of its images in training, the others scaled up to make up for it."""
         if not self.training or not self.drop:
             return branch
         keep = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(1 - self.drop)
         return branch * keep / (1 - self.drop)
 
 
-def windows(x: Tensor, side: int) -> Tensor:
-    """(B, h, w, C) cut into squares: (B, N, side^2, C), row by row."""
-    return x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+def split(x: Tensor, window: int) -> Tensor:
+    """(B, h, w, C) cut into windows, row by row: (B, N, window^2, C)."""
+    return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def merged(x: Tensor, side: int, shape: torch.Size) -> Tensor:
-    """The inverse of ``windows``: squares (B, N, side^2, C) put together to the ``shape`` (B, h, w, C)."""
+def merge(windows: Tensor, window: int, shape: torch.Size) -> Tensor:
+    """The inverse of ``split``: windows (B, N, window^2, C) to ``shape``, (B, h, w, C)."""
     batch, height, width, channels = shape
-    x = x.reshape(batch, height // side, width // side, side, side, channels)
+    x = windows.reshape(batch, height // window, width // window, window, window, channels)
     return x.transpose(2, 3).reshape(shape)
 
 
-def shift_mask(size: tuple[int, int], window: int, shift: int, like: Tensor) -> Tensor:
-    """What is added to the scores of shifted windows of an image of ``size``: 0, or -100 between pixels that are
-    neighbours only because the image was rolled. (N, window^2, window^2), of ``like``'s kind and place.
-    """
+def shift_mask(size: tuple[int, int], window: int, like: Tensor) -> Tensor:
+    """What is added to the scores of shifted windows: -100 between pixels that are neighbours only because the image
+    of that ``size`` was rolled, else 0. (N, window^2, window^2), of the type and on the device of ``like``."""
     rows, columns = (
-        sum((torch.arange(side, device=like.device) >= side - edge).to(like.dtype) for edge in (window, shift))
+        sum((torch.arange(side, device=like.device) >= side - edge).to(like.dtype) for edge in (window, window // 2))
         for side in size
     )
-    region = windows((3 * rows[:, None] + columns)[None, :, :, None], window)[0, :, :, 0]  # (N, window^2)
+    region = split((3 * rows[:, None] + columns)[None, :, :, None], window)[0, :, :, 0]  # (N, window^2)
     return (region[:, :, None] != region[:, None]).to(like.dtype) * -100
 
 
 class RSTB(nn.Module):
-    """Residual Swin Transformer block (Liang et al., 2021, Section 3.2, Equation 8).
-
-    Swin Transformer layers, a 3x3 convolution, and the input added. (B, h, w, C) in and out; ``mask`` as in ``STL``.
-    """
+    """Residual Swin Transformer block (Liang et al., Equation 8) on features (B, h, w, C): Swin Transformer layers, a
+    3x3 convolution, and a skip."""
 
     def __init__(self, channels: int, heads: int, window: int, ratio: float, drops: list[float]) -> None:
         super().__init__()
@@ -234,15 +209,13 @@ class RSTB(nn.Module):
 
 
 class SwinIR(nn.Module):
-    """SwinIR without upsampler (Liang et al., 2021, Section 3.1 and Figure 2), in LTE's size.
+    """SwinIR (Liang et al., Section 3.1, Figure 2) in LTE's size.
 
     A 3x3 convolution to ``embed`` channels; residual Swin Transformer blocks of ``depths`` layers and a 3x3
-    convolution, with a skip around them; a 3x3 convolution to ``channels`` and a leaky ReLU. (B, 3, h, w) to
-    (B, channels, h, w). Images are padded by reflection to multiples of the ``window``, and their features are cropped
-    back; the LTE release leaves the features padded and pads images itself before it evaluates.
-
-    ``ratio``: width of a layer's MLP as a multiple of ``embed``. ``stochastic_depth``: what ``drop`` rises to from 0,
-    layer by layer; see ``STL``.
+    convolution, with a skip around them; a 3x3 convolution to ``channels`` and a leaky ReLU. Images are padded by
+    reflection to multiples of the ``window`` and their features cropped back (LTE's release pads images before it
+    evaluates). ``ratio`` is the width of a layer's MLP as a multiple of ``embed``; ``stochastic_depth`` what ``STL``'s
+    ``drop`` rises to from 0, layer by layer.
     """
 
     def __init__(
@@ -257,7 +230,7 @@ class SwinIR(nn.Module):
         stochastic_depth: float = 0.1,
     ) -> None:
         super().__init__()
-        self.channels, self.window = channels, window
+        self.window = window
         self.conv_first = conv3x3(3, embed)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed)})
         drops = torch.linspace(0, stochastic_depth, sum(depths), device="cpu").split(depths)
@@ -272,8 +245,8 @@ class SwinIR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        shallow = self.conv_first(padded(x, self.window))
-        mask = shift_mask(shallow.shape[-2:], self.window, self.window // 2, shallow)
+        shallow = self.conv_first(pad_reflect(x, self.window))
+        mask = shift_mask(shallow.shape[-2:], self.window, shallow)
         x = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))  # (B, h, w, embed)
         for layer in self.layers:
             x = layer(x, mask)
@@ -281,16 +254,4 @@ class SwinIR(nn.Module):
         return self.conv_before_upsample(x)[:, :, :height, :width]
 
 
-def padded(x: Tensor, multiple: int) -> Tensor:
-    """Images (B, C, h, w) padded below and on the right, by reflection, to multiples of ``multiple``; those too small
-    for one reflection go on with the next."""
-    for axis in (-2, -1):
-        side = x.shape[axis]
-        more = -side % multiple
-        if more:
-            place = torch.arange(side + more, device=x.device) % max(1, 2 * side - 2)
-            x = x.index_select(axis, torch.minimum(place, 2 * side - 2 - place))
-    return x
-
-
-ENCODERS: dict[str, type[EDSR] | type[RDN] | type[SwinIR]] = {"edsr": EDSR, "rdn": RDN, "swinir": SwinIR}
+ENCODERS: dict[str, type[nn.Module]] = {"edsr": EDSR, "rdn": RDN, "swinir": SwinIR}
