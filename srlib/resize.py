@@ -7,6 +7,7 @@ to suppress aliasing when an image shrinks, and borders mirrored with the edge p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from srlib.errors import InputError
 
 
 def imresize(
-    image: Tensor, *, scale: float | tuple[float, float] | None = None, size: tuple[int, int] | None = None
+    image: Tensor, *, scale: float | tuple[float, float] | None = None, size: Sequence[int] | None = None
 ) -> Tensor:
     """Resize CHW or BCHW images by a scale or to a size, as MATLAB's ``imresize`` does by default.
 
@@ -48,7 +49,7 @@ def imresize(
     return image
 
 
-def enlarged_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def enlarged_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     """Height and width of an image of ``size`` after enlargement: sides times the scale, halves up, 1 at least.
 
     Raises InputError for a scale that is not positive.
