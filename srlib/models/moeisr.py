@@ -15,11 +15,11 @@ MoEISR has no released code. What its paper leaves open is chosen here, and list
 from __future__ import annotations
 
 import math
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,36 +35,40 @@ FREQUENCIES = 256  # LTE's coefficients, and its frequencies, for each LR pixel
 MAPPER_WIDTH = 24  # not printed; what the printed multiply-adds come closest to
 LARGEST_TRAINED = 4  # LTE decodes larger scales with the cell of this one
 EPSILON = 1e-6  # LIIF's shift of neighbours, so that none lies on the border between two LR pixels
-CHUNK = {"cpu": 1 << 11}  # output pixels decoded at once: few enough for a CPU's cache
-CHUNK_ELSEWHERE = 1 << 16
 
 
 @dataclass(frozen=True)
 class MoEISRConfig(Config):
-    """Every choice that MoEISR and its backbones make or ablate; the defaults are MoEISR(LIIF)-b with EDSR-baseline."""
+    """Every choice that MoEISR and its backbones make or ablate; the defaults are MoEISR(LIIF)-b with EDSR-baseline.
+
+    ``depths``: layers of each expert, from shallow to deep; one depth is the backbone itself, without a mapper.
+    ``hidden``: width of the experts, 256 (-b) or 128 (-s). ``mapper_layers``: 3x3 convolutions of the mapper.
+    ``temperature``: tau of the Gumbel softmax. ``unfold``, ``ensemble`` and ``cell`` are LIIF's feature unfolding,
+    local ensemble and cell decoding; LTE has no unfolding to leave out.
+    """
 
     decoder: Literal["liif", "lte"] = "liif"
     encoder: Literal["edsr", "rdn", "swinir"] = "edsr"
     depths: tuple[int, ...] = (2, 3, 4, 5)
-    """Layers of each expert, from shallow to deep; one depth is the backbone itself, without a mapper."""
     hidden: int = 256
-    """Width of the experts: 256 (-b) or 128 (-s)."""
     mapper_layers: int = 5
-    """3x3 convolutions of the mapper."""
     temperature: float = 1.0
-    """tau of the Gumbel softmax."""
     unfold: bool = True
-    """LIIF's feature unfolding; LTE has none to leave out."""
     ensemble: bool = True
-    """Local ensemble: four neighbours answer, weighted by area."""
     cell: bool = True
-    """Cell decoding: the decoder is told the size of an output pixel."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ascending = list(self.depths) == sorted(set(self.depths)) and self.depths[0] > 1
         self.require(ascending, "depths", "give whole numbers from 2 up, each once, from shallow to deep")
         self.require(self.unfold or self.decoder == "liif", "unfold", "LTE has no feature unfolding; give True")
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers an expert's first layer reads."""
+        if self.decoder == "lte":
+            return FREQUENCIES
+        return (9 if self.unfold else 1) * CHANNELS + 2 + 2 * self.cell
 
     def build(self) -> MoEISR:
         return {"liif": LIIF, "lte": LTE}[self.decoder](self)
@@ -81,11 +85,9 @@ def _configs() -> Iterator[tuple[str, MoEISRConfig]]:
 CONFIGS = dict(_configs())
 
 
-def inputs(config: MoEISRConfig) -> int:
-    """How many numbers an expert's first layer reads."""
-    if config.decoder == "lte":
-        return FREQUENCIES
-    return (9 if config.unfold else 1) * CHANNELS + 2 + 2 * config.cell
+def _with_relu(layers: Iterable[nn.Module]) -> nn.Sequential:
+    """The layers with a ReLU between each two."""
+    return nn.Sequential(*[step for layer in layers for step in (layer, nn.ReLU(inplace=True))][:-1])
 
 
 class MLP(nn.Module):
@@ -93,21 +95,10 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, depth: int) -> None:
         super().__init__()
-        layers = [(nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in pairwise([inputs, *[hidden] * (depth - 1), 3])]
-        self.layers = nn.Sequential(*[layer for pair in layers for layer in pair][:-1])
+        self.layers = _with_relu(nn.Linear(a, b) for a, b in pairwise([inputs, *[hidden] * (depth - 1), 3]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
-
-
-class Mapper(nn.Sequential):
-    """The mapper M (Equation 3): 3x3 convolutions with ReLU between them, from features (B, 64, h, w) to a score for
-    each expert (B, J, h, w)."""
-
-    def __init__(self, config: MoEISRConfig) -> None:
-        widths = [CHANNELS, *[MAPPER_WIDTH] * (config.mapper_layers - 1), len(config.depths)]
-        layers = [(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in pairwise(widths)]
-        super().__init__(*[layer for pair in layers for layer in pair][:-1])
 
 
 class Answers(NamedTuple):
@@ -119,27 +110,35 @@ class Answers(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """The queries of n output pixels: the neighbour's index among all LR pixels of the batch, ``pixel`` (D n); the
+    """The queries of n output pixels: each neighbour's index among all LR pixels of the batch, ``pixel`` (D n); the
     ``offset`` (D n, 2) from its centre to the output pixel's; its ``weight`` (D, n) in the answer, of sum 1."""
 
     pixel: Tensor
     offset: Tensor
     weight: Tensor
 
+    def mean(self, rgb: Tensor) -> Tensor:
+        """The colours (n, 3) of the output pixels, from all queries' answers (D n, 3)."""
+        return (rgb.unflatten(0, self.weight.shape) * self.weight[..., None]).sum(0)
+
 
 class MoEISR(nn.Module, ABC):
     """The framework (Section 3.2, Figure 2): encoder, mapper, experts and local ensemble. ``LIIF`` and ``LTE`` say what
-    an expert reads."""
+    an expert reads.
+
+    The ``mapper`` M (Equation 3) is a stack of 3x3 convolutions, from features to a score for each expert.
+    """
 
     def __init__(self, config: MoEISRConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = ENCODERS[config.encoder]()
-        experts = [MLP(inputs(config), config.hidden, depth) for depth in config.depths]
+        experts = [MLP(config.inputs, config.hidden, depth) for depth in config.depths]
         if len(experts) == 1:
             self.imnet = experts[0]
         else:
-            self.mapper = Mapper(config)
+            widths = [CHANNELS, *[MAPPER_WIDTH] * (config.mapper_layers - 1), len(experts)]
+            self.mapper = _with_relu(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
             self.experts = nn.ModuleList(experts)
 
     def forward(
@@ -156,10 +155,12 @@ class MoEISR(nn.Module, ABC):
         if x.dtype.itemsize < 4:
             raise InputError(f"coordinates need float32, not {x.dtype}: give that, and use torch.autocast for speed")
         if size is not None and coord is None and cell is None:
-            return self.render(x, (0, 0), x.shape[-2:], _pair(size), slice(None), slice(None))
+            if len(size) != 2 or not all(isinstance(side, Integral) and side > 0 for side in size):
+                raise InputError(f"size is {size!r}; give a height and a width in pixels, as in size=(480, 320)")
+            return self.render(x, (0, 0), x.shape[-2:], size, slice(None), slice(None))
         if size is None and coord is not None and cell is not None:
             return self.answer((x - 0.5) / 0.5, coord, cell)
-        raise InputError("give a network for every scale size, as in network(lr, size=(480, 320)), or coord and cell")
+        raise InputError("tell a network for every scale what to make: size=(480, 320), or coord and cell")
 
     @property
     def decoders(self) -> Sequence[MLP]:
@@ -186,30 +187,6 @@ class MoEISR(nn.Module, ABC):
             return F.gumbel_softmax(self.mapper(z), tau=self.config.temperature, dim=1)
         return F.one_hot(self.choices(z), len(self.config.depths)).permute(0, 3, 1, 2).to(z.dtype)
 
-    # --- which LR pixels an output pixel asks -------------------------------------------------------------------------
-
-    def neighbours(self, coord: Tensor, side: int) -> tuple[Tensor, Tensor]:
-        """The neighbours of coordinates (n) in [-1, 1] along an axis of ``side`` LR pixels: their indices and the
-        offsets from them, (2, n) each, or (1, n) without the local ensemble."""
-        steps = [step / side + EPSILON for step in (-1, 1)] if self.config.ensemble else [0.0]
-        near = torch.stack([coord + step for step in steps]).clamp_(-1 + EPSILON, 1 - EPSILON)
-        index = (((near + 1) * side - 1) / 2).round().long()
-        return index, (coord - _centres(index, side)) * side
-
-    @staticmethod
-    def queries(
-        rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor], width: int, first: Tensor, dtype: torch.dtype
-    ) -> Queries:
-        """The queries of output pixels from their neighbours along both axes. ``width`` is that of the LR image and
-        ``first`` (n) the index of its first pixel. A neighbour has the area of the opposite rectangle as its weight."""
-        (y, down), (x, right) = rows, columns
-        pixel = (first + y[:, None] * width + x).flatten()
-        offset = torch.stack(torch.broadcast_tensors(down[:, None], right), -1).flatten(0, 1)  # (D, n, 2)
-        area = (offset[..., 0] * offset[..., 1]).abs() + 1e-9
-        return Queries(pixel, offset.flatten(0, 1).to(dtype), area.flip(0) / area.sum(0))
-
-    # --- inference: experts only where they are chosen ----------------------------------------------------------------
-
     def render(
         self,
         part: Tensor,
@@ -219,55 +196,27 @@ class MoEISR(nn.Module, ABC):
         rows: slice,
         columns: slice,
     ) -> Tensor:
-        """``rows`` and ``columns`` of the output images of ``size`` (H, W) for LR images of size ``whole`` (h, w), from
-        the ``part`` (B, 3, h', w') of these, in [0, 1], that starts at ``corner`` (y, x): (B, 3, n, m), not clamped.
+        """A window of the output images: their ``rows`` and ``columns``, (B, 3, n, m), not clamped.
 
-        Output pixels ask the LR pixels that they ask in the whole image; for one outside the part, the nearest inside
-        answers. What the encoder doesn't see beyond the part is missing as it is beyond an image's border.
+        The output images have ``size`` (H, W), the LR images have ``whole`` (h, w), and ``part`` (B, 3, h', w'), in
+        [0, 1], is what starts at ``corner`` (y, x) of them. Output pixels ask the LR pixels that they ask in the whole
+        image; for one outside the part the nearest inside answers, as happens at an image's border.
         """
         x = (part - 0.5) / 0.5
         z = self.encoder(x)
-        batch, _, height, width = z.shape
-        axes, places = [], []
-        for start, small, large, span, side in zip(corner, whole, size, (rows, columns), (height, width), strict=True):
-            output = torch.arange(large, device=z.device)[span]
-            index, offset = self.neighbours(_centres(output, large), small)
-            inside = (index - start).clamp(0, side - 1)
-            axes.append((inside, offset + 2 * (index - start - inside)))
-            places.append(((2 * output.to(x.dtype) + 1) * (small / large) - 2 * start) / side - 1)
-        places = torch.stack(torch.meshgrid(*places, indexing="ij"), -1)  # (n, m, 2), of the part in [-1, 1]
-        shape = places.shape[:2]
-        cell = x.new_tensor([[2 * small / large for small, large in zip(whole, size, strict=True)]])
         tables, chosen = list(self.tables(z)), self.choices(z).flatten()
-        answers = []
-        for some in torch.arange(batch * shape.numel(), device=z.device).split(
-            CHUNK.get(z.device.type, CHUNK_ELSEWHERE)
-        ):
-            pixel = some % shape.numel()
-            at = (pixel // shape[1], pixel % shape[1])
-            near = [[one.index_select(1, i) for one in axis] for axis, i in zip(axes, at, strict=True)]
-            asked = self.queries(*near, width, some // shape.numel() * height * width, _precise(z))
-            answers.append((self.ask(tables, chosen, asked, cell) * asked.weight[..., None]).sum(0))
-        rgb = torch.cat(answers).unflatten(0, (batch, -1)) + self.skip(x, places.flatten(0, 1).expand(batch, -1, -1))
-        return rgb.mT.unflatten(2, shape) * 0.5 + 0.5
-
-    def ask(self, tables: Sequence[Tensor], chosen: Tensor, asked: Queries, cell: Tensor) -> Tensor:
-        """The answers (D, n, 3), each from the expert of the LR pixel asked (Equation 4)."""
-        pixel, offset, _ = asked
-        if len(tables) == 1:
-            rgb = self.predict(0, tables[0].index_select(0, pixel), offset, cell)
-        else:
-            expert = chosen.index_select(0, pixel)
-            order = expert.argsort()
-            groups = order.split(expert.bincount(minlength=len(tables)).tolist())
-            parts = [
-                self.predict(j, table.index_select(0, pixel[group]), offset[group], cell)
-                for j, (table, group) in enumerate(zip(tables, groups, strict=True))
-            ]
-            rgb = torch.cat(parts)[order.argsort()]
-        return rgb.unflatten(0, asked.weight.shape)
-
-    # --- training: all experts at all queries -------------------------------------------------------------------------
+        cell = x.new_tensor([[2 * small / large for small, large in zip(whole, size, strict=True)]])
+        spans = [torch.arange(side, device=x.device)[span] for side, span in zip(size, (rows, columns), strict=True)]
+        axes = [_centres(span, side) for span, side in zip(spans, size, strict=True)]
+        coord = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)  # (n m, 2)
+        colours = []
+        for image, some in product(range(len(x)), coord.split(1 << (10 if x.is_cpu else 16))):  # in a CPU's cache
+            asked = self.queries(some, image, z, corner, whole)
+            colours.append(asked.mean(self.ask(tables, chosen, asked, cell)))
+        rgb = torch.cat(colours).unflatten(0, (len(x), -1))
+        coord = ((coord + 1) * coord.new_tensor(whole) - 2 * coord.new_tensor(corner)) / coord.new_tensor(z.shape[-2:])
+        rgb = rgb + self.skip(x, (coord - 1).expand(len(x), -1, -1))
+        return rgb.mT.unflatten(2, [len(span) for span in spans]) * 0.5 + 0.5
 
     def answer(self, x: Tensor, coord: Tensor, cell: Tensor) -> Answers:
         """All experts' answers to the queries of images in [-1, 1], weighted by the gates (Equation 5)."""
@@ -275,25 +224,67 @@ class MoEISR(nn.Module, ABC):
         if coord.ndim != 3 or coord.shape[::2] != (batch, 2) or cell.shape != (batch, 2):
             given = f"coord {tuple(coord.shape)} and cell {tuple(cell.shape)}"
             raise InputError(f"{batch} images got {given}; give shapes ({batch}, queries, 2) and ({batch}, 2)")
-        z = self.encoder(x)
-        height, width = z.shape[-2:]
         coord, cell = coord.float(), cell.float()
-        near = [self.neighbours(coord[..., axis].flatten(), side) for axis, side in enumerate((height, width))]
+        z = self.encoder(x)
         image = torch.arange(batch, device=x.device).repeat_interleave(coord.shape[1])
-        pixel, offset, weight = self.queries(*near, width, image * height * width, _precise(z))
-        cell = (cell * cell.new_tensor([height, width]))[image].to(offset.dtype).repeat(len(weight), 1)  # (D B Q, 2)
+        asked = self.queries(coord.flatten(0, 1), image, z)
+        cell = (cell * cell.new_tensor(z.shape[-2:]))[image].to(asked.offset.dtype).repeat(len(asked.weight), 1)
         gates = self.gates(z)
         answers = [
-            self.predict(j, table.index_select(0, pixel), offset, cell) for j, table in enumerate(self.tables(z))
+            self.predict(j, table.index_select(0, asked.pixel), asked.offset, cell)
+            for j, table in enumerate(self.tables(z))
         ]
         if gates is not None:
-            shares = gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, pixel)  # (D B Q, J)
+            shares = gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, asked.pixel)  # (D B Q, J)
             answers = [shares[:, j : j + 1] * one for j, one in enumerate(answers)]
-        rgb = torch.stack(answers).sum(0).unflatten(0, weight.shape)
-        rgb = (rgb * weight[..., None]).sum(0).unflatten(0, coord.shape[:2])
+        rgb = asked.mean(torch.stack(answers).sum(0)).unflatten(0, coord.shape[:2])
         return Answers(rgb + self.skip(x, coord), gates)
 
-    # --- what a backbone fills in -------------------------------------------------------------------------------------
+    def neighbours(self, coord: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """The neighbours of coordinates (n) in [-1, 1] along an axis of ``side`` LR pixels: their indices and the
+        offsets from them, (2, n) each, or (1, n) without the local ensemble."""
+        steps = [step / side + EPSILON for step in (-1, 1)] if self.config.ensemble else [0.0]
+        near = torch.stack([coord + step for step in steps]).clamp_(-1 + EPSILON, 1 - EPSILON)
+        index = (((near + 1) * side - 1) / 2).round().long()
+        return index, (coord - _centres(index, side)) * side
+
+    def queries(
+        self,
+        coord: Tensor,
+        image: Tensor | int,
+        z: Tensor,
+        corner: Sequence[int] = (0, 0),
+        whole: Sequence[int] | None = None,
+    ) -> Queries:
+        """The queries of output pixels at ``coord`` (n, 2) to images' features z, which are the part at ``corner`` of
+        the ``whole``. Each neighbour has the area of the opposite rectangle as its weight."""
+        sides = z.shape[-2:]
+        indices, offsets = [], []
+        for axis, (start, side, total) in enumerate(zip(corner, sides, whole or sides, strict=True)):
+            index, offset = self.neighbours(coord[:, axis], total)
+            inside = (index - start).clamp(0, side - 1)
+            indices.append(inside)
+            offsets.append(offset + 2 * (index - start - inside))
+        (y, x), (down, right) = indices, offsets
+        pixel = (image * sides[0] + y[:, None]) * sides[1] + x  # (D^1/2, D^1/2, n)
+        offset = torch.stack(torch.broadcast_tensors(down[:, None], right), -1).flatten(0, 1)  # (D, n, 2)
+        area = (offset[..., 0] * offset[..., 1]).abs() + 1e-9
+        precise = torch.promote_types(z.dtype, torch.float32)
+        return Queries(pixel.flatten(), offset.flatten(0, 1).to(precise), area.flip(0) / area.sum(0))
+
+    def ask(self, tables: Sequence[Tensor], chosen: Tensor, asked: Queries, cell: Tensor) -> Tensor:
+        """The answers (D n, 3), each from the expert ``chosen`` at the LR pixel asked (Equation 4)."""
+        pixel, offset, _ = asked
+        if len(tables) == 1:
+            return self.predict(0, tables[0].index_select(0, pixel), offset, cell)
+        expert = chosen.index_select(0, pixel)
+        order = expert.argsort()
+        groups = order.split(expert.bincount(minlength=len(tables)).tolist())
+        answers = [
+            self.predict(j, table.index_select(0, pixel[group]), offset[group], cell)
+            for j, (table, group) in enumerate(zip(tables, groups, strict=True))
+        ]
+        return torch.cat(answers)[order.argsort()]
 
     @abstractmethod
     def tables(self, z: Tensor) -> Iterator[Tensor]:
@@ -370,23 +361,7 @@ class LTE(MoEISR):
         return F.grid_sample(x, grid, padding_mode="border", align_corners=False)[..., 0].mT
 
 
-def _pair(size: Sequence[int]) -> tuple[int, int]:
-    """The height and width of an output image, checked."""
-    try:
-        height, width = (operator.index(side) for side in size)
-    except (TypeError, ValueError):
-        height = width = 0
-    if min(height, width) < 1:
-        raise InputError(f"size {size!r} is not a height and a width in pixels; give two whole numbers above 0")
-    return height, width
-
-
 def _centres(index: Tensor, side: int) -> Tensor:
     """The centres in [-1, 1] of pixels along an axis of ``side``, rounded as LIIF rounds them: beyond the last LR
     pixel's centre both neighbours are that pixel, and their weights depend on the last digit."""
     return -1 + 1 / side + 2 / side * index.float()
-
-
-def _precise(x: Tensor) -> torch.dtype:
-    """The type of offsets beside ``x``: its own, or float32 where that is more."""
-    return torch.promote_types(x.dtype, torch.float32)
