@@ -1,11 +1,10 @@
 """What a network costs: parameters, multiply-adds and activations by counting; time and memory by measuring.
 
-Counting follows the four papers. They count with fvcore: one multiply-add counts as one, an interpolation counts (one
-per output value for nearest, four for bilinear), adaptive average pooling counts one per input value, max pooling,
-activation functions, sums and products count nothing. Layer norms count nothing either, because the released networks
-write them out by hand, where fvcore sees only sums and products; here they are one fused call, which is told apart.
-Attention in one fused call counts its two products, of queries with keys and of weights with values, as fvcore counts
-them where they are written out. Activations are the values that convolutions put out (SAFMN, caption of Table 1).
+Counting follows the four papers, which count with fvcore: one multiply-add counts as one; nearest interpolation counts
+one a value put out, bilinear four; average pooling counts one a value read; batch norm counts five a value in training
+mode and two in evaluation mode; attention counts its two products. Max pooling, activation functions, sums and products
+count nothing, nor do layer norms, which the releases write out by hand, where fvcore sees only sums and products.
+Activations are the values that convolutions put out (SAFMN, caption of Table 1).
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ import platform
 import statistics
 import tempfile
 import time
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,77 +26,35 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torch.utils.module_tracker import ModuleTracker
 
 from srlib.errors import InputError
-
-HR_SIZE = (720, 1280)
-MOST_PIXELS = 2**40  # an image of more would take terabytes, and fvcore's 64-bit counts would overflow
-_ACTIVATIONS = "activations"
+from srlib.resize import enlarged_size
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What ``count`` found, all for one image.
-
-    ``params``: learnt values. ``macs``: multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS).
-    ``acts``: values put out by convolutions. ``macs_by_operator``: the same multiply-adds by operator ("conv",
-    "attention", "upsample_nearest2d", "batch_norm", ...). ``macs_by_module`` and ``acts_by_module``: by dotted module
-    name, each including its children; "" is the whole network. ``uncounted``: how often each operator ran that counts
-    nothing.
-    """
+    """What ``count`` found, all for one image."""
 
     params: int
+    """Learnt values."""
     macs: int
+    """Multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS)."""
     acts: int
+    """Values put out by convolutions."""
     macs_by_operator: dict[str, int]
+    """By torch's operator: "convolution", "upsample_nearest2d", ..."""
     macs_by_module: dict[str, int]
+    """By dotted module name, each including its children; "" is the whole network."""
     acts_by_module: dict[str, int]
     uncounted: dict[str, int]
+    """How often each operator ran that counts nothing."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds that one call took: the median of ``repeats`` calls and the spread, with what it ran on."""
-
-    median: float
-    minimum: float
-    maximum: float
-    repeats: int
-    device: str
-    threads: int
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of tensor memory during one call.
-
-    ``rise``: the peak above what was allocated when the call began, so without weights and input. ``peak``: the peak
-    of everything that this process holds, weights and input included (what SAFMN's Table 2 prints); only CUDA's
-    allocator knows it, so it is None on a CPU. ``method`` says what was read.
-    """
-
-    rise: int
-    peak: int | None
-    device: str
-    method: str
-
-
-@dataclass(frozen=True)
-class OperatorTime:
-    """One operator in ``operator_times``: calls and seconds a run; ``own`` leaves out the operators that it calls.
-
-    Many operators only hand on: ``aten::layer_norm`` spends its time in ``aten::native_layer_norm``, so that its cost
-    is ``total``. Only ``own`` can be summed over all operators.
-    """
-
-    calls: float
-    total: float
-    own: float
-
-
-def lr_size(scale: int, hr: tuple[int, int] = HR_SIZE) -> tuple[int, int]:
-    """Height and width of the LR image that belongs to an HR image of ``hr``, to the nearest whole pixel.
+def lr_size(scale: int, hr: tuple[int, int] = (720, 1280)) -> tuple[int, int]:
+    """Height and width of the LR image that belongs to an HR image, to the nearest whole pixel.
 
     The papers count for an HR image of 1280x720: LR 640x360, 427x240 and 320x180 for x2, x3 and x4. Raises
     ``InputError`` for a scale below 1, and for one that leaves less than a pixel.
@@ -110,159 +65,124 @@ def lr_size(scale: int, hr: tuple[int, int] = HR_SIZE) -> tuple[int, int]:
     return height, width
 
 
-def count(model: nn.Module, lr_size: tuple[int, int], training: bool = True) -> Counts:
+def count(
+    model: nn.Module, lr_size: tuple[int, int], training: bool = True, image: Tensor | None = None, **inputs: Any
+) -> Counts:
     """Count a network's parameters, multiply-adds and activations for one RGB image of ``lr_size`` (height, width).
 
-    ``training`` chooses the mode that is counted. SAFMN's Table 3 prints 13.72G for batch normalisation, which is five
-    operations a value, fvcore's figure in training mode (in evaluation mode it is two): so the default is True.
-
-    Training mode is counted from shapes alone, at once for any size. Evaluation mode computes an image of zeros on the
-    CPU, since a network may choose there what it computes: what is counted is that image's route. Both work on a copy,
-    so the model, its mode, its device and its statistics stay as they are. Raises ``InputError`` for a size below
-    1 x 1, for one that is too large to count, and in evaluation mode for one that doesn't fit in memory.
+    Training mode is counted from shapes alone, at once for any size. It is the default because SAFMN's Table 3 prints
+    the figure of batch norm in training mode. Evaluation mode computes ``image`` (1, 3, height, width; by default
+    zeros) on the CPU, since a network may choose there what it computes: that image's route is counted. ``inputs`` are
+    what else the network's forward takes, such as ``size=(480, 640)``. The model itself stays as it is. Raises
+    ``InputError`` for a size below 1 x 1.
     """
     if min(lr_size) < 1:
         raise InputError(f"an image of {lr_size[0]} x {lr_size[1]} pixels can't be counted; give at least 1 x 1")
-    if lr_size[0] * lr_size[1] > MOST_PIXELS:
-        raise _too_large(lr_size, "is too large to count")
     device = "meta" if training else "cpu"
     twin = copy.deepcopy(model).to(device).train(training)
-    with warnings.catch_warnings(), torch.no_grad(), _memory_for(lr_size), _TracedConvolutions():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fvcore scripts and traces, which torch has deprecated
-        analysis = _analysis(twin, torch.zeros(1, 3, *lr_size, device=device))
-        by_module = analysis.by_module_and_operator()
-        uncounted = analysis.unsupported_ops()
-    whole = by_module[""]
-    macs = {name: sum(n for op, n in ops.items() if op != _ACTIVATIONS) for name, ops in by_module.items()}
-    acts = {name: ops[_ACTIVATIONS] for name, ops in by_module.items()}
+    given = (torch.zeros(1, 3, *lr_size) if image is None else image).to(device)
+    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _Counter() as found:
+        twin(given, **inputs)
     return Counts(
         params=sum(p.numel() for p in model.parameters()),
-        macs=int(macs[""]),
-        acts=int(acts[""]),
-        macs_by_operator={op: int(n) for op, n in sorted(whole.items()) if op != _ACTIVATIONS},
-        macs_by_module={name: int(n) for name, n in macs.items()},
-        acts_by_module={name: int(n) for name, n in acts.items()},
-        uncounted={op.removeprefix("aten::"): n for op, n in sorted(uncounted.items())},
+        macs=found.macs[""],
+        acts=found.acts[""],
+        macs_by_operator=dict(sorted(found.operators.items())),
+        macs_by_module=dict(found.macs),
+        acts_by_module=dict(found.acts),
+        uncounted=dict(sorted(found.uncounted.items())),
     )
 
 
-@contextmanager
-def _memory_for(lr_size: tuple[int, int]) -> Iterator[None]:
-    """Torch's complaint about tensors that are too large, as an ``InputError``; torch has no class of its own for it
-    on a CPU."""
-    try:
-        yield
-    except (RuntimeError, TypeError) as error:
-        if "verflow" in str(error):
-            raise _too_large(lr_size, "is too large to count") from None
-        if any(words in str(error) for words in ("allocate", "not enough memory")):
-            raise _too_large(lr_size, "doesn't fit in memory") from None
-        raise
+def multiply_adds(network: nn.Module, image: Tensor, scale: float) -> int:
+    """Multiply-adds of a network as executed for this ``image`` (1, 3, h, w) in [0, 1], enlarged by ``scale``.
+
+    SeemoRe chooses experts by image and MoEISR by pixel: theirs are those of the route that this image takes.
+    """
+    height, width = image.shape[2:]
+    inputs = {} if hasattr(network.config, "scale") else {"size": enlarged_size((height, width), scale)}
+    return count(network, (height, width), training=False, image=image, **inputs).macs
 
 
-def _too_large(lr_size: tuple[int, int], verdict: str) -> InputError:
-    return InputError(
-        f"an image of {lr_size[0]} x {lr_size[1]} pixels {verdict}; give a smaller one, as counts grow with the pixels"
-    )
+class _Counter(TorchDispatchMode):
+    """Counts every operator that runs inside, for the modules that it runs in; shapes are all that it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules = ModuleTracker()
+        self.macs: dict[str, int] = defaultdict(int)
+        self.acts: dict[str, int] = defaultdict(int)
+        self.operators: Counter[str] = Counter()
+        self.uncounted: Counter[str] = Counter()
+
+    def __enter__(self) -> _Counter:
+        self.modules.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.modules.__exit__(*error)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        operator = function.overloadpacket
+        name = operator.__name__
+        macs = _macs(operator, args, kwargs or {}, out)
+        self.operators[name] += macs
+        if not macs:
+            del self.operators[name]
+            self.uncounted[name] += 1
+        for module in self.modules.parents - {"Global"}:
+            place = module.partition(".")[2]
+            self.macs[place] += macs
+            self.acts[place] += out.numel() if name == "convolution" else 0
+        return out
 
 
-class _TracedConvolutions(TorchFunctionMode):
-    """Convolutions as the operator that fvcore counts. ``torch.conv2d`` and its kin become it on a CPU, but not on the
-    meta device, where tensors have shapes and no values; with padding "same" they don't on either."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in _CONVOLUTIONS:
-            return _convolution(_CONVOLUTIONS[function], *args, **(kwargs or {}))
-        if function in _TRANSPOSED:
-            return _transposed(_TRANSPOSED[function], *args, **(kwargs or {}))
-        return function(*args, **(kwargs or {}))
-
-
-_CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-_TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
-
-
-def _convolution(
-    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> Tensor:  # fmt: skip
-    if padding == "same":
-        taps = zip(weight.shape[2:], _sides(dilation, axes), strict=True)
-        missing = [step * (size - 1) for size, step in taps]
-        margins = [margin for total in reversed(missing) for margin in (total // 2, total - total // 2)]
-        input, padding = F.pad(input, margins), 0
-    padding = 0 if padding == "valid" else padding
-    sides = [_sides(value, axes) for value in (stride, padding, dilation)]
-    return torch._convolution(input, weight, bias, *sides, False, [0] * axes, groups, False, False, True, True)
+def _macs(operator: Any, args: Any, kwargs: Any, out: Any) -> int:
+    """Multiply-adds of one call of an operator."""
+    aten = torch.ops.aten
+    if operator in flop_registry:  # convolutions and matrix products, two operations a multiply-add
+        return flop_registry[operator](*args, **kwargs, out_val=out) // 2
+    if operator == aten._scaled_dot_product_flash_attention_for_cpu:
+        query, key, value = (tensor.shape for tensor in args[:3])
+        return math.prod(query[:-1]) * key[-2] * (key[-1] + value[-1])
+    if operator in (aten.native_batch_norm, aten._native_batch_norm_legit):
+        return args[0].numel() * (5 if args[5] else 2)
+    if operator == aten._adaptive_avg_pool2d:
+        return args[0].numel()
+    if operator == aten.mean and {axis % 4 for axis in args[1:2] and args[1]} == {2, 3}:  # pooling of a whole image
+        return args[0].numel()
+    if operator == aten.upsample_nearest2d:
+        return out.numel()
+    if operator in (aten.upsample_bilinear2d, aten.grid_sampler_2d):
+        return 4 * out.numel()
+    return 0
 
 
-def _transposed(
-    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
-    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
-) -> Tensor:  # fmt: skip
-    sides = [_sides(value, axes) for value in (stride, padding, dilation)]
-    beyond = _sides(output_padding, axes)
-    return torch._convolution(input, weight, bias, *sides, True, beyond, groups, False, False, True, True)
+@dataclass(frozen=True)
+class Timing:
+    """What one call took: the median of ``repeats`` calls and the spread, in seconds, or in units of ``unit`` seconds,
+    and what it ran on."""
 
-
-def _sides(value: Any, axes: int) -> list[int]:
-    """One number an axis, of one for all or one for each."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * axes if len(values) == 1 else values
-
-
-def _analysis(model: nn.Module, image: Tensor) -> Any:
-    """fvcore's multiply-add analysis, told to note convolutions' activations in the same pass: one forward, not two."""
-    from fvcore.nn import FlopCountAnalysis
-    from fvcore.nn.jit_handles import conv_flop_jit, generic_activation_jit
-
-    outputs_of = generic_activation_jit("conv")
-
-    def convolution(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        macs = conv_flop_jit(inputs, outputs)["conv"]
-        return Counter({"conv": macs, _ACTIVATIONS: outputs_of(inputs, outputs)["conv"]})
-
-    def nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        return Counter()
-
-    def attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
-        return Counter({"attention": math.prod(query[:-1]) * key[-2] * (key[-1] + value[-1])})
-
-    analysis = FlopCountAnalysis(model, (image,))
-    analysis.set_op_handle("aten::_convolution", convolution, "aten::layer_norm", nothing)
-    analysis.set_op_handle("aten::scaled_dot_product_attention", attention)
-    return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    median: float
+    minimum: float
+    maximum: float
+    repeats: int
+    device: str
+    threads: int
+    unit: float = 1.0
 
 
 def latency(
     call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
 ) -> Timing:
-    """Time ``call``: ``warmup`` untimed calls, then median, minimum and maximum of ``repeats`` timed ones, in seconds.
+    """Time ``call`` in seconds, after ``warmup`` untimed calls; on CUDA the device's work is in the time.
 
-    On CUDA the device is synchronised before and after each call, so that its work is in the time. The caller
-    chooses inference mode and evaluation mode. Raises ``InputError`` if nothing would be timed.
+    The caller chooses inference mode and evaluation mode.
     """
-    if repeats < 1 or warmup < 0:
-        raise InputError(f"{warmup} warm-ups and {repeats} repeats can't be timed; give 0 or more and 1 or more")
-    device = torch.device(device)
-    for _ in range(warmup):
-        call()
-    seconds = []
-    for _ in range(repeats):
-        _synchronise(device)
-        start = time.perf_counter()
-        call()
-        _synchronise(device)
-        seconds.append(time.perf_counter() - start)
-    return Timing(
-        median=statistics.median(seconds),
-        minimum=min(seconds),
-        maximum=max(seconds),
-        repeats=repeats,
-        device=describe_device(device),
-        threads=torch.get_num_threads(),
-    )
+    return _timing([_timed(call, device) for _ in range(warmup + repeats)][warmup:], device)
 
 
 def yardstick(device: str | torch.device = "cpu") -> Callable[[], float]:
@@ -278,27 +198,13 @@ def yardstick(device: str | torch.device = "cpu") -> Callable[[], float]:
         with torch.inference_mode():
             F.conv2d(x, weight, bias, padding=1)
 
-    return lambda: latency(convolution, warmup=0, repeats=5, device=device).minimum
-
-
-@dataclass(frozen=True)
-class Units:
-    """A time as a multiple of the yardstick: the median of ``repeats`` calls, each divided by a unit taken just before
-    it, the spread, and the median length of the unit itself in seconds.
-    """
-
-    median: float
-    minimum: float
-    maximum: float
-    repeats: int
-    unit: float
-    device: str
+    return lambda: min(_timed(convolution, device) for _ in range(5))
 
 
 def in_units(
     call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
-) -> Units:
-    """Time ``call`` in units of :func:`yardstick`, so that the figure can be compared between machines.
+) -> Timing:
+    """Time ``call`` in units of :func:`yardstick`, each taken just before it, so that machines can be compared.
 
     Use a fresh process: one that has run anything larger before keeps its memory and is faster for it.
     """
@@ -306,36 +212,36 @@ def in_units(
     unit()
     for _ in range(warmup):
         call()
-    units, ratios = [], []
-    for _ in range(repeats):
-        units.append(unit())
-        ratios.append(latency(call, warmup=0, repeats=1, device=device).median / units[-1])
-    return Units(
-        median=statistics.median(ratios),
-        minimum=min(ratios),
-        maximum=max(ratios),
-        repeats=repeats,
-        unit=statistics.median(units),
-        device=describe_device(device),
-    )
+    pairs = [(unit(), _timed(call, device)) for _ in range(repeats)]
+    return _timing([seconds / one for one, seconds in pairs], device, statistics.median(one for one, _ in pairs))
 
 
-def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") -> Memory:
-    """The most tensor memory that one ``call`` holds at once, in bytes.
+def _timed(call: Callable[[], object], device: str | torch.device) -> float:
+    _synchronise(device)
+    start = time.perf_counter()
+    call()
+    _synchronise(device)
+    return time.perf_counter() - start
 
-    On CUDA it is what SAFMN's Table 2 prints, ``torch.cuda.max_memory_allocated``. On a CPU torch's allocator is
-    followed through ``torch.profiler``: every allocation and release of tensor memory in the order of time. Scratch
-    memory that a library takes outside torch's allocator isn't seen on either.
+
+def _timing(values: list[float], device: str | torch.device, unit: float = 1.0) -> Timing:
+    spread = statistics.median(values), min(values), max(values)
+    return Timing(*spread, len(values), describe_device(device), torch.get_num_threads(), unit)
+
+
+def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") -> int:
+    """The most tensor memory, in bytes, that one ``call`` holds beside what was there before.
+
+    On CUDA it is read from the allocator (SAFMN's Table 2 prints ``torch.cuda.max_memory_allocated``, which counts
+    weights and input, too); on a CPU ``torch.profiler`` follows every allocation and release. Memory that a library
+    takes outside torch's allocator isn't seen.
     """
-    device = torch.device(device)
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         _synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
-        _synchronise(device)
-        peak = torch.cuda.max_memory_allocated(device)
-        return Memory(peak - before, peak, describe_device(device), "torch.cuda.max_memory_allocated")
+        return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own to standard error
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
@@ -343,63 +249,47 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
         trace = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted((float(e["ts"]), int(e["args"]["Bytes"])) for e in events if e.get("name") == "[memory]")
     held = rise = 0
-    for _, change in changes:
+    for _, change in sorted((float(e["ts"]), int(e["args"]["Bytes"])) for e in events if e.get("name") == "[memory]"):
         held += change
         rise = max(rise, held)
-    return Memory(rise, None, describe_device(device), "allocations of tensor memory seen by torch.profiler")
+    return rise
 
 
 def operator_times(
     call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
-) -> dict[str, OperatorTime]:
-    """Time each of torch's operators in ``call`` with ``torch.profiler``: seconds, mean of ``repeats``, slowest first.
+) -> dict[str, float]:
+    """Seconds of each of torch's operators in ``call`` by ``torch.profiler``: mean of ``repeats``, slowest first.
 
-    SAFMN's Table 5 was taken so. On CUDA the times are those of the kernels that an operator started, on a CPU those
-    of the operator, the profiler's own cost included. Names are torch's ("aten::mul"). Raises ``InputError`` if
-    nothing would be timed.
+    SAFMN's Table 5 was taken so. A time includes the operators that are called in turn, as ``aten::layer_norm`` spends
+    its time in ``aten::native_layer_norm``. On CUDA the times are those of the kernels.
     """
-    if repeats < 1 or warmup < 0:
-        raise InputError(f"{warmup} warm-ups and {repeats} repeats can't be timed; give 0 or more and 1 or more")
-    device = torch.device(device)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    cuda = torch.device(device).type == "cuda"
+    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     for _ in range(warmup):
         call()
     _synchronise(device)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=kinds) as profile:
         for _ in range(repeats):
             call()
         _synchronise(device)
-    kind = "device" if device.type == "cuda" else "cpu"
-    times = {
-        event.key: OperatorTime(
-            calls=event.count / repeats,
-            total=getattr(event, f"{kind}_time_total") / repeats / 1e6,
-            own=getattr(event, f"self_{kind}_time_total") / repeats / 1e6,
-        )
-        for event in profile.key_averages()
-        if event.key.startswith("aten::")
-    }
-    return dict(sorted(times.items(), key=lambda item: -item[1].own))
+    total = "device_time_total" if cuda else "cpu_time_total"  # in microseconds
+    events = [event for event in profile.key_averages() if event.key.startswith("aten::")]
+    times = {event.key: getattr(event, total) / repeats / 1e6 for event in events}
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
 def describe_device(device: str | torch.device = "cpu") -> str:
     """What a measurement ran on, in words: the GPU's name, or the processor's and the number of threads torch uses."""
-    device = torch.device(device)
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
     threads = torch.get_num_threads()
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{name or platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
+def _synchronise(device: str | torch.device) -> None:
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
