@@ -105,6 +105,7 @@ class WindowAttention(nn.Module):
     """
 
     UNUSED = ("relative_position_index",)  # computed here
+    relative_position_index: Tensor
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -182,10 +183,8 @@ def merge(windows: Tensor, window: int, shape: torch.Size) -> Tensor:
 def shift_mask(size: tuple[int, int], window: int, like: Tensor) -> Tensor:
     """What is added to the scores of shifted windows: -100 between pixels that are neighbours only because the image
     of that ``size`` was rolled, else 0. (N, window^2, window^2), of the type and on the device of ``like``."""
-    rows, columns = (
-        sum((torch.arange(side, device=like.device) >= side - edge).to(like.dtype) for edge in (window, window // 2))
-        for side in size
-    )
+    rows, columns = (torch.arange(side, device=like.device) - (side - window) for side in size)
+    rows, columns = ((axis >= 0).to(like.dtype) + (axis >= window // 2) for axis in (rows, columns))  # 0, 1 or 2
     region = split((3 * rows[:, None] + columns)[None, :, :, None], window)[0, :, :, 0]  # (N, window^2)
     return (region[:, :, None] != region[:, None]).to(like.dtype) * -100
 
@@ -203,7 +202,7 @@ class RSTB(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = x
-        for layer in self.residual_group["blocks"]:
+        for layer in self.residual_group["blocks"].children():
             y = layer(y, mask)
         return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from numbers import Integral
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,11 @@ from torch import Tensor, nn
 from srlib.errors import InputError
 from srlib.models.encoders import ENCODERS
 from srlib.models.layers import Config, check_images
+
+Pair = Sequence[int]
+"""Height and width, or y and x."""
+Decoder = Literal["liif", "lte"]
+Encoder = Literal["edsr", "rdn", "swinir"]
 
 CHANNELS = 64  # width of every encoder's features
 FREQUENCIES = 256  # LTE's coefficients, and its frequencies, for each LR pixel
@@ -47,8 +52,8 @@ class MoEISRConfig(Config):
     local ensemble and cell decoding; LTE has no unfolding to leave out.
     """
 
-    decoder: Literal["liif", "lte"] = "liif"
-    encoder: Literal["edsr", "rdn", "swinir"] = "edsr"
+    decoder: Decoder = "liif"
+    encoder: Encoder = "edsr"
     depths: tuple[int, ...] = (2, 3, 4, 5)
     hidden: int = 256
     mapper_layers: int = 5
@@ -75,11 +80,11 @@ class MoEISRConfig(Config):
 
 
 def _configs() -> Iterator[tuple[str, MoEISRConfig]]:
-    depths = {"liif": (2, 3, 4, 5), "lte": (2, 3, 4)}
-    for decoder, encoder in product(depths, ENCODERS):
+    depths: dict[Decoder, tuple[int, ...]] = {"liif": (2, 3, 4, 5), "lte": (2, 3, 4)}
+    for decoder, encoder in product(depths, get_args(Encoder)):
         yield f"{decoder}-{encoder}", MoEISRConfig(decoder, encoder, depths[decoder][-1:])
-        yield f"moeisr-{decoder}-b-{encoder}", MoEISRConfig(decoder, encoder, depths[decoder], hidden=256)
-        yield f"moeisr-{decoder}-s-{encoder}", MoEISRConfig(decoder, encoder, depths[decoder], hidden=128)
+        for size, hidden in (("b", 256), ("s", 128)):
+            yield f"moeisr-{decoder}-{size}-{encoder}", MoEISRConfig(decoder, encoder, depths[decoder], hidden)
 
 
 CONFIGS = dict(_configs())
@@ -96,6 +101,10 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, depth: int) -> None:
         super().__init__()
         self.layers = _with_relu(nn.Linear(a, b) for a, b in pairwise([inputs, *[hidden] * (depth - 1), 3]))
+
+    @property
+    def first(self) -> nn.Linear:
+        return cast(nn.Linear, self.layers[0])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -142,7 +151,7 @@ class MoEISR(nn.Module, ABC):
             self.experts = nn.ModuleList(experts)
 
     def forward(
-        self, x: Tensor, size: Sequence[int] | None = None, *, coord: Tensor | None = None, cell: Tensor | None = None
+        self, x: Tensor, size: Pair | None = None, *, coord: Tensor | None = None, cell: Tensor | None = None
     ) -> Tensor | Answers:
         """Enlarge images (B, 3, h, w) in [0, 1] to ``size``, or answer queries.
 
@@ -165,7 +174,7 @@ class MoEISR(nn.Module, ABC):
     @property
     def decoders(self) -> Sequence[MLP]:
         """The experts, from shallow to deep."""
-        return self.experts if len(self.config.depths) > 1 else (self.imnet,)
+        return cast(Sequence[MLP], self.experts) if len(self.config.depths) > 1 else [self.imnet]
 
     def expert_map(self, x: Tensor) -> Tensor:
         """Which expert serves each LR pixel of images (B, 3, h, w) in [0, 1]: (B, h, w), 0 for the shallowest."""
@@ -187,15 +196,7 @@ class MoEISR(nn.Module, ABC):
             return F.gumbel_softmax(self.mapper(z), tau=self.config.temperature, dim=1)
         return F.one_hot(self.choices(z), len(self.config.depths)).permute(0, 3, 1, 2).to(z.dtype)
 
-    def render(
-        self,
-        part: Tensor,
-        corner: Sequence[int],
-        whole: Sequence[int],
-        size: Sequence[int],
-        rows: slice,
-        columns: slice,
-    ) -> Tensor:
+    def render(self, part: Tensor, corner: Pair, whole: Pair, size: Pair, rows: slice, columns: slice) -> Tensor:
         """A window of the output images: their ``rows`` and ``columns``, (B, 3, n, m), not clamped.
 
         The output images have ``size`` (H, W), the LR images have ``whole`` (h, w), and ``part`` (B, 3, h', w'), in
@@ -249,12 +250,7 @@ class MoEISR(nn.Module, ABC):
         return index, (coord - _centres(index, side)) * side
 
     def queries(
-        self,
-        coord: Tensor,
-        image: Tensor | int,
-        z: Tensor,
-        corner: Sequence[int] = (0, 0),
-        whole: Sequence[int] | None = None,
+        self, coord: Tensor, image: Tensor | int, z: Tensor, corner: Pair = (0, 0), whole: Pair | None = None
     ) -> Queries:
         """The queries of output pixels at ``coord`` (n, 2) to images' features z, which are the part at ``corner`` of
         the ``whole``. Each neighbour has the area of the opposite rectangle as its weight."""
@@ -310,17 +306,14 @@ class LIIF(MoEISR):
     def tables(self, z: Tensor) -> Iterator[Tensor]:
         """The first layer's part in the features: (B h w, hidden) for each expert."""
         side = 3 if self.config.unfold else 1
-        for first in (decoder.layers[0] for decoder in self.decoders):
+        for first in (decoder.first for decoder in self.decoders):
             weight = first.weight[:, : CHANNELS * side**2].unflatten(1, (CHANNELS, side, side))
             yield F.conv2d(z, weight, first.bias, padding=side // 2).permute(0, 2, 3, 1).flatten(0, 2)
 
     def predict(self, expert: int, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
-        first, *rest = self.decoders[expert].layers
+        decoder = self.decoders[expert]
         given = torch.cat([offset, cell.expand_as(offset)], 1) if self.config.cell else offset
-        x = torch.addmm(features, given, first.weight[:, -given.shape[1] :].T)
-        for layer in rest:
-            x = layer(x)
-        return x
+        return decoder.layers[1:](torch.addmm(features, given, decoder.first.weight[:, -given.shape[1] :].T))
 
 
 class LTE(MoEISR):
@@ -339,8 +332,7 @@ class LTE(MoEISR):
     def tables(self, z: Tensor) -> Iterator[Tensor]:
         """Amplitudes, frequencies along rows, frequencies along columns: (B h w, 512), the same for all experts."""
         layers = (self.coef, slice(None)), (self.freq, slice(0, None, 2)), (self.freq, slice(1, None, 2))
-        weight = torch.cat([layer.weight[some] for layer, some in layers])
-        bias = torch.cat([layer.bias[some] for layer, some in layers])
+        weight, bias = (torch.cat([getattr(layer, name)[i] for layer, i in layers]) for name in ("weight", "bias"))
         table = F.conv2d(z, weight, bias, padding=1).permute(0, 2, 3, 1).flatten(0, 2)
         yield from [table] * len(self.decoders)
 
