@@ -1,205 +1,180 @@
-"""Files that survive: written whole or not at all, and the states that a training run resumes from.
+"""Files of weights: training states that survive a kill, and networks of this library and of released files."""
 
-A file is written under another name, flushed to the disk (fsync) and then renamed, and the folder's entry is flushed as
-well: whenever the process is killed or power is lost, the old file is there or the new one, never half of one.
-"""
+from __future__ import annotations
 
-import errno
 import io
+import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import srlib
 from srlib.errors import InputError
-from srlib.train import State
+from srlib.models import create, default_config, takes_scale
 
-KEPT = 2
-
-
-@contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """What the system says against writing to ``path``, as an InputError of one line."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(
-            f"cannot write {path} ({reason}): make room or choose another place; what was written before is as it was"
-        ) from None
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and so that it outlasts a loss of power. Raises InputError where that is not
-    possible (a full disk, a read-only folder): what was there before is then untouched, and nothing is left beside it.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with reported(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            synchronise(path.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-
-
-def synchronise(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which names a folder has (fsync); some network disks know that
-    of files alone."""
-    if path.is_dir() and os.name != "posix":  # elsewhere folders can't be opened
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
+WRAPPERS = ("params_ema", "ema", "params", "model_state_dict", "state_dict", "model", "sd")  # averages of weights first
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "net_g.", "generator.")
 
 
 def say(line: str) -> None:
-    """One line for whoever reads standard error."""
+    """Print one line on standard error."""
     print(f"srlib: {line}", file=sys.stderr, flush=True)
 
 
-class States:
-    """The states of a run that is being trained: ``state-<steps>.pt`` in its folder, the last two of them.
-
-    A state holds what ``State.parts`` has (network, average, optimiser, schedule, steps and seconds) and what its
-    caller adds. A third one is kept while the last two may hold the weights of a training that collapses: the newest
-    from before the step where that set in.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def path(self, step: int) -> Path:
-        """The file of the state after ``step`` steps."""
-        return self.folder / f"state-{step}.pt"
-
-    def steps(self) -> list[int]:
-        """After how many steps there are states, whole ones or not, in order."""
-        found = (path.stem.removeprefix("state-") for path in self.folder.glob("state-*.pt"))
-        return sorted(int(step) for step in found if step.isdecimal())
-
-    def save(self, state: State, extra: Mapping[str, Any], collapsing_at: int | None = None) -> None:
-        """Write a state, then remove older ones but the last and, while the loss is high from ``collapsing_at`` on, the
-        last good one. Raises InputError where it can't be written; the older ones are then all there."""
-        write(self.path(state.step), encode(state.parts() | dict(extra)))
-        older = [step for step in self.steps() if step < state.step]
-        kept = older[-(KEPT - 1) :] + good(older, collapsing_at)[-1:]
-        for step in set(older) - set(kept):
-            with reported(self.path(step)):
-                self.path(step).unlink(missing_ok=True)
-
-    def restore(self, state: State, collapsed_at: int | None = None) -> dict[str, Any]:
-        """Put the newest whole state into ``state`` and return what was added to it; {} where there is none, and
-        ``state`` is as it was.
-
-        A damaged one (cut off, altered, of another network, not finite) is said on standard error in one line and put
-        aside as ``state-<steps>.pt.damaged``, and the one before is taken; where both are damaged, the run begins anew:
-        that costs time, and gives the same weights. With ``collapsed_at``, only states are taken whose weights are from
-        before that step. Raises InputError for a file that cannot be read; what the machine fails at, such as too
-        little memory, is no damage, and leaves all files as they are.
-        """
-        found = self.steps() if collapsed_at is None else good(self.steps(), collapsed_at)
-        for position in reversed(range(len(found))):
-            path = self.path(found[position])
-            try:
-                parts = decode(path.read_bytes())
-                check(parts, state, found[position])
-            except OSError as error:
-                raise InputError(
-                    f"cannot read {path} ({error.strerror}): mend that, or delete the file to go on from an earlier one"
-                ) from None
-            except Exception as damage:  # whatever damaged bytes lead to
-                if isinstance(damage, MemoryError) or "DefaultCPUAllocator" in str(damage):
-                    raise
-                then = f"goes on from {self.path(found[position - 1]).name}" if position else "begins anew"
-                reason = " ".join(str(damage).split())[:120] or type(damage).__name__
-                say(f"{path.name} is damaged ({reason}): {self.folder.name} {then}")
-                with reported(path):
-                    path.replace(path.with_name(f"{path.name}.damaged"))
-                continue
-            own = state.parts().keys()
-            state.restore(parts)
-            return {name: value for name, value in parts.items() if name not in own}
-        return {}
-
-    def clear(self) -> None:
-        """Remove all states, damaged ones too: the run has come to its end."""
-        for path in [*map(self.path, self.steps()), *self.folder.glob("state-*.pt.damaged")]:
-            path.unlink(missing_ok=True)
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that the old one is there or the new one, whole, whenever the process is killed or power is lost.
+    Raises InputError where it cannot be written."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path} ({error.strerror}): make room, or choose another folder") from None
 
 
-def good(steps: list[int], collapsed_at: int | None) -> list[int]:
-    """Of some states, those whose weights a loss before step ``collapsed_at`` (counted from 1) was computed with: it
-    was not high then."""
-    return [] if collapsed_at is None else [step for step in steps if step < collapsed_at - 1]
+def steps(folder: Path) -> list[int]:
+    """The steps of which a run's folder has checkpoints, in order."""
+    return sorted(int(path.stem.removeprefix("state-")) for path in folder.glob("state-*.pt"))
 
 
-def encode(parts: Mapping[str, Any]) -> bytes:
-    """A state as the bytes of a file."""
+def save(folder: Path, parts: Mapping[str, Any], high_since: int | None = None) -> None:
+    """Write ``state-<step>.pt`` and remove all but the last two; while the loss has been high since step
+    ``high_since``, the newest of before stays too: the weights to keep if this is a collapse."""
     buffer = io.BytesIO()
     torch.save(dict(parts), buffer)
-    return buffer.getvalue()
+    write(folder / f"state-{parts['step']}.pt", buffer.getvalue())
+    older = steps(folder)[:-2]
+    good = [step for step in older if high_since and step < high_since - 1]
+    for step in set(older) - set(good[-1:]):
+        (folder / f"state-{step}.pt").unlink()
 
 
-def decode(content: bytes) -> dict[str, Any]:
-    """A state of its bytes, on the CPU; no code in them is run. Raises what damage leads to."""
-    buffer = io.BytesIO(content)
-    with zipfile.ZipFile(buffer) as archive:  # torch.load does not compare the checksums that torch.save writes
-        altered = archive.testzip()
-    if altered:
-        raise ValueError(f"its part {altered} was altered")
-    buffer.seek(0)
-    return torch.load(buffer, map_location="cpu", weights_only=True)
+def restore(folder: Path, before: int | None = None) -> dict[str, Any] | None:
+    """The newest checkpoint, on the CPU; None where there is none. With ``before``, the newest whose weights gave a
+    loss before that step. A damaged one is passed over and named on standard error; no code in a file is run."""
+    for step in reversed(steps(folder)):
+        path = folder / f"state-{step}.pt"
+        if before is not None and step >= before - 1:
+            continue
+        try:
+            if altered := zipfile.ZipFile(path).testzip():  # torch.load does not compare checksums
+                raise ValueError(altered)
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes lead to any
+            say(f"{path} is damaged ({type(error).__name__}); training resumes from an earlier checkpoint or anew")
+    return None
 
 
-def check(parts: dict[str, Any], state: State, step: int) -> None:
-    """Raise ValueError, or what Python raises, where ``parts`` are not those of ``state`` after ``step`` steps: of
-    another network, training or step, or not finite. All of it is looked at on the CPU."""
-    own = state.parts()
-    if missing := sorted(own.keys() - parts.keys()):
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    if parts["step"] != step or parts["schedule"]["last_epoch"] != step:
-        raise ValueError(f"it is not of step {step}")
-    if parts["schedule"].keys() != own["schedule"].keys():
-        raise ValueError("it is of another schedule")
-    for name in ("model", "average"):
-        if shapes(parts[name]) != shapes(own[name]):
-            raise ValueError(f"its {name} is of another network")
-    groups = [[group["params"] for group in one["optimizer"]["param_groups"]] for one in (parts, own)]
-    if groups[0] != groups[1]:
-        raise ValueError("it is of another optimiser")
-    for index, parameter in enumerate(state.model.parameters()):
-        for name, value in parts["optimizer"]["state"].get(index, {}).items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise ValueError(f"the optimiser's {name} is {tuple(value.shape)} for {tuple(parameter.shape)}")
-    if not finite([parts[name] for name in own]):
-        raise ValueError("it has values that are not finite")
+def clear(folder: Path) -> None:
+    """Remove all checkpoints, and the temporary files of processes that were killed."""
+    for path in [*folder.glob("state-*.pt"), *folder.glob("*.tmp")]:
+        path.unlink()
 
 
-def shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """The shapes of tensors by their names."""
-    return {name: tensor.shape for name, tensor in tensors.items()}
+def save_network(network: nn.Module, model: str, path: Path) -> None:
+    """Write a network's weights as safetensors that name the model and its configuration."""
+    config: Any = network.config
+    metadata = {"srlib": srlib.__version__, "model": model, "config": json.dumps(asdict(config))}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    write(path, safetensors.torch.save(tensors, metadata))
 
 
-def finite(parts: Any) -> bool:
-    """Whether no tensor in nested dictionaries and lists has a value that is infinite or no number."""
-    if isinstance(parts, Tensor):
-        return not parts.is_floating_point() or bool(torch.isfinite(parts).all())
-    if isinstance(parts, Mapping):
-        return all(finite(part) for part in parts.values())
-    return not isinstance(parts, list | tuple) or all(finite(part) for part in parts)
+def load(path: Path | str, model: str | None = None, scale: int | None = None) -> nn.Module:
+    """The network in a file of weights, in evaluation mode on the CPU: of :func:`save_network`, or an author's released
+    file (.pth, .safetensors), which needs ``model`` and ``scale``. Wrappers (``params_ema``, ``state_dict``) and
+    prefixes (``module.``) are taken off and named on standard error; no code in a file is run.
+
+    Raises InputError for a missing or damaged file, and for weights of another network or scale.
+    """
+    path = Path(path)
+    weights, metadata = _read(path)
+    if "config" in metadata:
+        found, config = metadata["model"], network_config(metadata["model"], json.loads(metadata["config"]))
+        own = getattr(config, "scale", None)
+        if model not in (None, found) or (own and scale not in (None, own)):
+            asked = f"{model or found}{f' at x{scale}' if scale else ''}"
+            raise InputError(f"{path.name} holds {found}{f' at x{own}' if own else ''}, not {asked}: ask for its own")
+        network = create(found, own, config)
+    elif model is None:
+        raise InputError(
+            f"{path.name} does not say which network it holds: give its model, and its scale if it has one"
+        )
+    else:
+        network = create(model, scale if takes_scale(model) else None)
+    return load_released(network, weights, path.name).eval()
+
+
+def _read(path: Path) -> tuple[Any, dict[str, str]]:
+    """What a file of weights holds, by its content whatever its suffix, and the metadata of a safetensors file."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(9)[8:] != b"{":
+                return torch.load(path, map_location="cpu", weights_only=True), {}
+        with safetensors.safe_open(path, "pt") as tensors:
+            return {key: tensors.get_tensor(key) for key in tensors.keys()}, tensors.metadata() or {}
+    except FileNotFoundError:
+        raise InputError(f"no weights at {path}: check the path, or train with `srlib train`") from None
+    except Exception as error:  # damaged bytes lead to any
+        kind = type(error).__name__
+        raise InputError(
+            f"{path.name} cannot be opened as plain weights ({kind}): it is damaged or holds code"
+        ) from None
+
+
+def network_config(model: str, values: Mapping[str, Any]) -> Any:
+    """A network's configuration from JSON data. Raises InputError where it is none."""
+    try:
+        return type(default_config(model))(**values)
+    except TypeError as error:
+        raise InputError(f"this is no configuration of {model} ({error}): fetch or train the weights again") from None
+
+
+def load_released(network: nn.Module, weights: Any, name: str = "the state dictionary") -> nn.Module:
+    """Load a state dictionary under the released names into ``network``, strictly, and return it. What a module names
+    as ``UNUSED`` is passed over: tensors that a release stores and never uses. Raises InputError as ``load`` does."""
+    expected, taken = network.state_dict(), list[str]()
+    while wrapper := next((key for key in WRAPPERS if isinstance(weights.get(key), Mapping)), None):
+        weights, taken = weights[wrapper], [*taken, wrapper]
+    tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
+    while not expected.keys() & tensors.keys():
+        prefix = next((one for one in PREFIXES if any(key.startswith(one) for key in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        taken.append(f"{prefix}*")
+    if taken:
+        say(f"{name}: took {', '.join(taken)}")
+    for place, module in network.named_modules():
+        for unused in getattr(module, "UNUSED", ()):
+            tensors.pop(f"{place}.{unused}" if place else unused, None)
+    wrong = _difference(expected, tensors)
+    if wrong:
+        raise InputError(f"{name} does not fit {type(network).__name__} with this configuration and scale: {wrong}")
+    network.load_state_dict(tensors)
+    return network
+
+
+def _difference(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with tensors in place of those expected; "" for nothing."""
+    foreign, missing = sorted(tensors.keys() - expected.keys()), sorted(expected.keys() - tensors.keys())
+    if foreign or missing:
+        has, lacks = (f"{', '.join(keys[:3]) or 'nothing else'} ({len(keys)})" for keys in (foreign, missing))
+        return f"it has {has}, and lacks {lacks}"
+    for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            return f"its {key} is {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
+        if not tensor.isfinite().all():
+            return f"its {key} has values that are not finite: its training failed"
+    return ""

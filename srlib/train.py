@@ -110,13 +110,11 @@ class Diverged(ArithmeticError):
 class Watch:
     """Ends a training that has collapsed: one whose loss is not finite, or stays far above its median.
 
-    It looks at the rows of a log, means over some steps. A row is high if it is above ``FACTOR`` times the median of
-    the last ``MEMORY`` rows that were not. ``LONG`` high rows in a row are a collapse, or half as many at the end of
-    the run. Twice the error is 6 dB: so ends SAFMN without layer norm at a learning rate of 1e-3 (its Table 3, "taken
-    before the training collapse"). A healthy training has a single high row now and then, of a hard batch.
-
-    ``since`` is the first step of the high rows up to now, None if the last row was not high.
-    """
+    It looks at the rows of a log, means over some steps. A row is high if it is above ``FACTOR`` times (6 dB) the
+    median of the last ``MEMORY`` that were not. ``LONG`` high rows in a row are a collapse, or half as many at the end
+    of the run. So ends SAFMN without layer norm at a learning rate of 1e-3 (Table 3, "taken before the training
+    collapse"); a healthy training has a single high row now and then. ``since`` is the first step of the high rows up
+    to now, None if the last row was not high."""
 
     FACTOR, MEMORY, LEAST, LONG = 2.0, 50, 10, 10
 
@@ -126,31 +124,27 @@ class Watch:
         self.since: int | None = None
 
     def look(self, first: int, losses: Sequence[float], last: bool = False) -> None:
-        """Look at a row: the losses of the steps from ``first`` on; ``last`` says that the run ends with them. Raises
-        Diverged."""
+        """Look at the losses of a row, of the steps from ``first`` on; ``last`` says that the run ends with them.
+        Raises Diverged."""
         for step, loss in enumerate(losses, first):
             if not math.isfinite(loss):
                 raise Diverged(step, "the loss is not finite")
-        self.row(first, math.fsum(losses) / len(losses))
-        if self.since is not None and self.high >= (self.LONG // 2 if last else self.LONG):
-            raise Diverged(self.since, f"the loss stays above {self.FACTOR:g} times its median")
-
-    def row(self, first: int, mean: float) -> None:
-        """Take note of a row's mean without a verdict, as a resumed run does for the rows that it has."""
-        if len(self.calm) >= self.LEAST and mean > self.FACTOR * median(self.calm):
-            self.since = self.since or first
-            self.high += 1
-        else:
+        mean = math.fsum(losses) / len(losses)
+        if len(self.calm) < self.LEAST or mean <= self.FACTOR * median(self.calm):
             self.calm.append(mean)
             self.since, self.high = None, 0
+            return
+        self.since, self.high = self.since or first, self.high + 1
+        if self.high >= (self.LONG // 2 if last else self.LONG):
+            raise Diverged(self.since, f"the loss stays above {self.FACTOR:g} times its median")
 
 
 class State:
     """What a training carries from step to step, and what a checkpoint holds: network, average, optimiser, schedule."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        self.model = model
-        self.average = copy.deepcopy(model).requires_grad_(False)
+        self.model: nn.Module = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.decay = config.ema_decay
         self.optimizer = make_optimizer(model, config)
         self.schedule = make_schedule(self.optimizer, config)
@@ -161,7 +155,8 @@ class State:
     def follow(self) -> None:
         """Update the average: ``decay`` times it plus (1 - ``decay``) times the network's weights. After the first step
         and at a decay of 0 it equals the network; so do its buffers (statistics) always."""
-        weights, averages = list(self.model.parameters()), list(self.average.parameters())
+        weights: list[Tensor] = list(self.model.parameters())
+        averages: list[Tensor] = list(self.average.parameters())
         if self.step and self.decay:
             torch._foreach_lerp_(averages, weights, 1 - self.decay)
         else:
@@ -201,8 +196,8 @@ def train(
     network draws (Gumbel noise), so that a resumed run ends as an uninterrupted one does. The network to evaluate is
     ``state.average``. The caller logs, saves and scores between steps.
     """
-    model = torch.compile(state.model) if compile else state.model
-    network, optimizer = fabric.setup(model, state.optimizer)
+    compiled: Any = torch.compile(state.model) if compile else state.model
+    network, optimizer = fabric.setup(compiled, state.optimizer)
     started = time.perf_counter() - state.seconds
     for batch in batches:
         batch = tuple(tensor.to(fabric.device, non_blocking=True) for tensor in batch)
