@@ -8,6 +8,7 @@ from pathlib import Path
 import grimp
 
 DATA = {  # what a module reads besides its own source
+    "srlib.datasets": ("srlib/*.toml",),
     "srlib.papers": ("srlib/papers/data/*.csv",),
     "srlib.quality": ("srlib/*.csv",),
     "srlib.results": ("book/results/*.csv", "srlib/weights/*.safetensors"),
