@@ -8,6 +8,7 @@ of the released files' state-dict keys; ``UNUSED`` lists the keys of these files
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -139,14 +140,15 @@ class STL(nn.Module):
 
     UNUSED = ("attn_mask",)  # released for one image size, computed here for each
 
-    def __init__(self, channels: int, heads: int, window: int, ratio: float, shift: int, drop: float) -> None:
+    def __init__(self, channels: int, heads: int, window: int, shift: int, drop: float) -> None:
         super().__init__()
         self.window, self.shift, self.drop = window, shift, drop
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, window)
         self.norm2 = nn.LayerNorm(channels)
-        wide = int(ratio * channels)
-        layers = OrderedDict(fc1=nn.Linear(channels, wide), act=nn.GELU(), fc2=nn.Linear(wide, channels))
+        layers = OrderedDict(
+            fc1=nn.Linear(channels, 2 * channels), act=nn.GELU(), fc2=nn.Linear(2 * channels, channels)
+        )
         self.mlp = nn.Sequential(layers)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -155,10 +157,9 @@ class STL(nn.Module):
 
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
         """Attention within windows that lie ``shift`` pixels further down and right."""
-        if not self.shift:
-            return merge(self.attn(split(x, self.window), None), self.window, x.shape)
         windows = split(x.roll((-self.shift, -self.shift), (1, 2)), self.window)
-        return merge(self.attn(windows, mask), self.window, x.shape).roll((self.shift, self.shift), (1, 2))
+        x = merge(self.attn(windows, mask if self.shift else None), self.window, x.shape)
+        return x.roll((self.shift, self.shift), (1, 2))
 
     def drop_path(self, branch: Tensor) -> Tensor:
         """``branch`` without some of its images in training, the others scaled up to make up for it."""
@@ -193,10 +194,10 @@ class RSTB(nn.Module):
     """Residual Swin Transformer block (Liang et al., Equation 8) on features (B, h, w, C): Swin Transformer layers, a
     3x3 convolution, and a skip."""
 
-    def __init__(self, channels: int, heads: int, window: int, ratio: float, drops: list[float]) -> None:
+    def __init__(self, channels: int, heads: int, window: int, drops: list[float]) -> None:
         super().__init__()
         shifts = [window // 2 if i % 2 else 0 for i in range(len(drops))]
-        layers = (STL(channels, heads, window, ratio, *both) for both in zip(shifts, drops, strict=True))
+        layers = (STL(channels, heads, window, *both) for both in zip(shifts, drops, strict=True))
         self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(layers)})
         self.conv = conv3x3(channels, channels)
 
@@ -211,32 +212,23 @@ class SwinIR(nn.Module):
     """SwinIR (Liang et al., Section 3.1, Figure 2) in LTE's size.
 
     A 3x3 convolution to ``embed`` channels; residual Swin Transformer blocks of ``depths`` layers and a 3x3
-    convolution, with a skip around them; a 3x3 convolution to ``channels`` and a leaky ReLU. Images are padded by
+    convolution, with a skip around them; a 3x3 convolution to 64 channels and a leaky ReLU. Images are padded by
     reflection to multiples of the ``window`` and their features cropped back (LTE's release pads images before it
-    evaluates). ``ratio`` is the width of a layer's MLP as a multiple of ``embed``; ``stochastic_depth`` what ``STL``'s
-    ``drop`` rises to from 0, layer by layer.
+    evaluates). ``STL``'s ``drop`` rises from 0 to this one, layer by layer.
     """
 
     def __init__(
-        self,
-        *,
-        depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6),
-        embed: int = 180,
-        heads: int = 6,
-        window: int = 8,
-        ratio: float = 2.0,
-        channels: int = 64,
-        stochastic_depth: float = 0.1,
+        self, *, depths: Sequence[int] = (6,) * 6, embed: int = 180, heads: int = 6, window: int = 8, drop: float = 0.1
     ) -> None:
         super().__init__()
         self.window = window
         self.conv_first = conv3x3(3, embed)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed)})
-        drops = torch.linspace(0, stochastic_depth, sum(depths), device="cpu").split(depths)
-        self.layers = nn.ModuleList(RSTB(embed, heads, window, ratio, part.tolist()) for part in drops)
+        drops = torch.linspace(0, drop, sum(depths), device="cpu").split(list(depths))
+        self.layers = nn.ModuleList(RSTB(embed, heads, window, part.tolist()) for part in drops)
         self.norm = nn.LayerNorm(embed)
         self.conv_after_body = conv3x3(embed, embed)
-        self.conv_before_upsample = nn.Sequential(conv3x3(embed, channels), nn.LeakyReLU())
+        self.conv_before_upsample = nn.Sequential(conv3x3(embed, 64), nn.LeakyReLU())
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -30,8 +30,7 @@ from srlib.errors import InputError
 from srlib.models.encoders import ENCODERS
 from srlib.models.layers import Config, check_images
 
-Pair = Sequence[int]
-"""Height and width, or y and x."""
+Pair = Sequence[int]  # height and width, or y and x
 Decoder = Literal["liif", "lte"]
 Encoder = Literal["edsr", "rdn", "swinir"]
 
@@ -79,15 +78,15 @@ class MoEISRConfig(Config):
         return {"liif": LIIF, "lte": LTE}[self.decoder](self)
 
 
-def _configs() -> Iterator[tuple[str, MoEISRConfig]]:
-    depths: dict[Decoder, tuple[int, ...]] = {"liif": (2, 3, 4, 5), "lte": (2, 3, 4)}
-    for decoder, encoder in product(depths, get_args(Encoder)):
-        yield f"{decoder}-{encoder}", MoEISRConfig(decoder, encoder, depths[decoder][-1:])
-        for size, hidden in (("b", 256), ("s", 128)):
-            yield f"moeisr-{decoder}-{size}-{encoder}", MoEISRConfig(decoder, encoder, depths[decoder], hidden)
-
-
-CONFIGS = dict(_configs())
+DEPTHS: dict[Decoder, tuple[int, ...]] = {"liif": (2, 3, 4, 5), "lte": (2, 3, 4)}
+CONFIGS = {
+    f"{decoder}-{encoder}": MoEISRConfig(decoder, encoder, DEPTHS[decoder][-1:])
+    for decoder, encoder in product(DEPTHS, get_args(Encoder))
+} | {
+    f"moeisr-{decoder}-{size}-{encoder}": MoEISRConfig(decoder, encoder, DEPTHS[decoder], hidden)
+    for decoder, encoder in product(DEPTHS, get_args(Encoder))
+    for size, hidden in (("b", 256), ("s", 128))
+}
 
 
 def _with_relu(layers: Iterable[nn.Module]) -> nn.Sequential:
