@@ -1,15 +1,16 @@
 """Printed tables beside ours, a verdict for each cell and a trend for each row of an ablation.
 
-Counts are made now; bicubic's scores and those of trained networks are read from ``srlib.results``. Verdicts: "exact",
-ours rounds to the printed digits; "within", inside the tolerance (a count: one unit of the last printed digit; PSNR
-0.02 dB, SSIM 0.0006); "differs", neither; "not-run", with the reason in the note. PSNR and SSIM of networks that were
-trained for less than the paper's steps get no verdict: they stand beside the printed ones as ``trained``, and the gap
-to the table's baseline has a trend: "agrees", "opposite" or "undecided" (``results.trend``).
+Counts are made now; scores of bicubic and of trained networks come from ``srlib.results``. Verdicts: "exact", ours
+rounds to the printed digits; "within", inside the tolerance (a count: one unit of the last printed digit; PSNR 0.02 dB,
+SSIM 0.0006); "differs", neither; "not-run", with the reason in the note. Scores of networks that were trained for less
+than the paper's steps get no verdict: they stand beside the printed ones as ``trained``, and a row's gap to the table's
+baseline has a trend: "agrees", "opposite" or "undecided" (``results.trend``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from functools import cache
 from typing import Any
@@ -21,44 +22,39 @@ from srlib.errors import InputError
 from srlib.models import create, default_config
 
 VERDICTS = ("exact", "within", "differs", "not-run")
+TRENDS = ("agrees", "opposite", "undecided")
 COUNTED = ("params", "flops", "macs", "acts")
-UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 TOLERANCE = {"psnr": "0.02", "ssim": "0.0006"}
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
-COLUMNS = "paper table row variant scale dataset metric printed ours unit verdict note own trained budget trend".split()
-COLUMNS += "gap_printed gap gap_low gap_high runs anchor".split()
+NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
+COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs", "anchor"]
 
 
 def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
-    """A printed table, one line a cell, in ``COLUMNS``.
+    """A printed table, one line a cell, in ``COLUMNS``; without ``counts`` nothing is counted.
 
-    ``ours`` is in the printed ``unit``, NaN where there is none; without ``counts`` nothing is counted. ``own`` tells
-    the paper's own networks from its peers. ``trained`` is the score of the network as trained here, ``budget`` how
-    that was, ``runs`` the ids of its runs. In an ablation table ``gap_printed`` is the cell's PSNR above the baseline's
-    in print, ``gap`` ours with a 95 % interval, over all images that the runs are scored on. Raises ``InputError`` for
-    an unknown paper or table.
+    ``ours`` is in the printed ``unit``, NaN where there is none. ``own`` tells the paper's own networks from its peers.
+    ``trained`` is the score of the network as trained here, ``budget`` how, ``runs`` the ids of its runs. In an
+    ablation ``gap_printed`` is the cell's PSNR above the baseline's in print, and ``gap`` ours with a 95 % interval,
+    over all images that the runs are scored on. Raises ``InputError`` for an unknown paper or table.
     """
-    about, cells = papers.paper(paper), papers.printed(paper, number).rename(columns={"value": "printed"})
-    evidence = _Evidence(about, number)
+    evidence, rows = _Evidence(paper, number), papers.rows(paper, number)
     lines = []
-    for cell in cells.to_dict("records"):
-        row = _built(papers.rows(paper, number), cell)
-        known = dict.fromkeys(COLUMNS) | {"paper": paper, "table": number} | cell
-        known |= {"own": about.own(number, cell["row"]), "anchor": _anchor(paper, number, cell)}
-        if row and cell["metric"] in TOLERANCE:
-            known |= evidence.of(row, cell)
-        ours, note = known["ours"], "" if known["ours"] is None else f"trained as in print, {known['budget']}"
-        if row and counts and cell["metric"] in COUNTED:
-            ours, note = _counted(row, cell)
+    for cell in papers.printed(paper, number).to_dict("records"):
+        row, found = _built(rows, cell), {"ours": None, "why": ""}
+        if row and cell["metric"] in COUNTED and counts:
+            found["ours"], found["why"] = _counted(row, cell)
+        elif row and cell["metric"] in TOLERANCE:
+            found |= evidence.trained(row, cell)
         elif cell["row"] == "Bicubic":
-            ours, note = evidence.bicubic(cell)
-        known["ours"] = ours
-        known["note"] = "; ".join(filter(None, (cell["note"], note or _not_run(about, number, row, cell))))
-        known["verdict"] = _verdict(row, cell, ours)
-        lines.append(known)
-    frame = pd.DataFrame(lines, columns=COLUMNS)
-    numbers = ["ours", "trained", "gap_printed", "gap", "gap_low", "gap_high"]
-    return frame.astype(dict.fromkeys(numbers, float)).fillna({"budget": "", "trend": "", "runs": ""})
+            found |= evidence.bicubic(cell)
+        note = "; ".join(filter(None, (cell["note"], found["why"] or _not_run(evidence.paper, number, row, cell))))
+        found |= {"note": note, "verdict": _verdict(row, cell, found["ours"])}
+        found |= {"own": evidence.paper.own(number, cell["row"]), "anchor": _anchor(paper, number, cell)}
+        lines.append({"paper": paper, "table": number} | cell | found)
+    frame = pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
+    return frame.fillna({"budget": "", "trend": "", "runs": ""})
 
 
 def all_tables(counts: bool = True) -> list[pd.DataFrame]:
@@ -68,11 +64,8 @@ def all_tables(counts: bool = True) -> list[pd.DataFrame]:
 
 def csv(frame: pd.DataFrame) -> str:
     """A table as CSV; ours with two digits more than printed, so that one can see which way it rounds."""
-    shown = frame.assign(
-        ours=[_digits(ours, printed) for ours, printed in zip(frame.ours, frame.printed, strict=True)],
-        trained=[_digits(ours, printed) for ours, printed in zip(frame.trained, frame.printed, strict=True)],
-    )
-    return shown[CSV].to_csv(index=False)
+    digits = {name: list(map(_digits, frame[name], frame.printed)) for name in ("ours", "trained")}
+    return frame.assign(**digits)[CSV].to_csv(index=False)
 
 
 def verdict(printed: str, ours: float | Decimal, tolerance: str | None = None) -> str:
@@ -88,27 +81,24 @@ def verdict(printed: str, ours: float | Decimal, tolerance: str | None = None) -
 
 
 def scoreboard(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """How many cells have each verdict and each trend, one line a table, the paper's own networks and peers apart."""
-    cells = pd.concat(frames).replace({"trend": {"": None}})
-    keys = [cells.paper, cells.table, cells.own]
-    found = pd.concat([pd.crosstab(keys, cells[name]) for name in ("verdict", "trend")], axis=1)
-    found = found.reindex(columns=[*VERDICTS, "agrees", "opposite", "undecided"]).fillna(0).astype(int).reset_index()
-    order = {place: i for i, place in enumerate(zip(cells.paper, cells.table, strict=True))}
-    places = [(order[paper, number], not own) for paper, number, own in found.iloc[:, :3].itertuples(index=False)]
-    return found.iloc[sorted(range(len(found)), key=lambda i: places[i])].reset_index(drop=True)
+    """How many cells have each verdict and each trend, one line a table, its own networks and peers apart."""
+    cells = pd.concat(frames, ignore_index=True)
+    marks = {mark: cells.verdict.eq(mark) | cells.trend.eq(mark) for mark in (*VERDICTS, *TRENDS)}
+    keys = ["paper", "table", "own"]
+    return cells[keys].assign(**marks).groupby(keys, sort=False).sum().reset_index()
 
 
 def ledger(paper: str | None = None) -> pd.DataFrame:
     """The ledger of a paper, or of all: one line a difference (``papers.ledger``), with the numbers, verdict and anchor
     of the cell where it explains one. Raises ``InputError`` for an entry that explains no cell."""
-    frames = []
-    for one in [paper] if paper else papers.all_papers():
-        entries = papers.ledger(one).assign(paper=one, verdict="", anchor="")
-        cells = pd.concat([table(one, number) for number in entries[entries.kind == "cell"].table.unique()] or [None])
+    lines = []
+    for slug in [paper] if paper else papers.all_papers():
+        entries = papers.ledger(slug).assign(paper=slug, verdict="", anchor="")
         for name, mark in (("row", " | "), ("scale", " ")):  # an entry may explain several rows and scales
             entries = entries.assign(**{name: entries[name].str.split(mark, regex=False)}).explode(name)
-        frames.append(pd.DataFrame([_joined(entry, cells) for entry in entries.to_dict("records")]))
-    return pd.concat(frames, ignore_index=True)
+        cells = {number: table(slug, number) for number in entries[entries.kind == "cell"].table.unique()}
+        lines += [_joined(entry, cells) for entry in entries.to_dict("records")]
+    return pd.DataFrame(lines)
 
 
 def claims() -> pd.DataFrame:
@@ -119,70 +109,67 @@ def claims() -> pd.DataFrame:
 def ablation(paper: str, number: str, dataset: str | None = None) -> pd.DataFrame:
     """One line a row of an ablation table: the printed PSNR (dB) on ``dataset``, by default the first in print, its gap
     to the baseline's, and ours with interval and trend. Raises ``InputError`` for a table without a baseline."""
-    if number not in papers.paper(paper).baselines:
+    if not any(row.baseline for row in papers.rows(paper, number)):
         raise InputError(f"table {number} of {paper} has no baseline: it is no ablation")
     cells = table(paper, number, counts=False).query("metric == 'psnr'")
-    cells = cells[cells.dataset == (dataset or cells.dataset.iloc[0])]
-    names = "row variant scale dataset printed gap_printed trained gap gap_low gap_high trend budget runs".split()
-    return cells[names].reset_index(drop=True)
+    names = "row variant scale dataset printed gap_printed gap gap_low gap_high trend trained budget runs".split()
+    return cells[cells.dataset == (dataset or cells.dataset.iloc[0])][names].reset_index(drop=True)
 
 
 class _Evidence:
     """What trained networks and bicubic scored, as far as one table asks for it."""
 
-    def __init__(self, about: papers.Paper, number: str) -> None:
-        self.about, self.number, self.runs = about, number, results.runs()
+    def __init__(self, paper: str, number: str) -> None:
+        self.paper, self.number, self.runs = papers.paper(paper), number, results.runs()
         scores = results.scores().groupby(["run", "dataset", "scale", "protocol"])[["psnr", "ssim"]]
         self.means: dict[Any, dict[str, float]] = scores.mean().to_dict("index")
-        cells = papers.printed(about.slug, number).query("metric == 'psnr'")
-        built = papers.rows(about.slug, number)
-        self.baseline = next((row for row in built if row.name == about.baselines.get(number)), None)
-        self.printed = {
-            cell["dataset"]: float(cell["value"])
-            for cell in cells.to_dict("records")
-            if self.baseline and _built(built, cell) is self.baseline
-        }
+        rows, cells = papers.rows(paper, number), papers.printed(paper, number).query("metric == 'psnr'")
+        self.baseline = next((row for row in rows if row.baseline), None)
+        named = ((cell, _built(rows, cell)) for cell in cells.to_dict("records"))
+        self.printed = {cell["dataset"]: Decimal(cell["printed"]) for cell, row in named if row and row.baseline}
 
-    def bicubic(self, cell: dict[str, Any]) -> tuple[float | None, str]:
+    def bicubic(self, cell: dict[str, Any]) -> dict[str, Any]:
         """Bicubic's mean for a cell, and how it was scored."""
-        found = self.means.get(("bicubic", cell["dataset"], cell["scale"], self.about.bicubic), {})
-        return found.get(cell["metric"]), f"protocol {self.about.bicubic}" * bool(found)
+        protocol = self.paper.bicubic
+        found = self.means.get(("bicubic", cell["dataset"], cell["scale"], protocol))
+        return {"ours": found[cell["metric"]], "why": f"protocol {protocol}"} if found else {}
 
-    def of(self, row: papers.Row, cell: dict[str, Any]) -> dict[str, Any]:
-        """What a row's runs say of a cell: trained, budget, runs; ours where they are the paper's whole training; the
-        gap to the baseline and its trend."""
-        mine = self._runs(row, cell["scale"])
-        if mine.empty:
-            return {}
-        one = mine.iloc[0]
-        budget = f"{one.steps:,} steps of batch {one.batch} on {one['data']}" + f", {len(mine)} seeds" * (len(mine) > 1)
-        found = {"budget": budget, "runs": " ".join(mine.run)}
-        protocol = papers.of(row.model).recipes[row.model].protocol_on(cell["dataset"])
-        usual = papers.protocol(results.STANDARD)
+    def trained(self, row: papers.Row, cell: dict[str, Any]) -> dict[str, Any]:
+        """What a row's runs say of a cell: their mean, which is ours where they are the paper's whole training, and the
+        gap to the baseline with its trend."""
+        found: dict[str, Any] = {}
+        mine, other = self._runs(row), self._runs(self.baseline) if self.baseline else None
+        if other is not None and not row.baseline and cell["metric"] == "psnr" and cell["dataset"] in self.printed:
+            found["gap_printed"] = float(Decimal(cell["printed"]) - self.printed[cell["dataset"]])
+            steps = max({*mine.steps} & {*other.steps}, default=None)  # a gap is between trainings of one length
+            mine, other = mine[mine.steps == (steps or mine.steps.max())], other[other.steps == steps]
+            if steps:
+                gap = results.gaps([*mine.run], [*other.run], scale=cell["scale"])
+                found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
+                found["trend"] = results.trend(found["gap_printed"], gap)
+        protocol, usual = papers.recipe(row.model).protocol_on(cell["dataset"]), papers.protocol(results.STANDARD)
         name = usual.name if protocol.same_arithmetic(usual) else protocol.name
-        means = [self.means.get((run, cell["dataset"], cell["scale"], name)) for run in mine.run]
+        means = [self.means.get((run, cell["dataset"], cell["scale"], name), {}) for run in mine.run]
         if means and all(means):
-            found["trained"] = sum(one[cell["metric"]] for one in means if one) / len(means)
-            found |= {"ours": found["trained"]} if (mine.budget == "paper").all() else {}
-        other = self._runs(self.baseline, cell["scale"]) if self.baseline else mine
-        if cell["metric"] == "psnr" and cell["dataset"] in self.printed and row is not self.baseline and len(other):
-            gap = results.gaps([*mine.run], [*other.run], scale=cell["scale"])
-            printed = float(cell["printed"]) - self.printed[cell["dataset"]]
-            found |= {"gap_printed": round(printed, 4), "gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
-            found["trend"] = results.trend(found["gap_printed"], gap)
+            found["trained"] = sum(mean[cell["metric"]] for mean in means) / len(means)
+        if "trained" in found or "gap" in found:
+            one, seeds = mine.iloc[0], f", {len(mine)} seeds" * (len(mine) > 1)
+            found["budget"] = f"{one.steps:,} steps of batch {one.batch} on {one['data']}{seeds}"
+            found["runs"] = " ".join(mine.run)
+        if "trained" in found and (mine.budget == "paper").all():
+            found |= {"ours": found["trained"], "why": f"{found['budget']}, protocol {name}"}
         return found
 
-    def _runs(self, row: papers.Row, scale: int) -> pd.DataFrame:
-        """The runs of a row: an ablation's own, of the longest training; else the weights that ship, or paper runs."""
-        runs = self.runs[(self.runs.model == row.model) & (self.runs.scale.isna() | (self.runs.scale == scale))]
-        if self.number in self.about.baselines:
-            mine = runs[(runs.purpose == "ablation") & (runs.paper == self.about.slug)]
-            mine = mine[(mine.table == self.number) & (mine["row"] == row.name)]
-        else:
-            usual = default_config(row.model)
-            released = create(row.model, row.scale, usual).config == row.config if row.scale else usual == row.config
-            mine = runs[(runs.purpose == "ships") | (runs.budget == "paper")] if released else runs.iloc[:0]
-        return mine[mine.steps == mine.steps.max()]
+    def _runs(self, row: papers.Row) -> pd.DataFrame:
+        """The runs of a row: an ablation's own; else those of weights that ship, or of the paper's whole training."""
+        runs = self.runs[self.runs.model == row.model]
+        if self.baseline:
+            mine = (runs.purpose == "ablation") & (runs.paper == self.paper.slug) & (runs.table == self.number)
+            return runs[mine & (runs["row"] == row.name)]
+        usual = default_config(row.model)
+        released = row.config == (usual if row.scale is None else replace(usual, scale=row.scale))
+        at_scale = runs.scale.isna() if row.scale is None else runs.scale == row.scale
+        return runs[at_scale & ((runs.purpose == "ships") | (runs.budget == "paper")) & released]
 
 
 def _built(rows: Iterable[papers.Row], cell: dict[str, Any]) -> papers.Row | None:
@@ -200,7 +187,7 @@ def _counts(model: str, config: Any) -> complexity.Counts:
 def _counted(row: papers.Row, cell: dict[str, Any]) -> tuple[float | None, str]:
     """A row's count in the printed unit, and a note."""
     unit, rule = UNITS.get(cell["unit"], 1), papers.of(row.model).macs
-    if cell["metric"] in ("flops", "macs") and rule:
+    if rule and cell["metric"] in ("flops", "macs"):
         size = complexity.lr_size(row.scale) if row.scale else (0, 0)
         ours, note = rule(row, cell, size, lambda: _counts(row.model, row.config).macs)
         return None if ours is None else ours / unit, note
@@ -209,45 +196,42 @@ def _counted(row: papers.Row, cell: dict[str, Any]) -> tuple[float | None, str]:
 
 
 def _verdict(row: papers.Row | None, cell: dict[str, Any], ours: float | None) -> str:
-    if ours is None:
-        return "not-run"
-    if row and cell["metric"] in TOLERANCE:  # SSIU's release rounds the means that it prints up
+    if ours is not None and row and cell["metric"] in TOLERANCE:  # SSIU's release rounds the means that it prints up
         digits = -int(_last_digit(cell["printed"]).as_tuple().exponent)
         ours = papers.recipe(row.model).protocol_on(cell["dataset"]).printed(ours, digits)
-    return verdict(cell["printed"], ours, TOLERANCE.get(cell["metric"]))
+    return "not-run" if ours is None else verdict(cell["printed"], ours, TOLERANCE.get(cell["metric"]))
 
 
 def _not_run(about: papers.Paper, number: str, row: papers.Row | None, cell: dict[str, Any]) -> str:
-    """Why a printed cell has no number of ours."""
+    """Why a printed cell has no number of ours; "" for a count that needs no words."""
     if number in about.not_run:
         return about.not_run[number]
     if cell["row"] == "Bicubic":
         return f"bicubic has no scores on {cell['dataset']}"
-    if not about.own(number, cell["row"]):
+    if row is None and not about.own(number, cell["row"]):
         return "peer, as printed"
     if cell["metric"] in ("time", "gpu_memory", "runtime"):
-        return f"needs the paper's {about.hardware} (the page has its own measurement)"
+        return "needs the paper's GPU (the page has its own measurement)"
     if cell["metric"] in COUNTED:
-        return "not counted in this call"
+        return ""
     train = papers.recipe(row.model if row else about.main).train
-    return f"not run at the paper's budget ({train.steps:,} steps of batch {train.batch} on {about.train_data})"
+    return f"not run at the paper's budget ({train.steps:,} steps of batch {train.batch})"
 
 
-def _joined(entry: dict[str, Any], cells: pd.DataFrame) -> dict[str, Any]:
+def _joined(entry: dict[str, Any], cells: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """An entry of the ledger with what the tables say of its cell."""
     if entry["kind"] != "cell":
         return entry
-    names = cells.row.where(cells.variant == "", cells.row + " (" + cells.variant + ")")
-    place = (names == entry["row"]) | (cells.row == entry["row"])
-    for key in ("table", "metric", "dataset"):
-        place &= cells[key] == entry[key]
-    found = cells[place & (cells.scale == int(entry["scale"]))]
+    found = cells[entry["table"]].query(f"scale == {entry['scale']}")
+    names = found.row + (" (" + found.variant + ")").where(found.variant != "", "")
+    found = found[((names == entry["row"]) | (found.row == entry["row"])) & (found.metric == entry["metric"])]
+    found = found[found.dataset == entry["dataset"]]
     if len(found) != 1:
         raise InputError(f"the ledger of {entry['paper']} explains {len(found)} cells by {entry['row']!r}; name one")
     cell = found.iloc[0]
-    ours = _digits(cell.ours, cell.printed)
-    shown = {"printed": f"{cell.printed} {cell.unit}".strip(), "ours": f"{ours} {cell.unit}".strip()}
-    return entry | shown | {"verdict": cell.verdict, "anchor": cell.anchor}
+    shown = {"printed": cell.printed, "ours": _digits(cell.ours, cell.printed)}
+    numbers = {name: f"{text} {cell.unit}".strip() for name, text in shown.items()}
+    return entry | numbers | {"verdict": cell.verdict, "anchor": cell.anchor}
 
 
 def _anchor(paper: str, number: str, cell: dict[str, Any]) -> str:
@@ -262,4 +246,6 @@ def _last_digit(printed: str) -> Decimal:
 
 def _digits(ours: float, printed: str) -> str:
     """Ours with two digits more than printed; "" where there is none."""
-    return "" if pd.isna(ours) else str(Decimal(repr(float(ours))).quantize(_last_digit(printed) / 100, ROUND_HALF_EVEN))
+    return (
+        "" if pd.isna(ours) else str(Decimal(repr(float(ours))).quantize(_last_digit(printed) / 100, ROUND_HALF_EVEN))
+    )

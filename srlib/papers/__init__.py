@@ -1,4 +1,4 @@
-"""What the papers claim: one file a paper, and its printed tables, settings, ledger and claims in the folder data.
+"""What the papers claim: one file a paper, and its tables, rows, settings, ledger and claims in the folder data.
 
 A file that lies here and defines ``PAPER`` is found; nothing else lists papers. The functions below look into all of
 them: ``recipe("safmn")`` is how SAFMN trains, ``rows("safmn", "3")`` the networks of its Table 3, ``printed("safmn",
@@ -7,10 +7,11 @@ them: ``recipe("safmn")`` is how SAFMN trains, ``rows("safmn", "3")`` the networ
 
 from __future__ import annotations
 
+import json
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ import pandas as pd
 
 from srlib.errors import InputError
 from srlib.metrics import MATLAB, Protocol
+from srlib.models import default_config
 from srlib.train import TrainConfig
 
 LEDGER = ("kind", "table", "row", "scale", "metric", "dataset", "printed", "ours", "explanation", "evidence")
@@ -39,6 +41,8 @@ class Row:
     """The printed row's further keys, or the first of them, where the label alone doesn't name it."""
     train: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the training that the row changes."""
+    baseline: bool = False
+    """Whether the other rows of its table, an ablation, are compared with it."""
 
     @property
     def name(self) -> str:
@@ -79,7 +83,8 @@ class Recipe:
         return self.protocols.get(dataset, self.protocol)
 
 
-MacsRule = Callable[[Row, Mapping[str, Any], tuple[int, int], Callable[[], int]], "tuple[float | None, str]"]
+# A row, a printed line of it, the LR image's size and the plain count -> ours (None where it can't be told), a note.
+MacsRule = Callable[[Row, Mapping[str, Any], tuple[int, int], Callable[[], int]], tuple[float | None, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,25 +110,17 @@ class Paper:
     """Model -> its name in print."""
     recipes: Mapping[str, Recipe]
     """Model -> how it is trained and scored."""
-    rows: Mapping[str, tuple[Row, ...]]
-    """Table -> the printed rows that this library builds, in the paper's order."""
-    baselines: Mapping[str, str]
-    """Ablation table -> the name of the row that the others are compared with."""
+    protocols: tuple[Protocol, ...]
+    bicubic: str = "matlab-luma"
+    """The protocol of its bicubic rows; by default that of the rows that papers copy from one another."""
     peer_tables: tuple[str, ...]
     """The tables that hold other papers' networks, too."""
     own_rows: str
     """A regular expression for the labels there of the paper's own rows."""
-    train_data: str
-    hardware: str
-    """The paper's GPU, which its times and memory need."""
-    protocols: tuple[Protocol, ...] = ()
-    bicubic: str = "matlab-luma"
-    """The protocol of its bicubic rows; by default that of the rows that papers copy from one another."""
     not_run: Mapping[str, str] = field(default_factory=dict)
     """Table -> why it has no numbers of ours, where this isn't what ``tables`` says of any."""
     macs: MacsRule | None = None
-    """How multiply-adds are counted where the plain count isn't the paper's: from a row, a printed line of it, the LR
-    image's height and width, and what counts plainly; gives ours (None where it can't be told) and a note."""
+    """How multiply-adds are counted where the plain count isn't the paper's."""
 
     def own(self, table: str, label: str) -> bool:
         """Whether a printed row is one of the paper's own networks."""
@@ -181,14 +178,17 @@ def tables(slug: str) -> tuple[str, ...]:
 
 
 def printed(slug: str, number: str) -> pd.DataFrame:
-    """A table's printed cells, one a line: row, variant, scale, dataset, metric, value (text), unit and note."""
-    cells = read(f"{slug}_table{_number(slug, number)}.csv")
-    return cells.astype({"scale": int})
+    """A table's printed cells, one a line: row, variant, scale, dataset, metric, printed (text), unit and note."""
+    return read(f"{slug}_table{_number(slug, number)}.csv").astype({"scale": int})
 
 
 def rows(slug: str, number: str) -> tuple[Row, ...]:
-    """The rows of a table that this library builds; empty for a table of measured times."""
-    return paper(slug).rows.get(_number(slug, number), ())
+    """The rows of a table that this library builds, in the paper's order; empty for a table of measured times.
+
+    ``<paper>_rows.csv`` has a line each: the network's and the training's settings that differ from the released ones.
+    """
+    lines = read(f"{paper(slug).slug}_rows.csv").query("table == @number").to_dict("records")
+    return tuple(_row(line) for line in lines if _number(slug, number))
 
 
 def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
@@ -223,6 +223,24 @@ def claims(slug: str | None = None) -> pd.DataFrame:
     """What a paper, or every paper, says in words, with our evidence and a verdict."""
     frames = [read(f"{one}_claims.csv", CLAIMS).assign(paper=one) for one in all_papers() if slug in (None, one)]
     return pd.concat(frames, ignore_index=True)
+
+
+def _row(line: Mapping[str, str]) -> Row:
+    scale = {"scale": int(line["scale"])} if line["scale"] else {}
+    config = replace(default_config(line["model"]), **_assigned(line["network"]), **scale)
+    train = _assigned(line["train"])
+    return Row(line["row"], config, line["model"], line["variant"], train, baseline=bool(line["baseline"]))
+
+
+def _assigned(text: str) -> dict[str, Any]:
+    """ "norm=none;blocks=4" as a dictionary; values are JSON where they can be, else text."""
+    found: dict[str, Any] = {}
+    for name, _, value in (part.partition("=") for part in text.split(";") if part):
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _folders() -> list[Path]:

@@ -1,13 +1,9 @@
-"""SAFMN (Sun et al., ICCV 2023): its recipe, its evaluation, and which configuration each printed row is."""
+"""SAFMN (Sun et al., ICCV 2023): its recipe and its evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
 from srlib.metrics import Protocol
-from srlib.models.safmn import CONFIGS
-from srlib.papers import Paper, Recipe, Row
+from srlib.papers import Paper, Recipe
 from srlib.train import TrainConfig
 
 PROTOCOL = Protocol(
@@ -41,38 +37,6 @@ TRAIN = TrainConfig(
     expert_weights=(),  # no experts
 )
 
-BASE = CONFIGS["safmn"]  # x4, at which all ablations are
-row = partial(Row, model="safmn")
-ablation = partial(replace, BASE)
-
-ROWS = {
-    "1": tuple(row("SAFMN (Ours)", replace(BASE, scale=scale)) for scale in (2, 3, 4)),
-    "3": (
-        row("Baseline", BASE),
-        row("SAFM -> None", ablation(safm="none")),
-        row("CCM -> None", ablation(ccm="none")),
-        row("(a): w/o FM", ablation(modulation=False)),
-        row("(b): w/o MR", ablation(multi_scale=False)),
-        row("(c): w/o FA", ablation(aggregation=False)),
-        row("(a) + (b)", ablation(modulation=False, multi_scale=False)),
-        row("(a) + (c)", ablation(modulation=False, aggregation=False)),
-        row("(a) + (b) + (c)", ablation(modulation=False, multi_scale=False, aggregation=False)),
-        row("AdaptiveMaxPool -> AdaptiveAvgPool", ablation(pooling="average")),
-        row("AdaptiveMaxPool -> Nearest interpolate", ablation(pooling="nearest")),
-        row("GELU -> None", ablation(gate="none")),
-        row("GELU -> Sigmoid", ablation(gate="sigmoid")),
-        row("w/ SE", ablation(ccm="se")),
-        row("CCM -> Channel MLP", ablation(ccm="channel_mlp")),
-        row("CCM -> Inverted residual block", ablation(ccm="inverted_residual")),
-        row("LN -> None, lr=1x10^-3 *", ablation(norm="none"), train={"lr": 1e-3}),
-        row("LN -> None, lr=1x10^-4", ablation(norm="none"), train={"lr": 1e-4}),
-        row("LN -> BN", ablation(norm="batch")),
-        row("LN -> FBN*", ablation(norm="frozen_batch")),
-        row("LN -> L2 normalization", ablation(norm="l2")),
-    ),
-    "4": tuple(row(f"#N = {blocks}", ablation(blocks=blocks)) for blocks in (4, 6, 8, 12)),
-}
-
 TABLE5_OPERATORS = {  # Table 5's operations -> torch's operators, as ``complexity.operator_times`` names them
     "LayerNorm": "aten::layer_norm",
     "Channel Splitting": "aten::chunk",
@@ -94,11 +58,7 @@ PAPER = Paper(
     main="safmn",
     titles={"safmn": "SAFMN"},
     recipes={"safmn": Recipe(TRAIN, PROTOCOL)},
-    rows=ROWS,
-    baselines={"3": "Baseline", "4": "#N = 8"},
     peer_tables=("1", "2"),
     own_rows=r"^SAFMN",
-    train_data="DF2K",
-    hardware="RTX 3090",
     protocols=(PROTOCOL,),
 )

@@ -1,17 +1,15 @@
-"""SeemoRe (Zamfir et al., ICML 2024): its recipe, its evaluation, and which configuration each printed row is."""
+"""SeemoRe (Zamfir et al., ICML 2024): its recipe, its evaluation, and how its multiply-adds are counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
-from functools import partial
 from itertools import combinations
 from typing import Any
 
 from srlib.metrics import Protocol
-from srlib.models.safmn import CONFIGS as SAFMN
-from srlib.models.seemore import CONFIGS, SeemoReConfig
+from srlib.models.seemore import SeemoReConfig
 from srlib.papers import Paper, Recipe, Row
 from srlib.train import TrainConfig
 
@@ -59,7 +57,7 @@ def macs(row: Row, line: Mapping[str, Any], size: tuple[int, int], counted: Call
     The route is one that uses all ranks alike, as nearly as can be, if its count rounds to the printed one, else the
     one whose count is nearest to print.
     """
-    config, digit = row.config, Decimal(line["value"])
+    config, digit = row.config, Decimal(line["printed"])
     unit = {"G": 10**9}[line["unit"]]
     printed, half = int(digit * unit), Decimal(1).scaleb(int(digit.as_tuple().exponent)) * unit / 2
     by_ranks = macs_by_ranks(config, size, counted())
@@ -89,70 +87,6 @@ def macs_by_ranks(config: SeemoReConfig, size: tuple[int, int], counted: int) ->
     return {ranks: counted - rank * (config.groups * sum(config.ranks) - ranks) for ranks in sorted(sums)}
 
 
-TINY, BASE, LARGE = (replace(CONFIGS[f"seemore-{size}"], scale=2) for size in "tbl")  # x2, at which all ablations are
-WIDE = replace(TINY, groups=5, channels=48)  # Appendix A, for Table 7
-row = partial(Row, model="seemore-t")
-tiny = partial(row, "SeemoRe-T")
-ablation = partial(replace, TINY)
-
-ROWS = {
-    "1": tuple(
-        one
-        for scale in (2, 3, 4)
-        for one in (
-            Row("SAFMN", replace(SAFMN["safmn"], scale=scale), "safmn"),
-            row("SeemoRe-T (ours)", ablation(scale=scale)),
-        )
-    ),
-    "2": tuple(Row("SeemoRe-L (ours)", replace(LARGE, scale=scale), "seemore-l") for scale in (2, 4)),
-    "3b": (tiny(TINY),),
-    "4a": (
-        row("Baseline", ablation(rme="plain", sme="plain")),
-        tiny(ablation(sme="plain"), variant="RME=1;SME=0"),
-        tiny(ablation(rme="plain"), variant="RME=0;SME=1"),
-        tiny(TINY, variant="RME=1;SME=1"),
-    ),
-    "4b": (
-        tiny(ablation(order="spatial-rank"), variant="macro_expert_order=Spatial-Rank"),
-        tiny(TINY, variant="macro_expert_order=Rank-Spatial"),
-    ),
-    "4c": tuple(tiny(ablation(kernel=kernel), variant=f"kernel={kernel}") for kernel in (3, 7, 11)),
-    "5a": (
-        tiny(ablation(growth="i+2", experts=6), variant="growth=i+2;experts=6;ranks=2,3,4,5,6,7"),
-        tiny(ablation(growth="2*i+2", experts=4), variant="growth=2*i+2;experts=4;ranks=2,4,6,8"),
-        tiny(ablation(experts=4), variant="growth=2^i;experts=4;ranks=2,4,8,16"),
-        tiny(TINY, variant="growth=2^i;experts=3;ranks=2,4,8"),
-        tiny(ablation(experts=2), variant="growth=2^i;experts=2;ranks=2,4"),
-        tiny(ablation(experts=1), variant="growth=2^i;experts=1;ranks=2"),
-    ),
-    "5b": tuple(tiny(ablation(recursion=t), variant=f"recursive_steps={t}") for t in (1, 2, 3)),
-    "7": (
-        row("Baseline*", replace(WIDE, rme="plain", sme="plain")),
-        tiny(replace(WIDE, sme="none", experts=4), variant="RME=1;SME=0"),
-        tiny(replace(WIDE, rme="plain", sme="striped"), variant="RME=0;SME=1"),
-        tiny(TINY, variant="RME=1;SME=1"),
-    ),
-    "8": (Row("SeemoRe-L (ours)", replace(LARGE, scale=3), "seemore-l"),),
-    "9": tuple(row(f"k = {k}", ablation(top_k=k)) for k in (1, 2, 3)),
-    "10": (
-        row("FusedMB", ablation(sme="fused_mb")),
-        row("C2F", ablation(sme="conv2former")),
-        row("SEE (ours)", TINY),
-    ),
-    "11": (
-        tiny(ablation(residual="none"), variant="residual=No aggregation"),
-        tiny(ablation(residual="aggregation"), variant="residual=Aggregation output"),
-        tiny(TINY, variant="residual=DConv output"),
-    ),
-    "12": tuple(tiny(TINY, variant=f"L1=1.0;FFT={weight}", train={"fft_weight": weight}) for weight in (0.0, 0.1, 0.2)),
-    "13": (tiny(TINY), Row("SeemoRe-B", BASE, "seemore-b"), Row("SeemoRe-L", LARGE, "seemore-l")),
-    "14": (
-        tiny(ablation(growth="2*i+2", experts=8), variant="growth=2*i+2;experts=8"),
-        tiny(ablation(experts=4), variant="growth=2^i;experts=4"),
-        tiny(TINY, variant="growth=2^i;experts=3"),
-    ),
-}
-
 PAPER = Paper(
     slug="seemore",
     name="SeemoRe",
@@ -169,24 +103,8 @@ PAPER = Paper(
         "seemore-b": Recipe(TRAIN, PROTOCOL),
         "seemore-l": Recipe(TRAIN, PROTOCOL_L),
     },
-    rows=ROWS,
-    baselines={
-        "4a": "Baseline",
-        "4b": "SeemoRe-T (macro_expert_order=Rank-Spatial)",
-        "4c": "SeemoRe-T (kernel=11)",
-        "5a": "SeemoRe-T (growth=2^i;experts=3;ranks=2,4,8)",
-        "5b": "SeemoRe-T (recursive_steps=2)",
-        "7": "Baseline*",
-        "9": "k = 1",
-        "10": "SEE (ours)",
-        "11": "SeemoRe-T (residual=DConv output)",
-        "12": "SeemoRe-T (L1=1.0;FFT=0.1)",
-        "14": "SeemoRe-T (growth=2^i;experts=3)",
-    },
     peer_tables=("1", "2", "3a", "3b", "8"),
     own_rows=r"^SeemoRe",
-    train_data="DF2K",
-    hardware="RTX 4090",
     protocols=(PROTOCOL, PROTOCOL_L),
     not_run={"15": "needs RealSRSet, DIV2K type I and II, and a fine-tuning on DF2K_OST"},
     macs=macs,

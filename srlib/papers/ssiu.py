@@ -1,4 +1,4 @@
-"""SSIU (Ni et al., IEEE TIP 2025): its recipe, its evaluation, and which configuration each printed row is.
+"""SSIU (Ni et al., IEEE TIP 2025): its recipe, its evaluation, and how its multiply-adds are counted.
 
 Its tables are numbered I to IV in print, 1 to 4 here.
 """
@@ -6,13 +6,9 @@ Its tables are numbered I to IV in print, 1 to 4 here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from srlib.metrics import Protocol
-from srlib.models.safmn import CONFIGS as SAFMN
-from srlib.models.ssiu import CONFIGS
 from srlib.papers import Paper, Recipe, Row
 from srlib.train import TrainConfig
 
@@ -64,30 +60,6 @@ def macs(row: Row, line: Mapping[str, Any], size: tuple[int, int], counted: Call
     return counted(), f"padded to 16; {own / 1e9:.2f} G on the image's own pixels"
 
 
-BASE = CONFIGS["ssiu"]  # x4, at which Tables II to IV are
-row = partial(Row, model="ssiu")
-
-ROWS = {
-    "1": tuple(
-        one
-        for scale in (2, 3, 4)
-        for one in (
-            Row("SAFMN", replace(SAFMN["safmn"], scale=scale), "safmn"),
-            row("Ours", replace(BASE, scale=scale)),
-        )
-    ),
-    "2": (row("SSIU(Ours)", BASE),),
-    "3": (
-        row("SSIU", replace(BASE, moe_fs=False), variant="ESAM=1;SAM=0;MoE-FS=0"),
-        row("SSIU", BASE, variant="ESAM=1;SAM=0;MoE-FS=1"),
-        row("SSIU", replace(BASE, attention="sam"), variant="ESAM=0;SAM=1;MoE-FS=1"),
-    ),
-    "4": (
-        row("L1", BASE, train={"fft_weight": 0.0}),
-        row("L1 + lambda Lf", BASE, train={"fft_weight": 0.01}),
-    ),
-}
-
 PAPER = Paper(
     slug="ssiu",
     name="SSIU",
@@ -100,12 +72,8 @@ PAPER = Paper(
     main="ssiu",
     titles={"ssiu": "SSIU"},
     recipes={"ssiu": Recipe(TRAIN, PROTOCOL, smoke={"steps": 300})},
-    rows=ROWS,
-    baselines={"3": "SSIU (ESAM=1;SAM=0;MoE-FS=1)", "4": "L1 + lambda Lf"},
     peer_tables=("1", "2"),
     own_rows=r"^(Ours|SSIU)",
-    train_data="DF2K",
-    hardware="RTX 4090",
     protocols=(PROTOCOL,),
     macs=macs,
 )
