@@ -1,8 +1,9 @@
 /* Images compared by eye: a divider between any two, above panels that zoom and move together.
 
-   Each figure of class srlib-compare (srlib.viz.compare) holds its images once, as a row of panels. This file adds the
+   Each figure of class srlib-compare (srlib.viz.slider) holds its images once, as a row of panels. This file adds the
    rest: two lists to choose from, the divider with its handle, and the buttons. The view is one for all of them: the
-   zoom (1 is the whole image) and the middle, in parts of the image's sides. Without it the row of images stays. */
+   zoom (1 is the whole image) and the middle, in parts of the image's sides. Of several figures (srlib.viz.viewer) the
+   reader chooses one. Without this file the rows of images stay. */
 
 (() => {
   "use strict";
@@ -31,15 +32,15 @@
   }
 
   function enhance(figure) {
-    const width = Number(figure.dataset.width), height = Number(figure.dataset.height);
-    const panes = [...figure.querySelectorAll(".srlib-pane")];
     const grid = figure.querySelector(".srlib-panes");
+    const width = Number(grid.dataset.width), height = Number(grid.dataset.height);
+    const panes = [...grid.querySelectorAll(".srlib-panel")];
     const images = new Map(panes.map((pane) => [pane.dataset.label, pane.querySelector("img")]));
     const notes = new Map(panes.map((pane) => [pane.dataset.label, pane.dataset.note]));
     const deepest = Math.max(1, width / SMALLEST);
     const view = { zoom: 1, x: 0.5, y: 0.5 };
     const kept = chosenLast(), pair = {};
-    for (const side of ["left", "right"]) pair[side] = images.has(kept[side]) ? kept[side] : figure.dataset[side];
+    for (const side of ["left", "right"]) pair[side] = images.has(kept[side]) ? kept[side] : grid.dataset[side];
 
     // --- what is added ---
     const layers = {}, lists = {}, scores = {}, chooser = made("div", { className: "srlib-tools srlib-sides" });
@@ -240,8 +241,19 @@
     show();
   }
 
+  /** A list of photographs, of which the one that is chosen is shown. */
+  function choosable(viewer) {
+    const sections = [...viewer.querySelectorAll("section[data-photograph]")];
+    const list = made("select", {}, ...sections.map((section) => new Option(section.dataset.photograph)));
+    const show = () => sections.forEach((section) => { section.hidden = section.dataset.photograph !== list.value; });
+    list.addEventListener("change", show);
+    viewer.prepend(made("p", { className: "srlib-tools" }, made("label", {}, "Photograph ", list)));
+    show();
+  }
+
   function start() {
     document.querySelectorAll("figure.srlib-compare:not(.srlib-live)").forEach(enhance);
+    document.querySelectorAll(".srlib-viewer").forEach(choosable);
   }
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
