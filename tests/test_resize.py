@@ -1,5 +1,7 @@
 """MATLAB's bicubic: bit-exact on distributed images, equal to rational arithmetic, sound at the edges."""
 
+from __future__ import annotations
+
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -11,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from srlib.errors import InputError
-from srlib.resize import contributions, imresize
+from srlib.resize import contributions, enlarged_size, imresize
 
 
 def read(path: Path) -> Tensor:
@@ -52,8 +54,9 @@ def exact_line(line: list, new: int, scale: Fraction, eight_bits: bool) -> list:
     return result
 
 
-def exact(image: Tensor, size: tuple[int, int], scales: tuple[Fraction, Fraction], eight_bits: bool) -> list:
+def exact(image: Tensor, size: tuple[int, int], eight_bits: bool) -> list:
     """Resize one HW image, given as a tensor; returns rows of whole numbers or fractions."""
+    scales = [Fraction(new, old) for new, old in zip(size, image.shape, strict=True)]
     rows = [[Fraction(value) for value in row] for row in image.tolist()]
     for axis in (0, 1) if scales[0] <= scales[1] else (1, 0):
         lines = rows if axis == 1 else [list(column) for column in zip(*rows, strict=True)]
@@ -62,31 +65,29 @@ def exact(image: Tensor, size: tuple[int, int], scales: tuple[Fraction, Fraction
     return rows
 
 
-SIZES = [
-    ((12, 10), (6, 5)),
-    ((12, 9), (4, 3)),
-    ((8, 16), (2, 4)),
-    ((6, 5), (12, 10)),
-    ((5, 4), (15, 12)),
-    ((7, 9), (5, 4)),  # columns shrink more: they come first
-    ((9, 7), (4, 5)),
-    ((7, 6), (11, 3)),  # grows one way, shrinks the other
-    ((3, 2), (2, 1)),  # smaller than the kernel
-    ((1, 1), (3, 2)),
-    ((1, 5), (1, 2)),
-    ((2, 3), (2, 3)),
-]
-
-
-@pytest.mark.parametrize(("old", "new"), SIZES)
-def test_equals_exact_arithmetic(old: tuple[int, int], new: tuple[int, int]) -> None:
-    scales = (Fraction(new[0], old[0]), Fraction(new[1], old[1]))
-    for seed in range(3):
-        image = noise(1, *old, seed=seed)
-        assert imresize(image, size=new)[0].tolist() == exact(image[0], new, scales, eight_bits=True)
-        values = exact(image[0], new, scales, eight_bits=False)
-        expected = torch.tensor([[float(v) for v in row] for row in values], dtype=torch.float64)
-        torch.testing.assert_close(imresize(image.double(), size=new)[0], expected, rtol=0, atol=1e-10)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((12, 10), (6, 5)),
+        ((12, 9), (4, 3)),
+        ((8, 16), (2, 4)),
+        ((5, 4), (15, 12)),
+        ((7, 9), (5, 4)),  # columns shrink more: they come first
+        ((9, 7), (4, 5)),
+        ((7, 6), (11, 3)),  # grows one way, shrinks the other
+        ((3, 2), (2, 1)),  # smaller than the kernel
+        ((1, 1), (3, 2)),
+        ((1, 5), (1, 2)),
+        ((2, 3), (2, 3)),
+    ],
+)
+def test_equals_exact_arithmetic(old: tuple[int, int], new: tuple[int, int], seed: int) -> None:
+    image = noise(1, *old, seed=seed)
+    assert imresize(image, size=new)[0].tolist() == exact(image[0], new, eight_bits=True)
+    values = exact(image[0], new, eight_bits=False)
+    expected = torch.tensor([[float(v) for v in row] for row in values], dtype=torch.float64)
+    torch.testing.assert_close(imresize(image.double(), size=new)[0], expected, rtol=0, atol=1e-10)
 
 
 def test_weights_of_halving_and_thirds_by_hand() -> None:
@@ -109,15 +110,13 @@ def test_halves_are_rounded_up_and_after_each_pass() -> None:
 
 def test_every_value_of_the_distributed_images(data_root: Path) -> None:
     folder = data_root / "benchmark" / "Set5"
-    files = sorted((folder / "HR").glob("*.png"))
     compared = differing = 0
     for scale in (2, 3, 4):
-        for file in files:
+        for file in sorted((folder / "HR").glob("*.png")):
             hr = read(file)
             height, width = (side // scale * scale for side in hr.shape[1:])
             lr = read(folder / "LR_bicubic" / f"X{scale}" / f"{file.stem}x{scale}.png")
             made = imresize(hr[:, :height, :width], scale=1 / scale)
-            assert made.shape == lr.shape
             compared += lr.numel()
             differing += int((made != lr).sum())
     assert (compared, differing) == (719_952, 0)
@@ -125,62 +124,47 @@ def test_every_value_of_the_distributed_images(data_root: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [0.5, 1 / 3, 0.37, 1.7, 4.0])
-def test_a_batch_is_its_images(dtype: torch.dtype, scale: float) -> None:
+def test_a_batch_is_its_images_and_sizes_are_rounded_up(dtype: torch.dtype, scale: float) -> None:
     batch = noise(3, 3, 17, 22).to(dtype)
     together = imresize(batch, scale=scale)
-    assert together.dtype == dtype
-    assert together.shape == (3, 3, math.ceil(17 * scale), math.ceil(22 * scale))
+    assert together.dtype == dtype and together.shape == (3, 3, math.ceil(17 * scale), math.ceil(22 * scale))
     for one, image in zip(together, batch, strict=True):
         assert torch.equal(one, imresize(image, scale=scale))
 
 
 def test_size_and_scale_agree() -> None:
     image = noise(3, 24, 36)
-    for scale, size in ((0.5, (12, 18)), (0.25, (6, 9)), (1.5, (36, 54)), ((0.5, 2.0), (12, 72))):
+    for scale, size in ((0.5, (12, 18)), (1.5, (36, 54)), ((0.5, 2.0), (12, 72)), (1, (24, 36))):
         assert torch.equal(imresize(image, scale=scale), imresize(image, size=size))
-
-
-def test_fractional_scales_round_the_size_up() -> None:
-    assert imresize(noise(3, 10, 11), scale=0.51).shape == (3, 6, 6)
-    assert imresize(noise(3, 1, 1), scale=0.01).shape == (3, 1, 1)
-    assert imresize(noise(1, 1, 1), scale=3.2).shape == (1, 4, 4)
-
-
-def test_scale_one_and_constants_stay() -> None:
-    image = noise(3, 9, 8)
     assert torch.equal(imresize(image, scale=1), image)
-    flat = torch.full((1, 3, 5, 7), 0.7, dtype=torch.float64)
-    for scale in (0.2, 0.9, 2.3):
-        assert (imresize(flat, scale=scale) - 0.7).abs().max() < 1e-12
 
 
-def test_float_images_are_neither_rounded_nor_clipped() -> None:
+def test_float_images_are_neither_rounded_nor_clipped_and_carry_gradients() -> None:
     step = torch.zeros(1, 8, 8)
     step[..., 4:] = 1
     large = imresize(step, scale=2)
     assert large.max() > 1.01 and large.min() < -0.01
-
-
-@pytest.mark.parametrize("scale", [0.5, 0.7, 1.6])
-def test_gradients(scale: float) -> None:
     image = torch.rand(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: imresize(x, scale=scale), (image,))
+    for scale in (0.7, 1.6):
+        assert torch.autograd.gradcheck(lambda x, scale=scale: imresize(x, scale=scale), (image,))
 
 
-def test_gradient_of_float32_keeps_its_type() -> None:
-    image = torch.rand(2, 3, 8, 8, requires_grad=True)
-    imresize(image, scale=0.5).sum().backward()
-    assert image.grad is not None and image.grad.dtype == torch.float32
-    torch.testing.assert_close(image.grad.sum(), torch.tensor(2.0 * 3 * 16))
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [
+        ((5, 7), 2.5, (13, 18)),  # halves go up, not to the even number
+        ((10, 3), 2.6, (26, 8)),
+        ((1, 1), 0.3, (1, 1)),
+        ((480, 640), 4, (1920, 2560)),
+    ],
+)
+def test_the_one_rounding_rule_of_enlarged_sizes(
+    size: tuple[int, int], scale: float, expected: tuple[int, int]
+) -> None:
+    assert enlarged_size(size, scale) == expected
 
 
-def test_strided_input_is_left_alone() -> None:
-    image = noise(20, 30, 3).permute(2, 0, 1)
-    before = image.clone()
-    assert torch.equal(imresize(image, scale=0.5), imresize(image.contiguous(), scale=0.5))
-    assert torch.equal(image, before)
-
-
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("scale", [0.5, 1 / 3, 0.25, 1 / 6, 1.7])
 def test_cuda_equals_cpu(scale: float) -> None:
@@ -194,17 +178,12 @@ def test_cuda_equals_cpu(scale: float) -> None:
         (noise(3, 4, 4), {}, "either scale or size"),
         (noise(3, 4, 4), {"scale": 2, "size": (8, 8)}, "either scale or size"),
         (noise(3, 4, 4), {"scale": 0}, "scale 0"),
-        (noise(3, 4, 4), {"scale": -1.5}, "scale -1.5"),
         (noise(3, 4, 4), {"scale": float("nan")}, "scale nan"),
-        (noise(3, 4, 4), {"scale": (1, 2, 3)}, "scale"),
         (noise(3, 4, 4), {"size": (0, 3)}, "size"),
         (noise(3, 4, 4), {"size": (2.5, 3)}, "size"),
-        (noise(3, 4, 4), {"size": 4}, "size"),
         (noise(4, 4), {"scale": 2}, "CHW"),
-        (noise(1, 1, 3, 4, 4), {"scale": 2}, "CHW"),
-        (noise(3, 0, 4), {"scale": 2}, "empty"),
+        (noise(3, 0, 4), {"scale": 2}, "at least one pixel"),
         (noise(3, 4, 4).int(), {"scale": 2}, "uint8 or float"),
-        ([[1]], {"scale": 2}, "tensor"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(image: Tensor, arguments: dict, words: str) -> None:
