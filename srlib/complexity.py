@@ -17,7 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,24 +33,26 @@ from torch.utils.module_tracker import ModuleTracker
 from srlib.errors import InputError
 from srlib.resize import enlarged_size
 
+Call = Callable[[], object]
+Device = str | torch.device
+
 
 @dataclass(frozen=True)
 class Counts:
-    """What ``count`` found, all for one image."""
+    """What ``count`` found, all for one image.
+
+    ``params``: learnt values. ``macs``: multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS), also by
+    torch's operator ("convolution") and by dotted module name, each including its children; "" is the whole network.
+    ``acts``: values put out by convolutions. ``uncounted``: how often each operator ran that counts nothing.
+    """
 
     params: int
-    """Learnt values."""
     macs: int
-    """Multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS)."""
     acts: int
-    """Values put out by convolutions."""
     macs_by_operator: dict[str, int]
-    """By torch's operator: "convolution", "upsample_nearest2d", ..."""
     macs_by_module: dict[str, int]
-    """By dotted module name, each including its children; "" is the whole network."""
     acts_by_module: dict[str, int]
     uncounted: dict[str, int]
-    """How often each operator ran that counts nothing."""
 
 
 def lr_size(scale: int, hr: tuple[int, int] = (720, 1280)) -> tuple[int, int]:
@@ -70,11 +72,10 @@ def count(
 ) -> Counts:
     """Count a network's parameters, multiply-adds and activations for one RGB image of ``lr_size`` (height, width).
 
-    Training mode is counted from shapes alone, at once for any size. It is the default because SAFMN's Table 3 prints
-    the figure of batch norm in training mode. Evaluation mode computes ``image`` (1, 3, height, width; by default
-    zeros) on the CPU, since a network may choose there what it computes: that image's route is counted. ``inputs`` are
-    what else the network's forward takes, such as ``size=(480, 640)``. The model itself stays as it is. Raises
-    ``InputError`` for a size below 1 x 1.
+    Training mode is counted from shapes alone, at once for any size; SAFMN's Table 3 prints batch norm's figure so.
+    Evaluation mode computes ``image`` (1, 3, height, width; by default zeros) on the CPU, since a network may choose
+    there what it computes. ``inputs`` are what else its forward takes, such as ``size=(480, 640)``. The model itself
+    stays as it is. Raises ``InputError`` for a size below 1 x 1.
     """
     if min(lr_size) < 1:
         raise InputError(f"an image of {lr_size[0]} x {lr_size[1]} pixels can't be counted; give at least 1 x 1")
@@ -82,7 +83,8 @@ def count(
     twin = copy.deepcopy(model).to(device).train(training)
     given = (torch.zeros(1, 3, *lr_size) if image is None else image).to(device)
     inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _Counter() as found:
+    found = _Counter()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), found.modules, found:
         twin(given, **inputs)
     return Counts(
         params=sum(p.numel() for p in model.parameters()),
@@ -111,28 +113,15 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.modules = ModuleTracker()
-        self.macs: dict[str, int] = defaultdict(int)
-        self.acts: dict[str, int] = defaultdict(int)
-        self.operators: Counter[str] = Counter()
-        self.uncounted: Counter[str] = Counter()
-
-    def __enter__(self) -> _Counter:
-        self.modules.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.modules.__exit__(*error)
+        self.macs, self.acts = Counter[str](), Counter[str]()  # by module
+        self.operators, self.uncounted = Counter[str](), Counter[str]()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         operator = function.overloadpacket
-        name = operator.__name__
-        macs = _macs(operator, args, kwargs or {}, out)
-        self.operators[name] += macs
-        if not macs:
-            del self.operators[name]
-            self.uncounted[name] += 1
+        name, macs = operator.__name__, _macs(operator, args, kwargs or {}, out)
+        self.operators += Counter({name: macs})  # keeps what is above 0
+        self.uncounted += Counter({name: not macs})
         for module in self.modules.parents - {"Global"}:
             place = module.partition(".")[2]
             self.macs[place] += macs
@@ -150,9 +139,8 @@ def _macs(operator: Any, args: Any, kwargs: Any, out: Any) -> int:
         return math.prod(query[:-1]) * key[-2] * (key[-1] + value[-1])
     if operator in (aten.native_batch_norm, aten._native_batch_norm_legit):
         return args[0].numel() * (5 if args[5] else 2)
-    if operator == aten._adaptive_avg_pool2d:
-        return args[0].numel()
-    if operator == aten.mean and {axis % 4 for axis in args[1:2] and args[1]} == {2, 3}:  # pooling of a whole image
+    whole = operator == aten.mean and {axis % 4 for axis in args[1:2] and args[1]} == {2, 3}  # pooling to one pixel
+    if whole or operator == aten._adaptive_avg_pool2d:
         return args[0].numel()
     if operator == aten.upsample_nearest2d:
         return out.numel()
@@ -175,17 +163,12 @@ class Timing:
     unit: float = 1.0
 
 
-def latency(
-    call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
-) -> Timing:
-    """Time ``call`` in seconds, after ``warmup`` untimed calls; on CUDA the device's work is in the time.
-
-    The caller chooses inference mode and evaluation mode.
-    """
+def latency(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu") -> Timing:
+    """Time ``call`` in seconds; on CUDA the device's work is in the time. The caller chooses inference mode."""
     return _timing([_timed(call, device) for _ in range(warmup + repeats)][warmup:], device)
 
 
-def yardstick(device: str | torch.device = "cpu") -> Callable[[], float]:
+def yardstick(device: Device = "cpu") -> Callable[[], float]:
     """A function that measures the unit of speed anew at each call, in seconds.
 
     One unit is one float32 3x3 convolution, 64 to 64 channels, padded, on 1x64x180x320: the best of five. It travels
@@ -201,9 +184,7 @@ def yardstick(device: str | torch.device = "cpu") -> Callable[[], float]:
     return lambda: min(_timed(convolution, device) for _ in range(5))
 
 
-def in_units(
-    call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
-) -> Timing:
+def in_units(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu") -> Timing:
     """Time ``call`` in units of :func:`yardstick`, each taken just before it, so that machines can be compared.
 
     Use a fresh process: one that has run anything larger before keeps its memory and is faster for it.
@@ -216,7 +197,7 @@ def in_units(
     return _timing([seconds / one for one, seconds in pairs], device, statistics.median(one for one, _ in pairs))
 
 
-def _timed(call: Callable[[], object], device: str | torch.device) -> float:
+def _timed(call: Call, device: Device) -> float:
     _synchronise(device)
     start = time.perf_counter()
     call()
@@ -224,12 +205,12 @@ def _timed(call: Callable[[], object], device: str | torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _timing(values: list[float], device: str | torch.device, unit: float = 1.0) -> Timing:
+def _timing(values: list[float], device: Device, unit: float = 1.0) -> Timing:
     spread = statistics.median(values), min(values), max(values)
     return Timing(*spread, len(values), describe_device(device), torch.get_num_threads(), unit)
 
 
-def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") -> int:
+def peak_memory(call: Call, device: Device = "cpu") -> int:
     """The most tensor memory, in bytes, that one ``call`` holds beside what was there before.
 
     On CUDA it is read from the allocator (SAFMN's Table 2 prints ``torch.cuda.max_memory_allocated``, which counts
@@ -256,9 +237,7 @@ def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu") 
     return rise
 
 
-def operator_times(
-    call: Callable[[], object], warmup: int = 2, repeats: int = 9, device: str | torch.device = "cpu"
-) -> dict[str, float]:
+def operator_times(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu") -> dict[str, float]:
     """Seconds of each of torch's operators in ``call`` by ``torch.profiler``: mean of ``repeats``, slowest first.
 
     SAFMN's Table 5 was taken so. A time includes the operators that are called in turn, as ``aten::layer_norm`` spends
@@ -279,7 +258,7 @@ def operator_times(
     return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
-def describe_device(device: str | torch.device = "cpu") -> str:
+def describe_device(device: Device = "cpu") -> str:
     """What a measurement ran on, in words: the GPU's name, or the processor's and the number of threads torch uses."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -290,6 +269,6 @@ def describe_device(device: str | torch.device = "cpu") -> str:
     return f"{name or platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _synchronise(device: str | torch.device) -> None:
+def _synchronise(device: Device) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -26,6 +26,8 @@ TRENDS = ("agrees", "opposite", "undecided")
 COUNTED = ("params", "flops", "macs", "acts")
 TOLERANCE = {"psnr": "0.02", "ssim": "0.0006"}
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+claims = papers.claims
+Cell = dict[Any, Any]  # one line of a printed table
 CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
 COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs", "anchor"]
@@ -42,15 +44,17 @@ def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
     evidence, rows = _Evidence(paper, number), papers.rows(paper, number)
     lines = []
     for cell in papers.printed(paper, number).to_dict("records"):
-        row, found = _built(rows, cell), {"ours": None, "why": ""}
+        row, found = _built(rows, cell), dict[str, Any](ours=None, why="")
         if row and cell["metric"] in COUNTED and counts:
             found["ours"], found["why"] = _counted(row, cell)
         elif row and cell["metric"] in TOLERANCE:
             found |= evidence.trained(row, cell)
         elif cell["row"] == "Bicubic":
             found |= evidence.bicubic(cell)
-        note = "; ".join(filter(None, (cell["note"], found["why"] or _not_run(evidence.paper, number, row, cell))))
-        found |= {"note": note, "verdict": _verdict(row, cell, found["ours"])}
+        found["verdict"] = _verdict(row, cell, found["ours"])
+        if found["verdict"] == "not-run":
+            found["why"] = found["why"] or _not_run(evidence.paper, number, row, cell)
+        found["note"] = "; ".join(filter(None, (cell["note"], found["why"])))
         found |= {"own": evidence.paper.own(number, cell["row"]), "anchor": _anchor(paper, number, cell)}
         lines.append({"paper": paper, "table": number} | cell | found)
     frame = pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
@@ -101,11 +105,6 @@ def ledger(paper: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def claims() -> pd.DataFrame:
-    """What the papers say in words, with our evidence and a verdict."""
-    return papers.claims()
-
-
 def ablation(paper: str, number: str, dataset: str | None = None) -> pd.DataFrame:
     """One line a row of an ablation table: the printed PSNR (dB) on ``dataset``, by default the first in print, its gap
     to the baseline's, and ours with interval and trend. Raises ``InputError`` for a table without a baseline."""
@@ -122,19 +121,19 @@ class _Evidence:
     def __init__(self, paper: str, number: str) -> None:
         self.paper, self.number, self.runs = papers.paper(paper), number, results.runs()
         scores = results.scores().groupby(["run", "dataset", "scale", "protocol"])[["psnr", "ssim"]]
-        self.means: dict[Any, dict[str, float]] = scores.mean().to_dict("index")
+        self.means: dict[Any, dict[Any, float]] = scores.mean().to_dict("index")
         rows, cells = papers.rows(paper, number), papers.printed(paper, number).query("metric == 'psnr'")
         self.baseline = next((row for row in rows if row.baseline), None)
         named = ((cell, _built(rows, cell)) for cell in cells.to_dict("records"))
         self.printed = {cell["dataset"]: Decimal(cell["printed"]) for cell, row in named if row and row.baseline}
 
-    def bicubic(self, cell: dict[str, Any]) -> dict[str, Any]:
+    def bicubic(self, cell: Cell) -> dict[str, Any]:
         """Bicubic's mean for a cell, and how it was scored."""
         protocol = self.paper.bicubic
         found = self.means.get(("bicubic", cell["dataset"], cell["scale"], protocol))
         return {"ours": found[cell["metric"]], "why": f"protocol {protocol}"} if found else {}
 
-    def trained(self, row: papers.Row, cell: dict[str, Any]) -> dict[str, Any]:
+    def trained(self, row: papers.Row, cell: Cell) -> dict[str, Any]:
         """What a row's runs say of a cell: their mean, which is ours where they are the paper's whole training, and the
         gap to the baseline with its trend."""
         found: dict[str, Any] = {}
@@ -172,7 +171,7 @@ class _Evidence:
         return runs[at_scale & ((runs.purpose == "ships") | (runs.budget == "paper")) & released]
 
 
-def _built(rows: Iterable[papers.Row], cell: dict[str, Any]) -> papers.Row | None:
+def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:
     """The row that stands for a printed cell's; of two, the one that names its variant is meant."""
     found = (row for row in rows if row.stands_for(cell["row"], cell["variant"], cell["scale"]))
     return max(found, key=lambda row: len(row.variant), default=None)
@@ -184,7 +183,7 @@ def _counts(model: str, config: Any) -> complexity.Counts:
     return complexity.count(create(model, config.scale, config), complexity.lr_size(config.scale))
 
 
-def _counted(row: papers.Row, cell: dict[str, Any]) -> tuple[float | None, str]:
+def _counted(row: papers.Row, cell: Cell) -> tuple[float | None, str]:
     """A row's count in the printed unit, and a note."""
     unit, rule = UNITS.get(cell["unit"], 1), papers.of(row.model).macs
     if rule and cell["metric"] in ("flops", "macs"):
@@ -195,15 +194,15 @@ def _counted(row: papers.Row, cell: dict[str, Any]) -> tuple[float | None, str]:
     return {"params": found.params, "acts": found.acts}.get(cell["metric"], found.macs) / unit, ""
 
 
-def _verdict(row: papers.Row | None, cell: dict[str, Any], ours: float | None) -> str:
+def _verdict(row: papers.Row | None, cell: Cell, ours: float | None) -> str:
     if ours is not None and row and cell["metric"] in TOLERANCE:  # SSIU's release rounds the means that it prints up
         digits = -int(_last_digit(cell["printed"]).as_tuple().exponent)
         ours = papers.recipe(row.model).protocol_on(cell["dataset"]).printed(ours, digits)
     return "not-run" if ours is None else verdict(cell["printed"], ours, TOLERANCE.get(cell["metric"]))
 
 
-def _not_run(about: papers.Paper, number: str, row: papers.Row | None, cell: dict[str, Any]) -> str:
-    """Why a printed cell has no number of ours; "" for a count that needs no words."""
+def _not_run(about: papers.Paper, number: str, row: papers.Row | None, cell: Cell) -> str:
+    """Why a printed cell has no number of ours."""
     if number in about.not_run:
         return about.not_run[number]
     if cell["row"] == "Bicubic":
@@ -213,12 +212,12 @@ def _not_run(about: papers.Paper, number: str, row: papers.Row | None, cell: dic
     if cell["metric"] in ("time", "gpu_memory", "runtime"):
         return "needs the paper's GPU (the page has its own measurement)"
     if cell["metric"] in COUNTED:
-        return ""
+        return "not counted in this call"
     train = papers.recipe(row.model if row else about.main).train
     return f"not run at the paper's budget ({train.steps:,} steps of batch {train.batch})"
 
 
-def _joined(entry: dict[str, Any], cells: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _joined(entry: Cell, cells: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """An entry of the ledger with what the tables say of its cell."""
     if entry["kind"] != "cell":
         return entry
@@ -234,7 +233,7 @@ def _joined(entry: dict[str, Any], cells: dict[str, pd.DataFrame]) -> dict[str, 
     return entry | numbers | {"verdict": cell.verdict, "anchor": cell.anchor}
 
 
-def _anchor(paper: str, number: str, cell: dict[str, Any]) -> str:
+def _anchor(paper: str, number: str, cell: Cell) -> str:
     what = papers.slug(f"{cell['row']} {cell['variant']} x{cell['scale']} {cell['dataset']} {cell['metric']}")
     return f"{paper}-table-{number}-{what}"
 

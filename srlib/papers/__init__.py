@@ -32,17 +32,12 @@ CLAIMS = ("claim", "place", "evidence", "link", "verdict", "why")
 class Row:
     """A printed row that this library builds: a network, and what its training has of its own."""
 
-    label: str
-    """As printed."""
-    config: Any
-    """The network's configuration, of ``model``."""
+    label: str  # as printed
+    config: Any  # of the network
     model: str
-    variant: str = ""
-    """The printed row's further keys, or the first of them, where the label alone doesn't name it."""
-    train: Mapping[str, Any] = field(default_factory=dict)
-    """The settings of the training that the row changes."""
-    baseline: bool = False
-    """Whether the other rows of its table, an ablation, are compared with it."""
+    variant: str = ""  # the printed row's further keys, or the first of them, where the label alone doesn't name it
+    train: Mapping[str, Any] = field(default_factory=dict)  # the settings of the training that the row changes
+    baseline: bool = False  # whether the other rows of its table, an ablation, are compared with it
 
     @property
     def name(self) -> str:
@@ -69,14 +64,10 @@ class Row:
 class Recipe:
     """How a paper trains and scores a network."""
 
-    train: TrainConfig
-    """The paper's full training."""
-    protocol: Protocol
-    """How its printed scores were taken."""
-    protocols: Mapping[str, Protocol] = field(default_factory=dict)
-    """Another protocol for datasets that the paper scores in another way."""
-    smoke: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the smoke budget that this network needs in place of the usual ones."""
+    train: TrainConfig  # the paper's whole training
+    protocol: Protocol  # how its printed scores were taken
+    protocols: Mapping[str, Protocol] = field(default_factory=dict)  # by dataset, where one is scored in another way
+    smoke: Mapping[str, Any] = field(default_factory=dict)  # settings that the smoke budget needs for this network
 
     def protocol_on(self, dataset: str) -> Protocol:
         """The protocol for a dataset."""
@@ -84,7 +75,7 @@ class Recipe:
 
 
 # A row, a printed line of it, the LR image's size and the plain count -> ours (None where it can't be told), a note.
-MacsRule = Callable[[Row, Mapping[str, Any], tuple[int, int], Callable[[], int]], tuple[float | None, str]]
+MacsRule = Callable[[Row, Mapping[Any, Any], tuple[int, int], Callable[[], int]], tuple[float | None, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,35 +83,22 @@ class Paper:
     """All that the library knows of a paper; each paper's file ends in one."""
 
     slug: str
-    name: str
-    """Of its network: "SAFMN"."""
+    name: str  # of its network: "SAFMN"
     title: str
-    citation: str
-    """The key in the book's bibliography."""
+    citation: str  # the key in the book's bibliography
     venue: str
-    order: int
-    """Its place among the papers."""
-    colour: str
-    """#rrggbb, readable on white and on the dark page."""
-    marker: str
-    """matplotlib's, so that a chart reads without colours."""
-    main: str
-    """The model that stands for the paper where papers are compared."""
-    titles: Mapping[str, str]
-    """Model -> its name in print."""
-    recipes: Mapping[str, Recipe]
-    """Model -> how it is trained and scored."""
+    order: int  # its place among the papers
+    colour: str  # #rrggbb, readable on white and on the dark page
+    marker: str  # matplotlib's, so that a chart reads without colours
+    main: str  # the model that stands for the paper where papers are compared
+    titles: Mapping[str, str]  # model -> its name in print
+    recipes: Mapping[str, Recipe]  # model -> how it is trained and scored
     protocols: tuple[Protocol, ...]
-    bicubic: str = "matlab-luma"
-    """The protocol of its bicubic rows; by default that of the rows that papers copy from one another."""
-    peer_tables: tuple[str, ...]
-    """The tables that hold other papers' networks, too."""
-    own_rows: str
-    """A regular expression for the labels there of the paper's own rows."""
-    not_run: Mapping[str, str] = field(default_factory=dict)
-    """Table -> why it has no numbers of ours, where this isn't what ``tables`` says of any."""
-    macs: MacsRule | None = None
-    """How multiply-adds are counted where the plain count isn't the paper's."""
+    bicubic: str = "matlab-luma"  # the protocol of its bicubic rows: by default that of rows copied by many papers
+    peer_tables: tuple[str, ...]  # the tables that hold other papers' networks, too
+    own_rows: str  # a regular expression for the labels there of the paper's own rows
+    not_run: Mapping[str, str] = field(default_factory=dict)  # table -> why it has no numbers of ours
+    macs: MacsRule | None = None  # how multiply-adds are counted where the plain count isn't the paper's
 
     def own(self, table: str, label: str) -> bool:
         """Whether a printed row is one of the paper's own networks."""
@@ -187,8 +165,8 @@ def rows(slug: str, number: str) -> tuple[Row, ...]:
 
     ``<paper>_rows.csv`` has a line each: the network's and the training's settings that differ from the released ones.
     """
-    lines = read(f"{paper(slug).slug}_rows.csv").query("table == @number").to_dict("records")
-    return tuple(_row(line) for line in lines if _number(slug, number))
+    number = _number(slug, number)
+    return tuple(map(_row, read(f"{slug}_rows.csv").query("table == @number").to_dict("records")))
 
 
 def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
@@ -225,22 +203,22 @@ def claims(slug: str | None = None) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _row(line: Mapping[str, str]) -> Row:
+def _row(line: Mapping[Any, str]) -> Row:
     scale = {"scale": int(line["scale"])} if line["scale"] else {}
-    config = replace(default_config(line["model"]), **_assigned(line["network"]), **scale)
-    train = _assigned(line["train"])
-    return Row(line["row"], config, line["model"], line["variant"], train, baseline=bool(line["baseline"]))
+    config = replace(default_config(line["model"]), **_settings(line["network"]), **scale)
+    return Row(line["row"], config, line["model"], line["variant"], _settings(line["train"]), bool(line["baseline"]))
 
 
-def _assigned(text: str) -> dict[str, Any]:
-    """ "norm=none;blocks=4" as a dictionary; values are JSON where they can be, else text."""
-    found: dict[str, Any] = {}
-    for name, _, value in (part.partition("=") for part in text.split(";") if part):
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
+def _settings(text: str) -> dict[str, Any]:
+    """ "norm=none;blocks=4" as a dictionary; what is no number, list, true or false is text."""
+    return {name: _value(value) for name, _, value in (part.partition("=") for part in text.split(";") if part)}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _folders() -> list[Path]:

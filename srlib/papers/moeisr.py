@@ -132,7 +132,7 @@ def bounds(config: MoEISRConfig, lr_pixels: Fraction, scale: int) -> tuple[Fract
 
 
 def macs(
-    row: Row, line: Mapping[str, Any], size: tuple[int, int], counted: Callable[[], int]
+    row: Row, line: Mapping[Any, Any], size: tuple[int, int], counted: Callable[[], int]
 ) -> tuple[float | None, str]:
     """A row's multiply-adds by the paper's rule; None, and a note that says where the printed ones lie, for a network
     whose trained mapper chooses."""

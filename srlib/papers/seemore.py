@@ -51,7 +51,7 @@ TRAIN = TrainConfig(
 )
 
 
-def macs(row: Row, line: Mapping[str, Any], size: tuple[int, int], counted: Callable[[], int]) -> tuple[float, str]:
+def macs(row: Row, line: Mapping[Any, Any], size: tuple[int, int], counted: Callable[[], int]) -> tuple[float, str]:
     """A route's multiply-adds, and a note that names the route and gives the range over all of them.
 
     The route is one that uses all ranks alike, as nearly as can be, if its count rounds to the printed one, else the

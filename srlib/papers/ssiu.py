@@ -52,7 +52,7 @@ TRAIN = TrainConfig(
 )
 
 
-def macs(row: Row, line: Mapping[str, Any], size: tuple[int, int], counted: Callable[[], int]) -> tuple[float, str]:
+def macs(row: Row, line: Mapping[Any, Any], size: tuple[int, int], counted: Callable[[], int]) -> tuple[float, str]:
     """Multiply-adds on the padded image, as the network computes, and a note that gives those of the image itself."""
     height, width = size
     padded = (height + -height % 16) * (width + -width % 16)  # every square of 16x16 pixels costs the same
