@@ -1,5 +1,8 @@
-"""What the papers build: one file a paper. Each file's ``CONFIGS`` gives its networks' names and released configurations;
-a file that lies here is found, and nothing else lists it."""
+"""What the papers build: one file a paper.
+
+Each file's ``CONFIGS`` maps its networks' names to their released configurations. A file that lies here is found;
+nothing else lists it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def default_config(name: str) -> Any:
 
 
 def takes_scale(name: str) -> bool:
-    """Whether a network is built for one scale; one for every scale is not. Raises ``InputError`` for an unknown name."""
+    """Whether a network is built for one scale, not for every scale. Raises ``InputError`` for an unknown name."""
     return hasattr(default_config(name), "scale")
 
 

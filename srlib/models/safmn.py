@@ -7,22 +7,18 @@ differ, the released code's behaviour is built. Names of attributes give the rel
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.errors import InputError
-from srlib.models.layers import LayerNorm, check_images, strips, strips_pay
-
-SCALES = (2, 3, 4)
-STRIP = 48  # rows that are normalised and pooled at a time
+from srlib.models.layers import Config, LayerNorm, check_images
 
 
 @dataclass(frozen=True)
-class SAFMNConfig:
+class SAFMNConfig(Config):
     """Every choice that the paper makes or ablates (Tables 3 and 4); the defaults are SAFMN as printed in Table 1.
 
     ``scale``: 2, 3 or 4. ``blocks``: number of FMMs. ``channels``: width, a multiple of ``levels``. ``levels``: groups
@@ -43,22 +39,12 @@ class SAFMNConfig:
     norm: Literal["layer", "none", "batch", "frozen_batch", "l2"] = "layer"
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for field in fields(self):
-            value, kind = getattr(self, field.name), kinds[field.name]
-            if kind is bool and not isinstance(value, bool):
-                raise InputError(f"SAFMN's {field.name} is {value!r}; give True or False")
-            if kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"SAFMN's {field.name} is {value!r}; give a whole number from 1 up")
-            if get_args(kind) and value not in get_args(kind):
-                raise InputError(f"SAFMN's {field.name} is {value!r}; choose one of: {', '.join(get_args(kind))}")
-        if self.scale not in SCALES:
-            raise InputError(f"SAFMN has no scale {self.scale}; choose one of: {', '.join(map(str, SCALES))}")
-        if self.channels % self.levels:
-            raise InputError(
-                f"SAFMN's {self.channels} channels do not split into {self.levels} levels; "
-                f"give a multiple of {self.levels}"
-            )
+        super().__post_init__()
+        self.require(self.scale in (2, 3, 4), "scale", "choose 2, 3 or 4")
+        self.require(self.channels % self.levels == 0, "channels", f"give a multiple of the {self.levels} levels")
+
+    def build(self) -> SAFMN:
+        return SAFMN(self)
 
 
 CONFIGS = {"safmn": SAFMNConfig()}
@@ -100,38 +86,31 @@ def norm(config: SAFMNConfig) -> nn.Module:
     match config.norm:
         case "layer":
             return LayerNorm(config.channels)
-        case "none":
-            return nn.Identity()
         case "batch":
             return nn.BatchNorm2d(config.channels)
         case "frozen_batch":
             return FrozenBatchNorm(config.channels)
         case "l2":
             return L2Norm()
+    return nn.Identity()
 
 
 def pool(x: Tensor, size: tuple[int, int], kind: str) -> Tensor:
-    """Bring (B, C, H, W) to a smaller ``size`` (Equation 1, the down arrow)."""
+    """Bring (B, C, H, W) to a smaller ``size`` (Equation 1, the down arrow; Table 3 for kinds other than "max")."""
     match kind:
         case "max":
             return F.adaptive_max_pool2d(x, size)
         case "average":
             return F.adaptive_avg_pool2d(x, size)
-        case _:
-            return F.interpolate(x, size, mode="nearest")
-
-
-def row_index(rows: int, height: int) -> Tensor:
-    """Which of ``rows`` rows nearest-neighbour enlarging to ``height`` puts at each row."""
-    return F.interpolate(torch.arange(rows, dtype=torch.float32)[None, None], height, mode="nearest")[0, 0].long()
+    return F.interpolate(x, size, mode="nearest")
 
 
 class SAFM(nn.Module):
-    """Spatially-adaptive feature modulation (Section 3.1, Figure 4, Equations 1 to 3).
+    """Spatially-adaptive feature modulation (Section 3.1, Figure 4, Equations 1 to 3). (B, C, H, W) in and out.
 
     The channels are split into groups; group i is pooled to 1 / 2^i of the size, goes through a depth-wise 3x3
     convolution and is enlarged again by nearest neighbour. A 1x1 convolution aggregates the groups, and its result,
-    through GELU, multiplies the input. (B, C, H, W) in and out.
+    through GELU, multiplies the input.
     """
 
     def __init__(self, config: SAFMNConfig) -> None:
@@ -143,37 +122,24 @@ class SAFM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         groups = x.chunk(self.config.levels, dim=1)
-        coarse = [pool(groups[i], self.size(i, x), self.config.pooling) for i in self.coarse_levels]
-        return self.modulate(x, [self.enlarge(small, x.shape[-2:]) for small in self.filtered(coarse)])
-
-    @property
-    def coarse_levels(self) -> range:
-        """The groups that work below the full size."""
-        return range(1, self.config.levels) if self.config.multi_scale else range(0)
-
-    def size(self, level: int, x: Tensor) -> tuple[int, int]:
-        """The size that a group of ``x`` is pooled to: its sides over 2^level, at least 1."""
-        return max(1, x.shape[-2] // 2**level), max(1, x.shape[-1] // 2**level)
-
-    def filtered(self, coarse: list[Tensor]) -> list[Tensor]:
-        """The pooled groups after their depth-wise convolutions."""
-        return [self.mfr[level](small) for level, small in zip(self.coarse_levels, coarse, strict=True)]
-
-    def enlarge(self, small: Tensor, size: tuple[int, int]) -> Tensor:
-        """A pooled group brought back to the full size (Equation 1, the up arrow)."""
-        return F.interpolate(small, size, mode="nearest")
-
-    def modulate(self, x: Tensor, enlarged: list[Tensor]) -> Tensor:
-        """Equations 2 and 3 on whole features or on some of their rows, given those rows of the enlarged groups."""
-        groups = x.chunk(self.config.levels, dim=1)
-        fine = [self.mfr[i](groups[i]) for i in range(self.config.levels - len(enlarged))]
-        attention = self.aggr(torch.cat(fine + enlarged, dim=1))
+        filtered = [self.mfr[0](groups[0])]
+        for level in range(1, self.config.levels):
+            if self.config.multi_scale:  # Eq. (1)
+                small = self.mfr[level](pool(groups[level], self.size(level, x), self.config.pooling))
+                filtered.append(F.interpolate(small, x.shape[-2:], mode="nearest"))
+            else:
+                filtered.append(self.mfr[level](groups[level]))
+        attention = self.aggr(torch.cat(filtered, dim=1))  # Eq. (2)
         match self.config.gate:
             case "gelu":
                 attention = F.gelu(attention)
             case "sigmoid":
                 attention = torch.sigmoid(attention)
-        return attention * x if self.config.modulation else attention
+        return attention * x if self.config.modulation else attention  # Eq. (3)
+
+    def size(self, level: int, x: Tensor) -> tuple[int, int]:
+        """The size that a group of ``x`` is pooled to: its sides over 2^level, at least 1."""
+        return max(1, x.shape[-2] // 2**level), max(1, x.shape[-1] // 2**level)
 
 
 class SqueezeExcitation(nn.Module):
@@ -218,10 +184,9 @@ class CCM(nn.Module):
 
 
 class FMM(nn.Module):
-    """Feature mixing module (Section 3.2, Equation 4): Y = SAFM(LN(X)) + X, then Z = CCM(LN(Y)) + Y.
+    """Feature mixing module (Section 3.2). (B, C, H, W) in and out.
 
-    (B, C, H, W) in and out. A layer that the configuration removes takes its norm with it, as the printed
-    parameters say.
+    A layer that the configuration removes takes its norm with it, as the printed parameters say.
     """
 
     def __init__(self, config: SAFMNConfig) -> None:
@@ -233,46 +198,11 @@ class FMM(nn.Module):
             self.norm2, self.ccm = norm(config), CCM(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.config.safm == "safm" and self.config.ccm != "se" and strips_pay(self, x):
-            return self.in_strips(x)
         if self.config.safm == "safm":
-            x = self.safm(self.norm1(x)) + x
+            x = self.safm(self.norm1(x)) + x  # Eq. (4), Y
         if self.config.ccm != "none":
-            x = self.ccm(self.norm2(x)) + x
+            x = self.ccm(self.norm2(x)) + x  # Eq. (4), Z
         return x
-
-    def in_strips(self, x: Tensor) -> Tensor:
-        """``forward`` with everything at full size done a strip of rows at a time; see ``layers.strips_pay``.
-
-        Only the pooled groups need the whole image. They are small, and pooling is separable: strips are pooled along
-        their rows first, the results together along the columns.
-        """
-        safm, (height, width) = self.safm, x.shape[-2:]
-        coarse = safm.filtered(self.pooled_in_strips(x))
-        lines = [row_index(small.shape[-2], height) for small in coarse]
-
-        result = torch.empty_like(x)
-        halo = 1 + {"none": 0, "inverted_residual": 2}.get(self.config.ccm, 1)
-        for strip in strips(result, halo):
-            part = x[:, :, strip.rows]  # (B, C, rows, W)
-            small = [c.index_select(2, line[strip.rows]) for c, line in zip(coarse, lines, strict=True)]
-            small = [s.contiguous(memory_format=torch.channels_last) for s in small]
-            enlarged = [safm.enlarge(s, (part.shape[2], width)) for s in small]
-            part = safm.modulate(self.norm1(part), enlarged).add_(part)
-            mixed = torch.zeros_like(part) if self.config.ccm == "none" else self.ccm(self.norm2(part))
-            torch.add(mixed[:, :, strip.inner], part[:, :, strip.inner], out=strip.out)
-        return result
-
-    def pooled_in_strips(self, x: Tensor) -> list[Tensor]:
-        """The pooled groups of SAFM's normalised input."""
-        safm, kind, levels = self.safm, self.config.pooling, self.safm.coarse_levels
-        narrow = [[] for _ in levels]
-        for first in range(0, x.shape[-2] if levels else 0, STRIP):
-            strip = self.norm1(x[:, :, first : first + STRIP])
-            groups = strip.chunk(self.config.levels, dim=1)
-            for parts, level in zip(narrow, levels, strict=True):
-                parts.append(pool(groups[level], (strip.shape[-2], safm.size(level, x)[1]), kind))
-        return [pool(torch.cat(parts, 2), safm.size(i, x), kind) for parts, i in zip(narrow, levels, strict=True)]
 
 
 class SAFMN(nn.Module):
@@ -295,11 +225,4 @@ class SAFMN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
         x = self.to_feat(x.contiguous(memory_format=torch.channels_last))
-        y = self.feats(x)
-        if not strips_pay(self, x):
-            return self.to_img(y + x)
-        scale = self.config.scale
-        sr = x.new_empty(x.shape[0], 3, scale * x.shape[2], scale * x.shape[3])
-        for strip in strips(sr, halo=1, scale=scale):
-            strip.out.copy_(self.to_img(y[:, :, strip.rows] + x[:, :, strip.rows])[:, :, strip.inner])
-        return sr
+        return self.to_img(self.feats(x) + x)
