@@ -258,8 +258,8 @@ def _replace(where: Path, name: str, frame: pd.DataFrame, keys: Sequence[str]) -
     """Write lines in place of those that have the same ``keys``, the baseline first, then by run."""
     path = where / f"{name}.csv"
     old = pd.read_csv(path, dtype=str, keep_default_na=False)
-    new = frame.reindex(columns=old.columns).to_csv(index=False)
-    new = pd.read_csv(io.StringIO(new), dtype=str, keep_default_na=False)
+    text = io.StringIO(frame.reindex(columns=old.columns).to_csv(index=False))
+    new = pd.read_csv(text, dtype=str, keep_default_na=False)
     kept = old[~old.set_index([*keys]).index.isin(new.set_index([*keys]).index)]
     both = pd.concat([kept, new]).sort_values("run", key=lambda run: run.where(run != "bicubic", ""), kind="stable")
     write(path, both.to_csv(index=False, lineterminator="\n").encode())
@@ -267,8 +267,8 @@ def _replace(where: Path, name: str, frame: pd.DataFrame, keys: Sequence[str]) -
 
 def _ship(run: training.Run, network: nn.Module, file: str, found: pd.DataFrame, root: Path | str | None) -> None:
     """Write the weights in half precision. Raises InputError for weights that are no better than those that ship."""
-    before = runs(root)
-    before = before[before.weights == file].run
+    ships = runs(root)
+    before = ships[ships.weights == file].run.tolist()
     mine = found[(found.dataset == SETS[0]) & (found.protocol == STANDARD)].psnr.mean()
     its = means(before, SETS[:1], root=root).psnr.mean()
     if run.metrics["collapsed_at"] or not (mine > its or math.isnan(its)):

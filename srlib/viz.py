@@ -20,14 +20,12 @@ from html import escape
 from itertools import cycle
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
 from adjustText import adjust_text
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
@@ -43,11 +41,13 @@ Panels = Mapping[str, Any]  # by label: images CHW, HWC or HW, or a batch of one
 Notes = Mapping[str, str]  # by label: a line of text
 
 INK = "#767b82"  # contrast 4.2 with white and 4.4 with the dark page, #121212
-PALETTE = ("#3a7fd5", "#d1603d", "#2e9d6a", "#a86fc9", "#a87d1c", "#5f8a99")  # for what is no paper's network
+PALETTE = ("#2f8f9d", "#a86fc9", "#a87d1c", "#c2548b", "#5b7fbf", "#6f8f3a")  # for what is no paper's network
 EXPERTS = ("#f4cf3a", "#45b36b", "#2f6fd0", "#a01c2c")  # from shallow to deep (MoEISR, Figures 1 and 5)
 RED = (214, 0, 38)
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
-STYLE = dict.fromkeys(INKED, INK) | dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none")
+STYLE: dict[Any, Any] = dict.fromkeys(INKED, INK) | dict.fromkeys(
+    ("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"
+)
 STYLE |= {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.axisbelow": True, "legend.frameon": False, "svg.hashsalt": "srlib", "axes.formatter.min_exponent": 5}
 METRICS = {"params": "#Params", "flops": "#FLOPs", "macs": "#MACs", "acts": "#Acts", "gpu_memory": "GPU memory"}
@@ -279,7 +279,7 @@ def _framed(pixels: np.ndarray, box: Sequence[float], colour: Sequence[int] = (0
 
 
 @contextmanager
-def _drawing(height: float = 3.6) -> Iterator[Axes]:
+def _drawing(height: float = 3.6) -> Iterator[Any]:
     """Axes in the book's look, with nothing of a user's settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -289,15 +289,17 @@ def _drawing(height: float = 3.6) -> Iterator[Axes]:
         yield figure.subplots()
 
 
-def _chart(axes: Axes, alt: str, caption: str) -> Shown:
+def _chart(axes: Any, alt: str, caption: str) -> Shown:
     """The drawing as one SVG, with a legend above if anything has a label; coordinates in tenths of a point."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.get_figure().legend(loc="outside upper center", ncols=4)
+    figure, labels = axes.figure, axes.get_legend_handles_labels()[1]
+    if labels:
+        figure.legend(loc="outside upper center", ncols=max(1, min(len(labels), 96 // (8 + max(map(len, labels))))))
     file = io.StringIO()
-    axes.get_figure().savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
     svg = re.sub(r'(?<= d=")[^"]*', lambda path: " ".join(re.sub(r"(\.\d)\d+", r"\1", path[0]).split()), svg)
-    address = f"data:image/svg+xml,{quote(svg, safe=' /:;=,()')}"
+    address = "data:image/svg+xml," + escape(re.sub(r"\s+", " ", svg).replace('"', "'"), quote=False)
+    address = address.replace("%", "%25").replace("#", "%23")
     image = f'<img class="dark-light" src="{address}" alt="{escape(alt)}">'
     return _figure(
         f'<div class="srlib-chart" role="region" tabindex="0" aria-label="Chart">{image}</div>', alt, caption
@@ -380,7 +382,7 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
     xlabel, ylabel, sizes = points.columns
     inks, unit = {label: style["color"] for label, style in look([*points.index]).items()}, 740 / points[sizes].max()
     with _drawing(4.2) as axes:
-        texts = []
+        texts, turn = [], np.linspace(0, 2 * np.pi, 13)
         for label, x, y, size in points.itertuples():
             ink = INK if inks[label] in PALETTE else inks[label]
             axes.scatter(x, y, size * unit, "none" if ink == INK else (ink, 0.5), edgecolor=ink, linewidth=1.4)
@@ -390,7 +392,13 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
         axes.margins(0.14, 0.18)
         axes.set(xlabel=xlabel, ylabel=ylabel, **({"xscale": "log"} | axis))
         axes.set_title(f"area of a circle: {sizes}{'' if printed is None else ', dashed: printed'}", fontsize=10)
-        adjust_text(texts, ax=axes, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.7})
+        axes.figure.draw_without_rendering()  # labels keep off the circles where these come to lie
+        radii = np.sqrt(points[sizes].to_numpy() * unit) / 2 * axes.figure.dpi / 72
+        rims = axes.transData.transform(points[[xlabel, ylabel]])[:, None] + radii[:, None, None] * np.stack(
+            [np.cos(turn), np.sin(turn)], 1
+        )
+        rims = axes.transData.inverted().transform(rims.reshape(-1, 2))
+        adjust_text(texts, *rims.T, ax=axes, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.7})
         said = ", ".join(f"{label} at {x:.4g} and {y:.4g}" for label, x, y, _ in points.itertuples())
         return _chart(axes, f"{ylabel} against {xlabel}: {said}.", caption)
 
@@ -411,6 +419,7 @@ def intervals(gaps: Mapping[str, Any], caption: str = "", *, printed: Mapping[st
             )
         axes.set(xlabel="gap in PSNR (dB)", ylim=(-0.6, len(frame) - 0.4))
         said = "; ".join(f"{label} {gap[0]:+.2f} ({gap[1]:+.2f} to {gap[2]:+.2f})" for label, gap in gaps.items())
+        said = said.replace(" (+nan to +nan)", "")
         return _chart(axes, f"Gaps in PSNR, dB: {said}.", caption)
 
 
@@ -432,8 +441,15 @@ def shares(values: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str, 
     5a), parts from dark to light."""
     frame = pd.DataFrame(values).T.fillna(0.0)
     with _drawing() as axes:
-        look_ = {"stacked": True, "rot": 0, "width": 0.8, "legend": False, "colormap": "viridis", "edgecolor": INK}
-        frame.plot.bar(ax=axes, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1), **look_)
+        options: dict[str, Any] = {
+            "stacked": True,
+            "rot": 0,
+            "width": 0.8,
+            "legend": False,
+            "colormap": "viridis",
+            "edgecolor": INK,
+        }
+        frame.plot.bar(ax=axes, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1), **options)
         said = (f"{label}: " + ", ".join(f"{k} {v:.0%}" for k, v in row.items()) for label, row in frame.iterrows())
         return _chart(axes, f"Stacked bars of the {ylabel}. {'; '.join(said)}.", caption)
 
@@ -486,24 +502,26 @@ def heat(frame: pd.DataFrame, caption: str = "", *, reference: str, digits: int 
     cells = frame.map(f"{{:.{digits}f}}<small>".format) + away.map(f"{{:+.{digits}f}}</small>".format)
     cells = '<span class="srlib-heat" style="--heat:' + tint.map("{:.0f}%".format) + '">' + cells + "</span>"
     return _html(
-        cells.rename_axis(frame.index.name or "protocol").reset_index(), f"{caption} Compared with {reference}."
+        cells.rename_axis(str(frame.index.name or "protocol")).reset_index(), f"{caption} Compared with {reference}."
     )
 
 
 def _printed(cell: Any, notes: dict[str, int]) -> str:
-    """A printed number, below it ours with its verdict, or our score at a smaller budget with its trend."""
-    said = f"{float(cell.trained):.2f} " if pd.notna(cell.trained) and cell.own else ""
-    said += badge(cell.trend) if cell.trend else badge(cell.verdict) if cell.verdict != "not-run" or not said else ""
+    """A printed number; below it ours with its verdict, our score at a smaller budget, or our gap with its trend."""
+    printed, note = escape(str(cell.printed)), cell.note
     if cell.verdict != "not-run":
         digits = len(str(cell.printed).partition(".")[2]) + (cell.verdict != "exact")
-        said = f"{float(cell.ours):.{digits}f} {badge(cell.verdict)}"
-    note = cell.budget if cell.trained == cell.trained else cell.note
-    mark = f"<sup>{notes.setdefault(note, len(notes) + 1)}</sup>" if note and cell.own else ""
-    return (
-        f"{escape(str(cell.printed))}<br><small>{said}{mark}</small>"
-        if cell.own or pd.notna(cell.ours)
-        else cell.printed
-    )
+        said = f"{cell.ours:.{digits}f} {badge(cell.verdict)}"
+    elif not cell.own:
+        return printed
+    elif cell.trend:
+        said, note = f"gap {cell.gap:+.2f} {badge(cell.trend)}", f"{cell.budget}; print: gap {cell.gap_printed:+.2f}"
+    elif pd.notna(cell.trained):
+        said, note = f"{cell.trained:.2f}", cell.budget
+    else:
+        said = badge("not-run")
+    mark = f"<sup>{notes.setdefault(note, len(notes) + 1)}</sup>" if note else ""
+    return f"{printed}<br><small>{said}{mark}</small>"
 
 
 def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
@@ -538,7 +556,7 @@ def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
 
 def scoreboard(frame: pd.DataFrame, caption: str = "") -> Shown:
     """Counts of verdicts and trends (``tables.scoreboard``), with a bar of the verdicts' shares in each line."""
-    stacks = []
+    stacks: Any = []
     for line in frame.to_dict("records"):
         parts = "".join(f'<i class="verdict-{k}" style="flex:{line.get(k, 0)}"></i>' for k in [*BADGES][:4])
         stacks.append(Shown(f'<span class="srlib-stack" aria-hidden="true">{parts}</span>', ""))
@@ -547,9 +565,9 @@ def scoreboard(frame: pd.DataFrame, caption: str = "") -> Shown:
 
 def ledger(frame: pd.DataFrame, caption: str = "") -> Shown:
     """What differs between print, release and ours (``tables.ledger``), the entries of one explanation in one block."""
-    blocks = []
-    frame = frame.fillna("").astype(str)
-    for (kind, why, evidence), part in frame.groupby(["kind", "explanation", "evidence"], sort=False):
+    blocks: list[str] = []
+    groups: Any = frame.fillna("").astype(str).groupby(["kind", "explanation", "evidence"], sort=False)
+    for (kind, why, evidence), part in groups:
         lines = []
         for place, some in part.groupby(["table", "dataset", "metric", "printed", "ours", "verdict"], sort=False):
             number, dataset, metric, printed, ours, verdict = (escape(text) for text in place)
@@ -575,8 +593,8 @@ def forward(*things: Any) -> Shown:
     code beside a page's equations."""
     parts, names, root = [], [], Path(papers.__file__).parents[2]
     for thing in things:
-        thing = type(thing) if isinstance(thing, torch.nn.Module) else thing
-        function = inspect.unwrap(thing.forward if inspect.isclass(thing) else thing)
+        owner = type(thing) if isinstance(thing, torch.nn.Module) else thing
+        function = inspect.unwrap(getattr(owner, "forward", owner))
         lines, first = inspect.getsourcelines(function)
         file = Path(inspect.getfile(function))
         place = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
