@@ -144,6 +144,8 @@ def network_config(model: str, values: Mapping[str, Any]) -> Any:
 def load_released(network: nn.Module, weights: Any, name: str = "the state dictionary") -> nn.Module:
     """Load a state dictionary under the released names into ``network``, strictly, and return it. What a module names
     as ``UNUSED`` is passed over: tensors that a release stores and never uses. Raises InputError as ``load`` does."""
+    if not isinstance(weights, Mapping):
+        raise InputError(f"{name} holds a {type(weights).__name__}: give a state dictionary of tensors")
     expected, taken = network.state_dict(), list[str]()
     while wrapper := next((key for key in WRAPPERS if isinstance(weights.get(key), Mapping)), None):
         weights, taken = weights[wrapper], [*taken, wrapper]

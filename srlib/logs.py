@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from srlib.checkpoints import write
+from srlib.train import State
 
 COLUMNS = {"log": ("step", "loss", "lr", "seconds"), "validation": ("step", "psnr", "ssim", "seconds")}
 
@@ -35,15 +36,16 @@ class Log:
         self.pending: list[Tensor] = []
         self.bar = tqdm(total=total, desc=title, unit="step", disable=not (first and someone_watches()))
 
-    def loss(self, step: int, loss: Tensor, lr: float, seconds: float, mean: Callable[[Tensor], Tensor]) -> list[float]:
-        """Add a step's loss; returns the losses of a row that is now full, else []. ``mean`` is over processes."""
+    def loss(self, loss: Tensor, mean: Callable[[Tensor], Tensor], state: State) -> list[float]:
+        """Add a step's loss. Returns the losses of a row that is now full, else []; ``mean`` is over processes."""
         self.pending.append(loss)
         self.bar.update()
-        if step % self.every and step != self.total:
+        if state.step % self.every and state.step != self.total:
             return []
         losses = mean(torch.stack(self.pending)).tolist()
         self.pending.clear()
-        self.rows["log"].append((step, fmean(losses), lr, round(seconds, 3)))
+        rate = float(state.schedule.get_last_lr()[0])
+        self.rows["log"].append((state.step, fmean(losses), rate, round(state.seconds, 3)))
         self.bar.set_postfix(loss=f"{fmean(losses):.4f}", refresh=False)
         return losses
 

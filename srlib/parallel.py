@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor
 
 from srlib.checkpoints import say
 from srlib.errors import InputError, Stopped
@@ -106,12 +107,17 @@ def once(fabric: Fabric, work: Callable[[], Any]) -> Any:
     return fabric.broadcast(work() if fabric.is_global_zero else None)
 
 
+def mean(fabric: Fabric, losses: Tensor) -> Tensor:
+    """The mean over the processes, of a tensor on the device."""
+    return cast(Tensor, fabric.all_reduce(losses, reduce_op="mean"))
+
+
 def stops(fabric: Fabric, signals: Signals, step: int) -> bool:
     """Whether a signal asked any of the processes to stop; several ask each other every ``AGREE`` steps."""
     if fabric.world_size == 1 or step % AGREE:
         return fabric.world_size == 1 and bool(signals.asked)
     asked = torch.tensor(float(bool(signals.asked)), device=fabric.device)
-    return bool(fabric.all_reduce(asked, reduce_op="sum"))
+    return bool(mean(fabric, asked))
 
 
 @contextmanager

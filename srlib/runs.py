@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from srlib.errors import InputError, Stopped
 from srlib.evaluate import score, upscaler
 from srlib.logs import Log
 from srlib.models import create
-from srlib.parallel import Signals, launch, lock, once, part, pick_device, stops
+from srlib.parallel import Signals, launch, lock, mean, once, part, pick_device, stops
 from srlib.train import Diverged, Precision, State, TrainConfig, Watch, make_objective, train
 
 TRAINING_VERSION = 1  # raise it by hand when a change alters trained weights: earlier runs are then other runs
@@ -190,10 +190,19 @@ def fine_tune(run: Run, store: data.Store, *, budget: str = "smoke", **settings:
 
 @dataclass(frozen=True)
 class Run:
-    """A run in its folder; ``run.json``, its record, is what a training writes last. Reading one that is missing or
-    damaged raises InputError."""
+    """A run in its folder; ``run.json``, its record, is what a training writes last.
+
+    Parts of the record: ``config`` (its RunConfig); ``metrics`` (steps, the last mean loss or None if not finite,
+    collapsed_at: a step or None, collapse: how it showed, weights_at: the step whose weights are kept); ``held_out``
+    (dataset, fingerprint, lr_fingerprint, lr_origin, scale, protocol, psnr, ssim); ``provenance`` (commit, command,
+    version, device, seconds and more). Reading a record that is missing or damaged raises InputError.
+    """
 
     folder: Path
+    config = property(lambda self: self.record["config"])
+    metrics = property(lambda self: self.record["metrics"])
+    held_out = property(lambda self: self.record["held_out"])
+    provenance = property(lambda self: self.record["provenance"])
 
     @property
     def finished(self) -> bool:
@@ -202,33 +211,12 @@ class Run:
 
     @property
     def record(self) -> dict[str, dict[str, Any]]:
-        """What ``config``, ``metrics``, ``held_out`` and ``provenance`` are the parts of, as JSON data."""
+        """All that is known of it, as JSON data."""
         path = self.folder / "run.json"
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path} ({error}): delete the folder and train again") from None
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Its ``RunConfig``."""
-        return self.record["config"]
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """How it ended: ``steps``, the last mean ``loss`` (None if not finite), ``collapsed_at`` (a step or None),
-        ``collapse`` (how it showed), ``weights_at`` (the step whose weights are kept)."""
-        return self.record["metrics"]
-
-    @property
-    def held_out(self) -> dict[str, Any]:
-        """Scores: dataset, fingerprint, lr_fingerprint, lr_origin, scale, protocol (its name), psnr, ssim."""
-        return self.record["held_out"]
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Who made it: commit, command, versions, device, threads, seconds, when it finished."""
-        return self.record["provenance"]
 
     @property
     def ending(self) -> str:
@@ -285,64 +273,60 @@ class Session:
     def __init__(
         self, config: RunConfig, held_out: data.Store, run: Run, fabric: Fabric, signals: Signals, title: str
     ) -> None:
-        self.config, self.held_out, self.run, self.fabric, self.signals = config, held_out, run, fabric, signals
-        self.every, self.save_every, self.validate_every = rhythm(config.train.steps)
-        self.log = Log(self.every, config.train.steps, title, fabric.is_global_zero)
+        self.config, self.held_out, self.folder = config, held_out, run.folder
+        self.fabric, self.signals, self.title = fabric, signals, title
+        self.mean = partial(mean, fabric)
+        row_every, self.save_every, self.validate_every = rhythm(config.train.steps)
+        self.log = Log(row_every, config.train.steps, title, fabric.is_global_zero)
         self.watch = Watch()
 
     def train(self, batches: data.Patches | data.Queries, compile: bool, workers: int | None) -> None:
         """Train the run, or resume it, and write what it leaves. Raises Stopped."""
         settings, fabric = self.config.train, self.fabric
-        state = State(initial(self.config, self.run.folder.parent).to(fabric.device), settings)
-        self.restore(state)
+        state = State(initial(self.config, self.folder.parent).to(fabric.device), settings)
+        self.resume(state)
         resumed_at, collapse = state.step, None
         loader = data.loader(batches, state.step, settings.steps, workers, fabric.device)
         try:
             self.validate(state)
             for loss in train(state, loader, make_objective(settings), settings, fabric, compile=compile):
-                self.step(state, loss)
+                self.after_step(state, loss)
         except Diverged as diverged:
             collapse = diverged
-        except RuntimeError:  # a signal that goes to the whole job ends the loader's processes too
+        except RuntimeError:
             if not self.signals.asked:
                 raise
-            raise Stopped(
-                f"stopped at step {state.step:,}; the same command resumes from the last checkpoint"
-            ) from None
+            # a signal to all processes of a job ends those that make batches, too
+            raise Stopped(f"stopped at step {state.step:,}; the same command resumes at the last checkpoint") from None
         finally:
             self.log.bar.close()
-        once(fabric, lambda: self.finish(state, collapse, resumed_at, compile))
+        made = {"compile": compile, "processes": fabric.world_size, "resumed_at": resumed_at}
+        once(fabric, lambda: self.finish(state, collapse, made))
 
-    def restore(self, state: State) -> None:
-        """Resume from the last checkpoint, where there is one, with its log."""
-        found = once(self.fabric, lambda: checkpoints.restore(self.run.folder))
-        if found:
-            state.restore(found)
-            self.log.restore(found["log"], state.step, self.fabric.device)
+    def resume(self, state: State) -> None:
+        """Take over the last checkpoint, where there is one, and its log."""
+        found = once(self.fabric, lambda: checkpoints.restore(self.folder))
+        if not found:
+            return
+        state.restore(found)
+        self.log.restore(found["log"], state.step, self.fabric.device)
         first = 1
         for step, loss, *_ in self.log.rows["log"]:
             self.watch.look(first, [loss])
             first = int(step) + 1
 
-    def step(self, state: State, loss: Tensor) -> None:
-        """What follows a step: a row of the log, a checkpoint, scores, or the end. Raises Diverged and Stopped."""
+    def after_step(self, state: State, loss: Tensor) -> None:
+        """A row of the log, a checkpoint, scores, or the end where they are due. Raises Diverged and Stopped."""
         last = state.step == self.config.train.steps
-        losses = self.log.loss(state.step, loss, state.schedule.get_last_lr()[0], state.seconds, self.mean)
-        if losses:
+        if losses := self.log.loss(loss, self.mean, state):
             self.watch.look(state.step - len(losses) + 1, losses, last)
-        stop = stops(self.fabric, self.signals, state.step) and not last and state.finite()  # else it collapses soon
+        stop = stops(self.fabric, self.signals, state.step) and not last and state.finite()
         if stop or last or state.step % self.save_every == 0:
             self.save(state)
         if stop:
-            line = (
-                f"stopped by {self.signals.asked or 'another process'} at step {state.step:,}; the same command resumes"
-            )
+            line = f"stopped at step {state.step:,}, saved; the same command resumes"
             raise Stopped(line) if self.fabric.is_global_zero else SystemExit(75)
         self.validate(state)
-
-    def mean(self, losses: Tensor) -> Tensor:
-        """The mean over the processes."""
-        return self.fabric.all_reduce(losses, reduce_op="mean")
 
     def save(self, state: State) -> None:
         """Write a checkpoint and the log. Raises Diverged before weights that are not finite replace good ones."""
@@ -351,61 +335,54 @@ class Session:
         log = self.log.parts(self.mean)
 
         def write() -> None:
-            checkpoints.save(self.run.folder, state.parts() | {"log": log}, self.watch.since)
-            self.log.write(self.run.folder)
+            checkpoints.save(self.folder, state.parts() | {"log": log}, self.watch.since)
+            self.log.write(self.folder)
 
         once(self.fabric, write)
 
     def validate(self, state: State) -> None:
-        """Score the held-out images where that is due after this step and has not been done; the end is scored last."""
-        done = self.log.rows["validation"] and self.log.rows["validation"][-1][0] == state.step
-        if done or state.step in (0, self.config.train.steps) or state.step % self.validate_every:
-            return
-        scores = once(self.fabric, lambda: self.scores(state.average))
-        self.log.rows["validation"].append((state.step, scores["psnr"], scores["ssim"], round(state.seconds, 3)))
+        """Score the held-out images where that is due and has not been done; the end is scored by ``finish``."""
+        rows = self.log.rows["validation"]
+        due = state.step % self.validate_every == 0 and state.step not in (0, self.config.train.steps)
+        if due and not (rows and rows[-1][0] == state.step):
+            scores = once(self.fabric, lambda: self.scores(state.network))
+            rows.append((state.step, scores["psnr"], scores["ssim"], round(state.seconds, 3)))
 
     def scores(self, network: nn.Module) -> dict[str, Any]:
-        """A network's scores on the held-out images; a signal ends that at once, as nothing is lost."""
-        scale, device = self.config.scale or VALIDATION_SCALE, self.fabric.device
+        """A network's scores on the held-out images. A signal ends the work at once, as nothing is lost."""
+        asked = scored_on(self.config, self.held_out)
+        protocol, scale = papers.protocol(asked["protocol"]), asked["scale"]
         self.signals.at_once = True
-        protocol = papers.recipe(self.config.model).protocol_on(self.held_out.name)
-        found = score(upscaler(network, scale), self.held_out, scale, protocol, device, tile=0)
+        found = score(upscaler(network, scale), self.held_out, scale, protocol, self.fabric.device, tile=0)
         self.signals.at_once = False
-        return scored_on(self.config, self.held_out) | {
-            "lr_origin": found.lr_origin,
-            "psnr": found.psnr,
-            "ssim": found.ssim,
-        }
+        return asked | {"lr_origin": found.lr_origin, "psnr": found.psnr, "ssim": found.ssim}
 
-    def finish(self, state: State, collapse: Diverged | None, resumed_at: int, compile: bool) -> None:
-        """Write the weights, their scores, who made them, and last of all how the run ended. Of a run that collapsed
-        these are the weights of the last good checkpoint, or those that it began with."""
-        folder, seconds, steps = self.run.folder, state.seconds, self.config.train.steps
+    def finish(self, state: State, collapse: Diverged | None, made: dict[str, Any]) -> None:
+        """Write the weights and, last of all, the record; say it in one line. Of a run that collapsed these are the
+        weights of the last good checkpoint, or those that it began with."""
+        seconds, steps, rows = state.seconds, self.config.train.steps, self.log.rows
         if collapse:
-            state = State(initial(self.config, folder.parent), self.config.train)
-            if found := checkpoints.restore(folder, before=collapse.step):
-                state.restore(found)
-        save_network(state.average, self.config.model, folder / "model.safetensors")
-        scores = self.scores(state.average.to(self.fabric.device))
+            state = State(initial(self.config, self.folder.parent).to(self.fabric.device), self.config.train)
+            state.restore(checkpoints.restore(self.folder, before=collapse.step) or state.parts())
+        save_network(state.network, self.config.model, self.folder / "model.safetensors")
+        scores = self.scores(state.network)
         if not collapse:
-            self.log.rows["validation"].append((steps, scores["psnr"], scores["ssim"], round(seconds, 3)))
-        self.log.write(folder)
-        loss = self.log.rows["log"][-1][1] if self.log.rows["log"] else math.inf
-        made = {"compile": compile, "processes": self.fabric.world_size, "resumed_at": resumed_at}
-        ended = {
-            "steps": steps,
-            "loss": loss if math.isfinite(loss) else None,
-            "collapsed_at": collapse.step if collapse else None,
-            "collapse": collapse.reason if collapse else None,
-            "weights_at": state.step,
-        }
+            rows["validation"].append((steps, scores["psnr"], scores["ssim"], round(seconds, 3)))
+        self.log.write(self.folder)
+        loss = rows["log"][-1][1]
+        at, reason = (collapse.step, collapse.reason) if collapse else (None, None)
+        ended: dict[str, Any] = {"steps": steps, "loss": loss if math.isfinite(loss) else None}
         made_by = provenance(self.fabric.device) | made | {"seconds": round(seconds, 1)}
+        ended |= {"collapsed_at": at, "collapse": reason, "weights_at": state.step}
         self.write({"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": made_by})
-        checkpoints.clear(folder)
+        checkpoints.clear(self.folder)
+        if self.log.bar.disable:
+            psnr = f"held-out PSNR {scores['psnr']:.2f} dB"
+            print(f"{self.title}: {Run(self.folder).ending}, {psnr}, {seconds:.0f} s", flush=True)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write the run's record."""
-        checkpoints.write(self.run.folder / "run.json", (json.dumps(record, indent=1) + "\n").encode())
+        checkpoints.write(self.folder / "run.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
 def scored_on(config: RunConfig, held_out: data.Store) -> dict[str, Any]:
@@ -424,7 +401,7 @@ def initial(config: RunConfig, root: Path) -> nn.Module:
         return create(config.model, config.scale, network_config(config.model, config.network))
 
 
-def make_batches(config: RunConfig, store: data.Store, part: slice | None = None) -> data.Patches | data.Queries:
+def make_batches(config: RunConfig, store: data.Store, part: slice = slice(None)) -> data.Patches | data.Queries:
     """The training batches of a run, or a process's part of each. Raises InputError where an image is smaller than a
     patch."""
     own = config.train

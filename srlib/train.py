@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srlib.errors import InputError
 from srlib.losses import l1_balance, l1_fft
@@ -77,18 +77,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
+            value, choices = getattr(self, name), get_args(kind)
             if get_origin(kind) is Literal:
-                if value not in get_args(kind):
-                    raise InputError(f"{name} is {value!r}: choose one of {', '.join(get_args(kind))}")
-                continue
-            whole = kind is int or get_args(kind)[:1] == (int,)
-            for number in value if isinstance(value, tuple) else (value,):
-                if type(number) not in ((int,) if whole else (int, float)) or not 0 <= number < 2**63:
-                    raise InputError(f"{name} is {value!r}: give {'whole numbers' if whole else 'numbers'} from 0 up")
-        for name in ("steps", "batch", "patch", "lr"):
-            if not getattr(self, name):
-                raise InputError(f"{name} is 0: give a number above 0")
+                if value not in choices:
+                    raise InputError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
+            elif not all(0 <= number < 2**63 for number in (value if isinstance(value, tuple) else (value,))):
+                raise InputError(f"{name} is {value!r}: give finite numbers from 0 up")
+        if (
+            not all(isinstance(number, int) and number for number in (self.steps, self.batch, self.patch))
+            or not self.lr
+        ):
+            raise InputError(
+                f"steps, batch and patch are {self.steps}, {self.batch} and {self.patch}, lr is {self.lr}: "
+                "give whole numbers from 1 up, and a learning rate above 0"
+            )
         if max(*self.betas, self.ema_decay) >= 1:
             raise InputError(f"betas are {self.betas} and ema_decay is {self.ema_decay}: give numbers below 1")
         if not 1 <= self.scales[0] <= self.scales[1]:
@@ -140,33 +142,25 @@ class Watch:
 
 
 class State:
-    """What a training carries from step to step, and what a checkpoint holds: network, average, optimiser, schedule."""
+    """What a training carries from step to step, and a checkpoint holds: the network, the average of its weights, which
+    is what is evaluated, optimiser and schedule."""
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model: nn.Module = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.model).requires_grad_(False)
-        self.decay = config.ema_decay
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
         self.optimizer = make_optimizer(model, config)
         self.schedule = make_schedule(self.optimizer, config)
         self.step = 0
         self.seconds = 0.0
 
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Update the average: ``decay`` times it plus (1 - ``decay``) times the network's weights. After the first step
-        and at a decay of 0 it equals the network; so do its buffers (statistics) always."""
-        weights: list[Tensor] = list(self.model.parameters())
-        averages: list[Tensor] = list(self.average.parameters())
-        if self.step and self.decay:
-            torch._foreach_lerp_(averages, weights, 1 - self.decay)
-        else:
-            torch._foreach_copy_(averages, weights)
-        for buffer, copied in zip(self.model.buffers(), self.average.buffers(), strict=True):
-            copied.copy_(buffer)
+    @property
+    def network(self) -> nn.Module:
+        """The network to evaluate, in evaluation mode; at a decay of 0 its weights are those of ``model``."""
+        return self.average.module.eval()
 
     def finite(self) -> bool:
-        """Whether all weights of the network and of the average are finite numbers."""
-        tensors = [*self.model.state_dict().values(), *self.average.state_dict().values()]
+        """Whether all weights, and all of the average's, are finite."""
+        tensors = [*self.model.state_dict().values(), *self.network.state_dict().values()]
         return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def parts(self) -> dict[str, Any]:
@@ -194,7 +188,7 @@ def train(
 
     ``batches`` are those of the steps from ``state.step`` on; each is a function of its step alone, as is what the
     network draws (Gumbel noise), so that a resumed run ends as an uninterrupted one does. The network to evaluate is
-    ``state.average``. The caller logs, saves and scores between steps.
+    ``state.network``. The caller logs, saves and scores between steps.
     """
     compiled: Any = torch.compile(state.model) if compile else state.model
     network, optimizer = fabric.setup(compiled, state.optimizer)
@@ -207,7 +201,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         state.schedule.step()
-        state.follow()
+        state.average.update_parameters(state.model)
         state.step += 1
         state.seconds = time.perf_counter() - started
         yield loss.detach()
