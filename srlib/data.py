@@ -58,6 +58,8 @@ def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
         raise InputError(f"{file} cannot be read ({reason}): fetch it again, or take it out") from None
     if image.format not in ("uchar", "ushort") or image.bands > 4:
         raise InputError(f"{file} has {image.bands} channels of {image.format}: save it as 8-bit or 16-bit RGB")
+    if image.interpretation == "cmyk":
+        image, notes = image.icc_transform("srgb", embedded=True, input_profile="cmyk"), (*notes, "CMYK became sRGB")
     if image.get_typeof("n-pages") and image.get("n-pages") > 1:
         notes += (f"the first of {image.get('n-pages')} pictures was taken",)
     return image.autorot(), tuple(f"{file.name}: {note}" for note in notes)
@@ -71,8 +73,6 @@ def _decoded(data: bytes) -> tuple[pyvips.Image, tuple[str, ...]]:
         image = pyvips.Image.new_from_buffer(data, "", fail_on=fail_on)
         if image.width * image.height > LARGEST:
             raise ValueError(f"it has {image.width}x{image.height} pixels, more than {LARGEST // 10**6} million")
-        if image.interpretation == "cmyk":
-            image = image.icc_transform("srgb", embedded=True, input_profile="cmyk")
         return image.copy_memory()
 
     if data.startswith(b"BM"):  # libvips doesn't read BMP
@@ -210,22 +210,13 @@ class Store:
                 f"{image_set.name} has no image that can be decoded: {next(iter(broken.values()), 'none')}"
             )
         self.image_set = image_set.without(broken.keys(), tuple(broken.values()))
+        self.name, self.names = self.image_set.name, self.image_set.names
         self._lr: dict[int, _Cached] = {}
 
     @classmethod
     def open(cls, image_set: ImageSet | str, cache: str | Path | None = None) -> Store:
         """The store of an image set, or of what ``datasets.find`` finds by a string."""
         return cls(find(image_set) if isinstance(image_set, str) else image_set, cache)
-
-    @property
-    def name(self) -> str:
-        """The image set's name, which says so where it isn't whole: "Set14 (9 of 14 images)"."""
-        return self.image_set.name
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The images' names, in order."""
-        return self.image_set.names
 
     @property
     def notes(self) -> tuple[str, ...]:

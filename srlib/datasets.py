@@ -8,15 +8,13 @@ isn't imported here, so that lists and errors come at once.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import os
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +37,7 @@ PHOTOS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as it is published; ``hr`` are the folders of the data folder that its HR images are found in, home
-    first, and ``archives`` the tables of the archives that hold it."""
+    """A dataset as it is published, an entry of ``datasets.toml``."""
 
     name: str
     images: int
@@ -51,6 +48,7 @@ class Dataset:
     hr: tuple[str, ...]
     archives: tuple[Mapping[str, Any], ...]
     aliases: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def place(self, base: Path) -> Path | None:
         """The folder of HR images below a data folder, or below the folder of the benchmarks itself."""
@@ -63,20 +61,37 @@ class Dataset:
         get = f"`srlib data get {self.name}` fetches it" if self.archives else f"ask for it at {self.page}"
         return f"no {self.name} {where}; its {self.images} images go to {self.hr[0]} there, and {get}"
 
+    def faults(self, files: Sequence[Path]) -> tuple[str, ...]:
+        """What keeps files from being this dataset: a line on their number, or one on each that is another image."""
+        if len(files) != self.images:
+            return (f"{len(files)} of the {self.images} images of {self.name}",)
+        return tuple(
+            f"{file.name} is {size[0]}x{size[1]}, not {right[0]}x{right[1]}: it is another image"
+            for file, right in zip(files, self.sizes, strict=False)
+            if (size := _size(file)) and any(abs(a - b) >= CROPPED for a, b in zip(size, right, strict=True))
+        )
 
-def _catalogue() -> dict[str, Dataset]:
-    tables = tomllib.loads((Path(__file__).parent / "datasets.toml").read_text(encoding="utf-8"))
-    datasets = {}
-    for name, entry in tables["datasets"].items():
-        archives = tuple(tables["archives"][file] for file in entry.pop("archives"))
-        datasets[name] = Dataset(name, archives=archives, **entry)
-    return datasets
 
+def _size(file: Path) -> tuple[int, int] | None:
+    """Width and height as the file's header says, None where it can't be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+_TABLES = tomllib.loads((Path(__file__).parent / "datasets.toml").read_text(encoding="utf-8"))
 
 #: The catalogue, by the name that ``find`` takes.
 #:
 #: :meta hide-value:
-DATASETS: dict[str, Dataset] = _catalogue()
+DATASETS: dict[str, Dataset] = {
+    name: Dataset(name, **entry | {"archives": tuple(_TABLES["archives"][file] for file in entry["archives"])})
+    for name, entry in _TABLES["datasets"].items()
+}
 GROUPS = {"df2k": ("DIV2K_train", "Flickr2K"), "div2k": ("DIV2K_train", "DIV2K_val")}
 
 
@@ -151,10 +166,8 @@ def scan(folder: Path) -> tuple[list[Path], list[Path], tuple[str, ...]]:
     files = {path: is_image(path) for path in inside if path.is_file()}
     dangling = [path for path in inside if not path.exists() and path.suffix.lower() in SUFFIXES]
     others = [path.name for path, image in files.items() if not image]
-    notes = (f"{folder}: links that lead nowhere are left out: {few([path.name for path in dangling])}",) * bool(
-        dangling
-    )
-    notes += (f"{folder}: left out, as they are no images: {few(others)}",) * bool(others)
+    left_out = {"links that lead nowhere": [path.name for path in dangling], "no images": others}
+    notes = tuple(f"{folder}: left out, {why}: {few(names)}" for why, names in left_out.items() if names)
     return [path for path, image in files.items() if image], dangling, notes
 
 
@@ -217,11 +230,10 @@ def _image_set(name: str, hr: Path) -> ImageSet:
         mend = f"name a folder below it ({below})" if below else f"put {', '.join(SUFFIXES)} files there"
         raise InputError("; ".join([f"{hr} holds no images: {mend}", *notes]))
     whole, right = len(files) + len(dangling), len(files)
-    dataset = known(name)
-    if dataset:
-        wrong = _other_images(dataset.name, files)
-        name, whole, right = dataset.name, dataset.images, len(files) - len(wrong)
-        notes += wrong + (f"{hr} has {right} of the {whole} images of {name}",) * (right != whole)
+    if dataset := known(name):
+        faults = dataset.faults(files)
+        name, whole, notes = dataset.name, dataset.images, notes + faults
+        right -= len(faults) if right == whole else 0
     lr_files, lr_notes = _lr_files(hr, files)
     return ImageSet(_titled(name, right, whole), tuple(files), lr_files, notes + lr_notes, whole)
 
@@ -247,37 +259,6 @@ def _joined(name: str, parts: list[ImageSet]) -> ImageSet:
     return ImageSet(_titled(name, len(files), whole), files, lr_files, notes, whole)
 
 
-@cache
-def known_sizes(name: str) -> dict[str, tuple[int, int]]:
-    """Width and height of a dataset's images by name, in order; empty where they are not known."""
-    with (Path(__file__).parent / "image_sizes.csv").open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["set"] == name]
-    return {row["image"]: (int(row["width"]), int(row["height"])) for row in rows}
-
-
-def _size(file: Path) -> tuple[int, int] | None:
-    """Width and height as the file's header says, None where it can't be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError):
-        return None
-
-
-def _other_images(name: str, files: list[Path]) -> tuple[str, ...]:
-    """A line for each file that cannot be the dataset's image of that name, or at that place where names differ."""
-    sizes = known_sizes(name)
-    in_order = list(sizes.values()) if len(sizes) == len(files) and not sizes.keys() & {f.stem for f in files} else []
-    lines = []
-    for i, file in enumerate(files if sizes else ()):
-        right, size = sizes.get(file.stem) or (in_order[i] if in_order else None), _size(file)
-        if right and size and not all(abs(side - full) < CROPPED for side, full in zip(size, right, strict=True)):
-            lines.append(f"{file.name} is {size[0]}x{size[1]}, not {right[0]}x{right[1]}: it is another image")
-    return tuple(lines)
-
-
 @dataclass(frozen=True)
 class Status:
     """The HR images of a dataset, or its LR images at a scale ("x4"): how many there should be and are, and where."""
@@ -301,31 +282,25 @@ def members(name: str) -> list[Dataset]:
 def listing(root: str | Path | None = None) -> list[Status]:
     """Every dataset, and how much of it is in the data folder: HR, and each scale that has LR images."""
     base = data_root(root)
-    return [row for one in DATASETS.values() for row in _status(one, base, closely=False)]
+    return [row for dataset in DATASETS.values() for row in _status(dataset, base)]
 
 
 def check(name: str, root: str | Path | None = None) -> list[Status]:
-    """A dataset's counts, the sizes that are known of its images, and whether each LR image fits its HR image."""
+    """The same of one dataset, or of the two of DIV2K or DF2K. Raises InputError where no data folder is named."""
     base = data_root(root, must=True)
-    return [row for one in members(name) for row in _status(one, base, closely=True)]
+    return [row for dataset in members(name) for row in _status(dataset, base)]
 
 
-def _status(dataset: Dataset, base: Path | None, closely: bool) -> list[Status]:
+def _status(dataset: Dataset, base: Path | None) -> list[Status]:
     place = dataset.place(base) if base else None
     if place is None:
         return [Status(dataset.name, "HR", dataset.images, 0, None, (dataset.absent(base),))]
-    files, _, problems = scan(place)
-    problems += _other_images(dataset.name, files) if closely else ()
-    rows = [Status(dataset.name, "HR", dataset.images, len(files), place, problems)]
+    files, _, notes = scan(place)
+    rows = [Status(dataset.name, "HR", dataset.images, len(files), place, notes + dataset.faults(files))]
     for scale, lr_files in _lr_files(place, files)[0].items():
-        pairs = [(hr, lr) for hr, lr in zip(files, lr_files, strict=True) if lr.is_file()]
-        wrong = []
-        for hr, lr in pairs if closely else ():
-            large, small = _size(hr), _size(lr)
-            if not large or not small or small != (large[0] // scale, large[1] // scale):
-                wrong.append(f"{lr.name} is {small}, its HR image {large}: fetch LR and HR of one release")
-        folder = lr_files[0].parent if lr_files else None
-        rows.append(Status(dataset.name, f"x{scale}", dataset.images, len(pairs), folder, tuple(wrong)))
+        there, folder = sum(file.is_file() for file in lr_files), lr_files[0].parent if lr_files else None
+        missing = (f"{there} of {len(files)} LR images at x{scale}",) * (there < len(files))
+        rows.append(Status(dataset.name, f"x{scale}", dataset.images, there, folder, missing))
     return rows
 
 

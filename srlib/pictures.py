@@ -90,6 +90,7 @@ def write(
     image = image.copy(interpretation=spaces[image.bands > 2], xres=picture.dpi[0] / 25.4, yres=picture.dpi[1] / 25.4)
     for name, (kind_of_field, value) in picture.metadata.items():
         image.set_type(kind_of_field, name, value)
+    image.set_type(pyvips.GValue.gint_type, "orientation", 1)
     every: dict[str, dict[str, Any]] = {
         "png": {"compression": 3},
         "jpeg": {"Q": quality, "subsample_mode": "off"},
