@@ -216,19 +216,19 @@ def record(
     low, high = train["scales"]
     scales = [config["scale"]] if config["scale"] else [scale for scale in SCALES if low <= scale <= high]
     stores = _whole() if stores is None else stores
-    found = pd.concat(_scored("bicubic", bicubic(scale), model, stores, scale) for scale in scales)
+    base = pd.concat(_scored("bicubic", bicubic(scale), model, stores, scale) for scale in scales)
     mine = pd.concat(_scored(run_id, upscaler(network, scale), model, stores, scale) for scale in scales)
     file = _file(model, config["scale"]) if ship else ""
     if ship:
         _ship(run, network, file, mine, root)
     log, validation = (pd.DataFrame(run.log(name)) for name in ("log", "validation"))
     thin = log.iloc[:: max(1, len(log) // 100)][["step", "loss"]].merge(validation[["step", "psnr"]], "outer", "step")
+    thin = thin.assign(run=run_id, loss=thin.loss.map("{:.6g}".format), psnr=thin.psnr.round(4)).astype({"step": int})
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": file}
     said |= {"paper": papers.of(model).slug, "table": table, "row": row, "version": training.TRAINING_VERSION}
-    _replace(where, "runs", pd.DataFrame([said]), ["run"])
-    _replace(where, "scores", found, ["run", "dataset", "scale", "protocol"])
-    _replace(where, "scores", mine, ["run"])
-    _replace(where, "curves", thin.assign(run=run_id, psnr=thin.psnr.round(4)).astype({"step": int}), ["run"])
+    _write(where, "runs", pd.DataFrame([said]))
+    _write(where, "scores", pd.concat([base, mine]))
+    _write(where, "curves", thin)
     return means([run_id], scale=config["scale"], root=root)
 
 
@@ -254,14 +254,18 @@ def _scored(run_id: str, upscale: Callable[..., Any], model: str, stores: Sequen
     return pd.concat(lines)
 
 
-def _replace(where: Path, name: str, frame: pd.DataFrame, keys: Sequence[str]) -> None:
-    """Write lines in place of those that have the same ``keys``, the baseline first, then by run."""
+def _write(where: Path, name: str, frame: pd.DataFrame) -> None:
+    """Write a run's lines in place of its older ones, the baseline's only where they are new; the baseline comes first,
+    then run by run."""
     path = where / f"{name}.csv"
     old = pd.read_csv(path, dtype=str, keep_default_na=False)
     text = io.StringIO(frame.reindex(columns=old.columns).to_csv(index=False))
     new = pd.read_csv(text, dtype=str, keep_default_na=False)
-    kept = old[~old.set_index([*keys]).index.isin(new.set_index([*keys]).index)]
-    both = pd.concat([kept, new]).sort_values("run", key=lambda run: run.where(run != "bicubic", ""), kind="stable")
+    kept = old[(old.run == "bicubic") | ~old.run.isin(new.run)]
+    both = pd.concat([kept, new])
+    if name == "scores":
+        both = both.drop_duplicates(["run", "dataset", "scale", "protocol", "image"])
+    both = both.sort_values("run", key=lambda run: run.where(run != "bicubic", ""), kind="stable")
     write(path, both.to_csv(index=False, lineterminator="\n").encode())
 
 

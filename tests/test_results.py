@@ -1,0 +1,216 @@
+"""The evidence: recorded runs, means, gaps and trends, the weights that ship, and how a run is recorded."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from srlib import data, papers, results, runs
+from srlib.errors import InputError
+from srlib.results import Gap, crossed, trend
+
+RECORDS = Path(results.__file__).parents[1] / "book/results"
+MEANS = {  # PSNR (dB), standard protocol, x4: held-out photographs, Set5, Set14
+    "ships-safmn-x4": (30.42, 31.52, 28.12),
+    "ships-seemore-t-x4": (30.30, 31.22, 28.01),
+    "ships-ssiu-x4": (30.11, 30.93, 27.79),
+    "ships-moeisr-lte-s-edsr": (30.04, 30.52, 27.64),
+    "bicubic": (29.06, 28.43, 26.09),
+}
+
+
+def of_seeds(model: str) -> list[str]:
+    return [f"equal-{model}-seed{seed}" for seed in range(3)]
+
+
+# --- what is recorded -------------------------------------------------------------------------------------------------
+
+
+def test_every_run_has_its_settings_its_scores_and_its_curve() -> None:
+    found, scores, curves = results.runs(), results.scores(), results.curves()
+    assert len(found) == found.run.nunique() >= 43
+    assert set(found.purpose) <= {"ships", "equal", "precision", "ablation", "mechanism"}
+    assert set(found.run) == set(scores.run) - {"bicubic"} == set(curves.run)
+    needed = ["model", "paper", "seed", "budget", "steps", "batch", "patch", "data", "fingerprint", "commit", "command"]
+    assert not found[needed].isna().any(axis=None)
+    assert curves.groupby("run").size().max() <= 120
+    keys = ["run", "dataset", "scale", "protocol", "image"]
+    assert not scores.duplicated(keys).any()
+    assert np.isfinite(scores[["psnr", "ssim"]]).all(axis=None)
+
+
+def test_scores_hold_every_digit_of_the_records() -> None:
+    scores = results.scores().set_index(["run", "dataset", "scale", "protocol", "image"]).psnr
+    assert scores["bicubic", "photos/held-out", 2, "liif", "camera"] == 31.208462942701324
+    assert scores["bicubic", "Set5", 2, "matlab-luma", "baby"] == 37.06602830947673
+    assert scores["bicubic", "photos/held-out", 4, "safmn", "camera"] == pytest.approx(27.488521032844687, abs=1e-12)
+
+
+@pytest.mark.parametrize("run", MEANS)
+def test_mean_scores_of_what_ships(run: str) -> None:
+    found = results.means([run], scale=4).set_index("dataset")
+    assert tuple(found.psnr[name] for name in results.SETS) == pytest.approx(MEANS[run], abs=0.005)
+    gains = [found.psnr[name] - base for name, base in zip(results.SETS, MEANS["bicubic"], strict=True)]
+    assert [found.gain[name] for name in results.SETS] == pytest.approx(gains, abs=0.006)
+
+
+def test_an_ablation_s_runs_are_of_rows_that_its_paper_prints() -> None:
+    for run in results.runs().query("purpose == 'ablation'").itertuples():
+        assert run.row in [row.name for row in papers.rows(run.paper, run.table)]
+
+
+def test_times_are_given_in_units_of_a_convolution() -> None:
+    found = results.speed()
+    assert found[(found.network == "safmn") & (found.implementation == "released")].units.tolist() == [31, 22]
+    timed = found.dropna(subset="seconds")
+    assert np.allclose(timed.units * timed.unit_ms, timed.seconds * 1000)
+
+
+def test_without_records_the_tables_are_empty_and_one_line_says_so(tmp_path: Path, capsys) -> None:
+    assert results.runs(tmp_path).empty and list(results.scores(tmp_path)) == results.COLUMNS["scores"].split()
+    assert results.means(root=tmp_path).empty
+    assert "book/results" in capsys.readouterr().out.splitlines()[0]
+
+
+# --- gaps and trends --------------------------------------------------------------------------------------------------
+
+
+def test_a_gap_is_paired_by_seed_and_image_and_leaves_out_what_was_trained_on() -> None:
+    gap = results.gaps(of_seeds("safmn"), of_seeds("ssiu"))
+    assert gap == pytest.approx((-1.2622503071391544, -1.637358432803776, -0.8871421814745328, 66), rel=1e-9)
+    assert gap.n == 3 * (4 + 4 + 14)  # Set5's woman is in BSD400
+    back = results.gaps(of_seeds("ssiu"), of_seeds("safmn"))
+    assert (back.mean, back.low) == pytest.approx((-gap.mean, -gap.high))
+
+
+def test_a_gap_to_bicubic_has_no_interval_of_one_seed() -> None:
+    gap = results.gaps(["ships-safmn-x4"], ["bicubic"], ["Set14"])
+    assert gap.mean == pytest.approx(28.12 - 26.09, abs=0.01) and math.isnan(gap.low)
+    assert gap.text == "+2.03"
+    several = results.gaps(of_seeds("ssiu"), ["bicubic"], ["Set14"])
+    assert several.low < several.mean < several.high and several.n == 3 * 14
+
+
+def test_runs_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(InputError, match="differ in steps"):
+        results.gaps(["ships-safmn-x4"], of_seeds("safmn"))
+    with pytest.raises(InputError, match="share no seed"):
+        results.gaps(of_seeds("safmn")[:1], of_seeds("ssiu")[1:])
+
+
+def test_interval_of_seeds_and_images_by_hand() -> None:
+    """Two seeds, two images, no interaction: variance is the sum of both means' variances."""
+    gap = crossed(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    variance = 2.0 / 2 + 0.5 / 2  # of the seeds' means 1.5 and 3.5, of the images' means 2 and 3
+    half = scipy.stats.t.ppf(0.975, variance**2 / (1.0**2 + 0.25**2)) * math.sqrt(variance)
+    assert gap == pytest.approx((2.5, 2.5 - half, 2.5 + half, 4))
+
+
+def test_interval_of_seeds_alone_is_student_s() -> None:
+    samples = np.repeat([[0.1], [0.2], [0.4]], 5, axis=1)
+    gap = crossed(samples)
+    half = 4.302652730 * np.std([0.1, 0.2, 0.4], ddof=1) / math.sqrt(3)  # t of two degrees of freedom
+    assert (gap.low, gap.high) == pytest.approx((7 / 30 - half, 7 / 30 + half))
+
+
+@pytest.mark.parametrize(
+    ("printed", "gap", "said"),
+    [
+        (-0.3, Gap(-0.1, -0.2, -0.05, 6), "agrees"),
+        (0.3, Gap(-0.1, -0.2, -0.05, 6), "opposite"),
+        (-0.3, Gap(-0.1, -0.2, 0.01, 6), "undecided"),
+        (-0.3, Gap(-0.1, math.nan, math.nan, 1), "undecided"),
+        (0.0, Gap(-0.1, -0.2, -0.05, 6), "undecided"),
+    ],
+)
+def test_trend(printed: float, gap: Gap, said: str) -> None:
+    assert trend(printed, gap) == said
+
+
+# --- the weights that ship --------------------------------------------------------------------------------------------
+
+
+def test_shipped_weights_say_how_they_were_trained_and_agree_with_the_records() -> None:
+    found = results.shipped().set_index("file")
+    recorded = results.runs().dropna(subset="weights").set_index("weights")
+    assert sorted(found.index) == sorted(recorded.index)
+    columns = ["model", "steps", "batch", "patch", "data", "precision"]
+    assert (
+        found[columns].astype(str).sort_index().equals(recorded[columns].astype(str).sort_index().rename_axis("file"))
+    )
+
+
+def test_a_shipped_network_scores_as_recorded() -> None:
+    from srlib.evaluate import score, upscaler
+
+    found = results.trained("safmn", 4)
+    assert found.caption == "20,000 steps of batch 16 on BSD400" and found.run is None and not found.network.training
+    assert next(found.network.parameters()).dtype == torch.float32
+    store = data.Store.open("photos/held-out")
+    scored = score(upscaler(found.network, 4), store, 4, papers.protocol(results.STANDARD))
+    assert scored.psnr == pytest.approx(results.means(["ships-safmn-x4"], results.SETS[:1]).psnr.item(), abs=1e-3)
+
+
+def test_a_network_that_does_not_ship_is_refused_with_what_does() -> None:
+    with pytest.raises(InputError, match="no weights safmn-x3.*safmn-x4"):
+        results.load("safmn", 3)
+
+
+# --- recording a run --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """A run of SAFMN of three steps."""
+    store, root = data.Store.open("photos/train"), tmp_path_factory.mktemp("runs")
+    config = runs.configure("safmn", 4, store, steps=3, batch=1, patch=16)
+    return runs.train_or_load(config, store, data.Store.open("photos/held-out"), root=root, device="cpu")
+
+
+def test_a_run_is_recorded_once_and_changes_no_other_line(trained: runs.Run, tmp_path: Path) -> None:
+    for name in ("runs", "scores", "curves"):
+        shutil.copy(RECORDS / f"{name}.csv", tmp_path)
+    before = {name: (tmp_path / f"{name}.csv").read_text().splitlines() for name in ("runs", "scores", "curves")}
+    stores = [data.Store.open("photos/held-out")]
+    for _ in range(2):
+        found = results.record(trained, "mechanism-safmn-x", "mechanism", stores, root=tmp_path)
+    assert found.psnr.item() == pytest.approx(trained.held_out["psnr"])
+    line = results.runs(tmp_path).set_index("run").loc["mechanism-safmn-x"]
+    assert (line.model, line.steps, line.batch, line.patch, line.paper) == ("safmn", 3, 1, 16, "safmn")
+    assert line.commit and line.device and line.seconds > 0 and line.data == "photos/train"
+    for name, lines in before.items():
+        after = (tmp_path / f"{name}.csv").read_text().splitlines()
+        new = [line for line in after if line.startswith("mechanism-safmn-x,")]
+        others = [line for line in after if line not in new]
+        assert len(new) == {"runs": 1, "scores": 4, "curves": 3}[name]
+        assert others == lines
+
+
+def test_weights_that_are_no_better_do_not_ship(trained: runs.Run, tmp_path: Path) -> None:
+    for name in ("runs", "scores", "curves"):
+        shutil.copy(RECORDS / f"{name}.csv", tmp_path)
+    with pytest.raises(InputError, match="30.42 dB ship"):
+        results.record(
+            trained, "ships-safmn-x4", "ships", [data.Store.open("photos/held-out")], ship=True, root=tmp_path
+        )
+    assert (tmp_path / "runs.csv").read_bytes() == (RECORDS / "runs.csv").read_bytes()
+
+
+def test_better_weights_ship_in_half_precision(
+    trained: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "WEIGHTS", tmp_path)
+    for name in ("runs", "scores", "curves"):
+        header = (RECORDS / f"{name}.csv").read_text().splitlines()[0]
+        (tmp_path / f"{name}.csv").write_text(header + "\n")
+    stores = [data.Store.open("photos/held-out")]
+    results.record(trained, "ships-safmn-x4", "ships", stores, ship=True, root=tmp_path)
+    assert results.shipped().iloc[0][["file", "model", "steps"]].tolist() == ["safmn-x4.safetensors", "safmn", 3]
+    loaded, own = results.load("safmn", 4).state_dict(), trained.network().state_dict()
+    assert all(torch.equal(loaded[key], own[key].half().float()) for key in own)
