@@ -43,8 +43,7 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """One round of blur, resizing, noise and JPEG; each (low, high) is drawn from uniformly. The defaults are the first
-    round's.
+    """One round of blur, resizing, noise and JPEG, by default the first; each (low, high) is drawn from uniformly.
 
     ``blur`` is the probability of blurring at all, ``sinc`` that of a sinc kernel where one blurs. ``sigma`` is in
     pixels, ``gaussian_sigma`` in 8-bit units. ``generalised_beta`` and ``plateau_beta`` are drawn below 1 half of the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from srlib import metrics
 from srlib.errors import InputError
 from srlib.metrics import MATLAB, Protocol
 from srlib.resize import enlarged_size, imresize
-from srlib.tiles import enlarge
+from srlib.tiles import Device, Upscaler, enlarge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 TILE = 640  # side in LR pixels: the papers enlarge images whole, and all benchmarks' are smaller but DIV2K's at x2
 
 
-@dataclass(frozen=True)
-class ImageScore:
+class ImageScore(NamedTuple):
     """One image's PSNR in dB, infinite where it is equal to the HR image, and SSIM."""
 
     name: str
@@ -65,20 +64,13 @@ class Scores:
         """One line an image: dataset, scale, protocol, lr, image, psnr, ssim; neither rounded, PSNR may be inf."""
         import pandas as pd
 
-        rows = [
-            (self.dataset, self.scale, self.protocol.name, self.lr_origin, image.name, image.psnr, image.ssim)
-            for image in self.images
-        ]
-        return pd.DataFrame(rows, columns=["dataset", "scale", "protocol", "lr", "image", "psnr", "ssim"])
+        columns = ["dataset", "scale", "protocol", "lr", "image", "psnr", "ssim"]
+        about = (self.dataset, self.scale, self.protocol.name, self.lr_origin)
+        return pd.DataFrame([(*about, *image) for image in self.images], columns=columns)
 
 
 def score(
-    upscale: Callable[[Tensor], Tensor],
-    store: Store,
-    scale: int,
-    protocol: Protocol,
-    device: str | torch.device = "cpu",
-    tile: int | None = None,
+    upscale: Upscaler, store: Store, scale: int, protocol: Protocol, device: Device = "cpu", tile: int | None = None
 ) -> Scores:
     """Upscale every LR image of a store and compare the result with its HR image under the protocol.
 
@@ -91,11 +83,11 @@ def score(
 
 
 def score_under(
-    upscale: Callable[[Tensor], Tensor],
+    upscale: Upscaler,
     store: Store,
     scale: int,
     protocols: Sequence[Protocol],
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     tile: int | None = None,
 ) -> tuple[Scores, ...]:
     """As ``score``, under several protocols, with each image enlarged once."""
@@ -103,8 +95,6 @@ def score_under(
     def enlarged(i: int) -> tuple[Tensor, Tensor]:
         lr, hr = store.pair(i, scale)
         sr = enlarge(upscale, lr, scale, TILE if tile is None else tile, device=device)
-        if sr.shape != hr.shape:
-            raise InputError(f"the upscaler made {tuple(sr.shape)}, not {tuple(hr.shape)}; use one for scale {scale:g}")
         return sr.to(device), hr.to(device)
 
     return _scored(enlarged, store, scale, protocols, store.lr_origin(scale))
@@ -135,7 +125,7 @@ def _scored(
     store: Store,
     scale: int,
     protocols: Sequence[Protocol],
-    lr_origin: str,
+    origin: str,
 ) -> tuple[Scores, ...]:
     """Scores of the pairs (SR, HR) that ``enlarged`` makes of each image's number."""
     if len(store) == 0:
@@ -150,18 +140,17 @@ def _scored(
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     return tuple(
-        Scores(store.name, store.fingerprint, lr_origin, scale, protocol, tuple(scored))
+        Scores(store.name, store.fingerprint, origin, scale, protocol, tuple(scored))
         for protocol, scored in zip(protocols, images, strict=True)
     )
 
 
-def bicubic(scale: float) -> Callable[[Tensor], Tensor]:
+def bicubic(scale: float) -> Upscaler:
     """An upscaler for ``score``: MATLAB's bicubic on 8-bit images, the baseline of every paper's tables.
 
-    It takes float images in [0, 1], rounds them to 8 bits and returns 8-bit values as floats in [0, 1]. Raises
-    InputError for a scale that is not positive.
+    It takes float images in [0, 1], rounds them to 8 bits and returns 8-bit values as floats in [0, 1].
     """
-    enlarged_size((1, 1), scale)
+    enlarged_size((1, 1), scale)  # refuses a scale that is not positive
 
     def upscale(lr: Tensor) -> Tensor:
         eight_bit = (lr * 255).round().clamp(0, 255).to(torch.uint8)
@@ -171,18 +160,14 @@ def bicubic(scale: float) -> Callable[[Tensor], Tensor]:
 
 
 class AtScale(nn.Module):
-    """A network for every scale as an upscaler: LR (B, 3, h, w) to (B, 3, H, W), of ``enlarged_size``.
-
-    Raises InputError for a scale that is not positive.
-    """
+    """A network for every scale as an upscaler: LR (B, 3, h, w) to (B, 3, H, W), of ``enlarged_size``."""
 
     network: Any  # a module with ``render``
 
     def __init__(self, network: nn.Module, scale: float) -> None:
         super().__init__()
-        enlarged_size((1, 1), scale)
-        self.network = network
-        self.scale = scale
+        enlarged_size((1, 1), scale)  # refuses a scale that is not positive
+        self.network, self.scale = network, scale
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.network(lr, size=enlarged_size(lr.shape[-2:], self.scale))

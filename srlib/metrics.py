@@ -71,9 +71,8 @@ class Protocol:
 
 MATLAB = Protocol(
     name="matlab",
-    about="The convention of MATLAB evaluations: 8-bit images, 8-bit luma of rgb2ycbcr, a border of scale pixels."
-    " The literature's bicubic rows come from it, but from LR images made of the luma plane alone:"
-    " srlib.evaluate.luma_bicubic.",
+    about="The convention of MATLAB evaluations: 8-bit images, 8-bit luma of rgb2ycbcr, a border of scale pixels. The"
+    " literature's bicubic rows come from it, but from the luma plane alone: srlib.evaluate.luma_bicubic.",
     round_luma=True,
 )
 
@@ -154,12 +153,11 @@ def _compared(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> tuple
 def _prepared(image: Tensor, protocol: Protocol) -> Tensor:
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise InputError(f"metrics take uint8 images or float ones in [0, 1], not {image.dtype}; convert them first")
-    eight_bit = image.dtype == torch.uint8
-    image = (image if image.dim() == 4 else image[None]).to(torch.float64)
-    if not eight_bit:
-        image = image * 255
+    if image.is_floating_point():
+        image = image.to(torch.float64) * 255
         image = image.clamp(0, 255) if protocol.clamp else image
         image = image.round() if protocol.round_image else image
+    image = (image if image.dim() == 4 else image[None]).to(torch.float64)
     if protocol.channel == "rgb" or image.shape[1] == 1:
         return image
     if image.shape[1] != 3:

@@ -1,16 +1,15 @@
 """Image quality without a reference image: NIQE and BRISQUE, which real-world super-resolution is judged by.
 
-Both read an image's luma, normalised by its local mean and deviation (MSCN coefficients), at full and at half size. In
-natural photographs these coefficients and products of neighbours follow generalised Gaussian distributions, whose
-parameters distortions shift. NIQE (Mittal, Soundararajan and Bovik, "Making a 'completely blind' image quality
-analyzer", 2013) measures how far the parameters of an image's blocks lie from those of good photographs. BRISQUE
-(Mittal, Moorthy and Bovik, "No-reference image quality assessment in the spatial domain", 2012) has a support vector
-regression from those of the whole image to people's judgements. Lower is better in both.
+Both fit generalised Gaussian distributions to an image's luma, normalised by its local mean and deviation (MSCN
+coefficients), and to products of neighbours, at full and at half size; distortions shift their parameters. NIQE
+(Mittal, Soundararajan and Bovik, "Making a 'completely blind' image quality analyzer", 2013) measures how far those of
+an image's blocks lie from those of good photographs. BRISQUE (Mittal, Moorthy and Bovik, "No-reference image quality
+assessment in the spatial domain", 2012) has a support vector regression from those of the whole image to people's
+judgements. Luma is MATLAB's ``rgb2gray`` rounded to 8 bits, half the size MATLAB's bicubic, as the authors have it.
 
-As in the authors' releases, luma is MATLAB's ``rgb2gray`` rounded to 8 bits, and half the size MATLAB's bicubic.
-Printed scores come from the authors' parameters. NIQE's are not shipped: ``pristine`` is fitted to BSDS500's
-photographs, and its scores compare with one another only; give ``NiqeModel.read`` the released file for the others.
-BRISQUE's can't be fitted without people's judgements; ``BrisqueModel.released`` finds them where they are installed.
+Printed scores come from the authors' parameters, which are not shipped. ``pristine`` is fitted to BSDS500's
+photographs, and its scores compare with one another only; ``NiqeModel.read`` takes the released file, and
+``BrisqueModel.released`` finds BRISQUE's where they are installed.
 """
 
 from __future__ import annotations
@@ -126,12 +125,11 @@ class BrisqueModel:
         try:
             header, _, body = Path(path).read_text(encoding="utf-8").partition("SV\n")
             settings = dict(line.split(maxsplit=1) for line in header.splitlines())
-            table = [line.replace(":", " ").split() for line in body.splitlines() if line.strip()]
-            coefficients = torch.tensor([float(line[0]) for line in table], dtype=torch.float64)
-            vectors = torch.zeros(len(table), FEATURES, dtype=torch.float64)
-            for vector, (_, *entries) in zip(vectors, table, strict=True):
-                for place, value in zip(entries[::2], entries[1::2], strict=True):
-                    vector[int(place) - 1] = float(value)
+            lines = [line.replace(":", " ").split() for line in body.splitlines()]  # coefficient, place, value, ...
+            coefficients = torch.tensor([float(line[0]) for line in lines], dtype=torch.float64)
+            vectors = torch.zeros(len(lines), FEATURES, dtype=torch.float64)
+            for vector, line in zip(vectors, lines, strict=True):
+                vector[[int(place) - 1 for place in line[1::2]]] = vector.new_tensor([float(one) for one in line[2::2]])
             return cls(Path(path).name, float(settings["gamma"]), float(settings["rho"]), coefficients, vectors)
         except (OSError, ValueError, LookupError) as error:
             raise InputError(f"{path} holds no BRISQUE model ({error}); give allmodel of its release") from error
@@ -153,9 +151,8 @@ class BrisqueModel:
 def niqe(image: Tensor, model: NiqeModel | None = None) -> float:
     """NIQE of an image (3, H, W), float in [0, 1]; lower is better. ``model`` is ``pristine()`` unless given.
 
-    Equation 10 of the paper. What is left at the far edges of a grid of 96x96 blocks doesn't count. Values beyond
-    [0, 1] are clamped. Raises InputError for an image of another shape or type, of fewer than two blocks, or flat
-    nearly everywhere.
+    Equation 10 of the paper. What is left at the far edges of a grid of 96x96 blocks doesn't count. Values are clamped.
+    Raises InputError for an image of another shape or type, of fewer than two blocks, or flat nearly everywhere.
     """
     model = pristine() if model is None else model
     mean, covariance = _moments(niqe_features(image)[0])
@@ -167,8 +164,8 @@ def niqe(image: Tensor, model: NiqeModel | None = None) -> float:
 def brisque(image: Tensor, model: BrisqueModel | None = None) -> float:
     """BRISQUE of an image (3, H, W), float in [0, 1]; lower is better. ``model`` is the released one unless given.
 
-    It was trained on judgements from 0 to 100, but may go beyond. Values beyond [0, 1] are clamped. Raises InputError
-    for an image of another shape or type, with sides below 14 pixels, or flat.
+    It was trained on judgements from 0 to 100, but may go beyond. Values are clamped. Raises InputError for an image of
+    another shape or type, with sides below 14 pixels, or flat.
     """
     model = BrisqueModel.released() if model is None else model
     low, high = torch.tensor(_BRISQUE_RANGES, dtype=torch.float64).T
@@ -180,9 +177,7 @@ def brisque(image: Tensor, model: BrisqueModel | None = None) -> float:
 def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
     """The features of each block (N, 36), NaN where a block is flat, and each block's sharpness (N,).
 
-    Sections II-B and II-C of the paper; the four directions are right, down and the two diagonals. Where a block is
-    flat but for rounding, the signs of rounding errors count: the order of sums is fixed so that they are the same
-    everywhere.
+    Sections II-B and II-C of the paper; the four directions are right, down and the two diagonals.
     """
     luma = _luma(image)
     height, width = (side // BLOCK * BLOCK for side in luma.shape)
@@ -237,7 +232,7 @@ def normalised(luma: Tensor, border: str) -> tuple[Tensor, Tensor]:
         for axis in (0, 1):
             shifted = plane.unfold(axis, _WINDOW, 1).unbind(-1)
             plane = torch.zeros(())
-            for part, weight in zip(shifted, weights, strict=True):
+            for part, weight in zip(shifted, weights, strict=True):  # in a fixed order: signs of rounding errors count
                 plane = plane + part * weight
         return plane
 

@@ -27,6 +27,10 @@ OVERLAP = 32  # LR pixels
 RAMP = 8  # LR pixels
 LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
+Upscaler = Callable[[Tensor], Tensor]
+Device = str | torch.device
+Progress = Callable[[int, int], None]
+
 
 class Piece(NamedTuple):
     """A tile along one axis: LR pixels ``start`` to ``end``. The others are output pixels: the result lies at ``first``
@@ -69,13 +73,13 @@ def pieces(side: int, large: int, tile: int, overlap: int) -> list[Piece]:
 
 
 def bands(
-    upscale: Callable[[Tensor], Tensor],
+    upscale: Upscaler,
     lr: Tensor,
     scale: float,
     tile: int | None = None,
     overlap: int = OVERLAP,
-    device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    device: Device = "cpu",
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Enlarge one image from top to bottom: (first output row, some rows (3, n, W)) each time.
 
@@ -123,31 +127,18 @@ def bands(
 
 
 def enlarge(
-    upscale: Callable[[Tensor], Tensor],
-    lr: Tensor,
-    scale: float,
-    tile: int | None = None,
-    overlap: int = OVERLAP,
-    device: str | torch.device = "cpu",
+    upscale: Upscaler, lr: Tensor, scale: float, tile: int | None = None, overlap: int = OVERLAP, device: Device = "cpu"
 ) -> Tensor:
     """A whole image enlarged: the rows of ``bands``, which see, as one (3, H, W) on the CPU."""
     return torch.cat([rows for _, rows in bands(upscale, lr, scale, tile, overlap, device)], 1)
 
 
 def _bands(
-    upscale: Callable[[Tensor], Tensor],
-    lr: Tensor,
-    scale: float,
-    tile: int,
-    overlap: int,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
+    upscale: Upscaler, lr: Tensor, scale: float, tile: int, overlap: int, device: Device, progress: Progress | None
 ) -> Iterator[tuple[int, Tensor]]:
     """``bands`` in tiles of one size."""
     height, width = enlarged_size(lr.shape[1:], scale)
-    down, across = (
-        pieces(side, large, tile, overlap) for side, large in zip(lr.shape[1:], (height, width), strict=True)
-    )
+    down, across = pieces(lr.shape[1], height, tile, overlap), pieces(lr.shape[2], width, tile, overlap)
 
     def enlarged(number: int, row: Piece, column: Piece) -> Tensor:
         """A tile's result (3, n, m)."""
