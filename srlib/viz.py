@@ -354,16 +354,19 @@ def curves(logs: Mapping[str, Any], y: str = "loss", caption: str = "", x: str =
     return bands({label: (one[x], one[y]) for label, one in frames.items() if len(one)}, caption=caption, **options)
 
 
-def radial_spectrum(plane: Any, rings: int = 48) -> tuple[np.ndarray, np.ndarray]:
-    """Frequency (cycles a pixel, up to 0.5) and mean power of a plane (h, w) in rings, under a Hann window."""
+def radial_spectrum(plane: Any, rings: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Frequency (cycles a pixel, up to 0.5) and mean power of a plane (h, w) in rings, under a Hann window. Raises
+    InputError for a plane that has no frequency in some ring."""
     values = _array(plane).astype(float)
     window = np.outer(*(np.hanning(side + 1)[:-1] for side in values.shape))
     power = np.abs(np.fft.fft2((values - values.mean()) * window)) ** 2 / (window**2).sum()
     frequency = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, values.shape), indexing="ij"))
     inside = (frequency > 0) & (frequency < 0.5)
     ring = (frequency[inside] * 2 * rings).astype(int)
-    total, count = np.bincount(ring, power[inside], rings), np.bincount(ring, minlength=rings)
-    return (np.arange(rings) + 0.5) / (2 * rings), total / np.maximum(count, 1)
+    count = np.bincount(ring, minlength=rings)
+    if not count.all():
+        raise InputError(f"a plane of {values.shape} is too small for {rings} rings of frequency: give fewer")
+    return (np.arange(rings) + 0.5) / (2 * rings), np.bincount(ring, power[inside], rings) / count
 
 
 def spectra(planes: Mapping[str, Sequence[Any]], caption: str = "", *, reference: str = "") -> Shown:

@@ -1,0 +1,367 @@
+"""Figures and tables: each has a text alternative, parses, reads on white and on dark, and needs no settings."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from srlib import papers, results, tables, viz
+from srlib.errors import InputError
+from srlib.models.safmn import SAFM
+from srlib.viz import Shown
+
+STATIC = Path(viz.__file__).parents[1] / "book/_static"
+PROTOCOL = papers.protocol("safmn")
+VOID = {"img", "br", "source"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced, and collects images and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(html)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        assert len(found) == len(attributes)
+        if tag == "img":
+            self.images.append(found)
+        if "id" in found:
+            self.ids.append(str(found["id"]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def pixels(image: dict[str, str | None]) -> np.ndarray:
+    """What an image of a page holds."""
+    return np.array(Image.open(io.BytesIO(base64.b64decode(str(image["src"]).partition("base64,")[2]))).convert("RGB"))
+
+
+def svg(shown: Shown) -> ElementTree.Element:
+    """The drawing of a chart."""
+    from urllib.parse import unquote
+
+    (image,) = Page(shown.html).images
+    return ElementTree.fromstring(unquote(str(image["src"]).removeprefix("data:image/svg+xml,")))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2)."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.fixture(scope="module")
+def hr() -> torch.Tensor:
+    small = torch.rand(1, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(small, (64, 80), mode="bicubic").clamp(0, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def panels(hr: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"HR": hr, "bicubic": (hr + 0.1).clamp(0, 1), "SAFMN": (hr + 0.02).clamp(0, 1)}
+
+
+POINTS = pd.DataFrame(
+    {"multiply-adds (G)": [13.6, 45.0, 100.0], "PSNR (dB)": [32.1, 32.3, 32.4], "parameters": [240, 600, 1500]},
+    index=["SAFMN", "SSIU", "EDSR-baseline"],
+)
+NOISE = np.random.default_rng(0).random((80, 96))
+LOG = pd.DataFrame({"step": range(1, 9), "loss": np.linspace(1, 0.1, 8), "psnr": [np.nan, 25.0] * 4})
+CHARTS: dict[str, Callable[[], Shown]] = {
+    "curves": lambda: viz.curves({"SAFMN": LOG, "no layer norm": LOG}, "loss", "A caption.", smooth=0.5, yscale="log"),
+    "bands": lambda: viz.bands({"SSIU": ([1, 2, 3], [[1, 2, 3], [2, 3, 5]])}, "step", "gain (dB)", xscale="log"),
+    "spectra": lambda: viz.spectra({"HR": [NOISE], "SAFMN": [NOISE, NOISE / 2]}, reference="HR"),
+    "scatter": lambda: viz.scatter(POINTS, printed=POINTS.iloc[:1]),
+    "intervals": lambda: viz.intervals({"no SAFM": results.Gap(-0.2, -0.3, -0.1, 66)}, printed={"no SAFM": -0.17}),
+    "bars": lambda: viz.bars(pd.DataFrame({"ours": [3.0, 1.0], "printed": [4.0, 2.0]}, ["conv", "GELU"]), "ms"),
+    "shares": lambda: viz.shares({"1": {"r=2": 0.25, "r=4": 0.75}, "2": {"r=4": 1.0}}, "block", "share of images"),
+}
+SAID = {
+    "curves": "loss against step: SAFMN from 1 at 1 to",
+    "bands": "SSIU from 1.5 at 1 to 4 at 3",
+    "spectra": "relative to HR",
+    "scatter": "SSIU at 45 and 32.3",
+    "intervals": "no SAFM -0.20 (-0.30 to -0.10)",
+    "bars": "conv 3, 4; GELU 1, 2",
+    "shares": "1: r=2 25%, r=4 75%; 2: r=2 0%, r=4 100%",
+}
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_chart_is_one_small_svg_without_a_ground_that_says_what_it_shows(name: str) -> None:
+    shown = CHARTS[name]()
+    drawing = svg(shown)
+    assert SAID[name] in shown.alt and Page(shown.html).images[0]["alt"] == shown.alt == repr(shown)
+    assert len(shown.html) < 60_000
+    inks = set(re.findall(r"#[0-9a-f]{6}", ElementTree.tostring(drawing, "unicode")))
+    assert viz.INK in inks and not inks & {"#000000", "#ffffff"}
+    if name != "shares":  # whose parts go from dark to light on purpose, each with an edge of ink
+        for ink in inks:
+            assert (1.05) / (luminance(ink) + 0.05) >= 3 and (luminance(ink) + 0.05) / (
+                luminance("#121212") + 0.05
+            ) >= 3
+
+
+def test_paths_are_rounded_to_tenths_and_the_drawing_is_the_same_each_time() -> None:
+    drawing = svg(CHARTS["bands"]())
+    paths = [path.get("d", "") for path in drawing.iter("{http://www.w3.org/2000/svg}path")]
+    assert not any(re.search(r"\.\d\d", path) for path in paths)
+    assert CHARTS["bands"]().html == CHARTS["bands"]().html
+
+
+def test_nothing_of_a_user_s_settings_reaches_a_chart(tmp_path: Path) -> None:
+    """usetex without LaTeX, colours and a font: the chart is the same, and the settings stay the user's."""
+    settings = "text.usetex: True\nfont.size: 30\naxes.facecolor: red\nlines.linewidth: 9\nfont.family: serif\n"
+    (tmp_path / "matplotlibrc").write_text(settings)
+    code = (
+        "import json, matplotlib as mpl; from srlib import viz;"
+        "shown = viz.bands({'SSIU': ([1, 2, 3], [1, 2, 3])}, 'step', 'gain');"
+        "print(json.dumps([shown.html, mpl.rcParams['text.usetex']]))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"MATPLOTLIBRC": str(tmp_path), "PYTHONPATH": str(Path(viz.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )
+    html, untouched = json.loads(found.stdout.splitlines()[-1])
+    assert html == viz.bands({"SSIU": ([1, 2, 3], [1, 2, 3])}, "step", "gain").html and untouched
+    assert mpl.rcParams["text.usetex"] is False
+
+
+def test_networks_have_the_colours_of_their_papers() -> None:
+    found = viz.look(["SAFMN", "seemore-t", "SSIU", "MoEISR", "bicubic", "IMDN", "EDSR"])
+    for label, slug in {"SAFMN": "safmn", "seemore-t": "seemore", "SSIU": "ssiu", "MoEISR": "moeisr"}.items():
+        assert (found[label]["color"], found[label]["marker"]) == (papers.paper(slug).colour, papers.paper(slug).marker)
+    assert found["bicubic"]["color"] == viz.INK
+    assert [found[label]["color"] for label in ("IMDN", "EDSR")] == [*viz.PALETTE[:2]]
+
+
+def test_a_line_that_stops_being_finite_ends_in_a_cross() -> None:
+    shown = viz.bands({"no layer norm": ([1, 2, 3, 4], [1.0, 0.5, np.nan, 0.2])}, "step", "loss")
+    assert "to 0.5 at 2" in shown.alt
+
+
+def test_rows_without_a_value_are_passed_over() -> None:
+    assert "psnr against step: SAFMN from 25 at 2 to 25 at 8" in viz.curves({"SAFMN": LOG}, "psnr").alt
+
+
+def test_a_spectrum_has_its_power_at_the_frequency_of_a_wave() -> None:
+    wave = np.cos(2 * np.pi * 0.25 * np.arange(64))[None].repeat(64, 0)
+    frequency, power = viz.radial_spectrum(wave, rings=8)
+    assert abs(frequency[power.argmax()] - 0.25) <= 1 / 16 and frequency[-1] < 0.5
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_shown_pixel_for_pixel_and_cropped_at_one_place(hr: torch.Tensor) -> None:
+    lr = hr[:, ::4, ::4]
+    shown = viz.images({"HR": hr, "LR": lr}, "A <cat>.", crop=(16, 20, 32, 40), notes={"LR": "a note"})
+    page = Page(shown.html)
+    whole, first, small = (pixels(image) for image in page.images)
+    assert whole.shape == (64, 80, 3) and "a note" in page.text and "A <cat>." in page.text
+    crop = (hr[:, 16:48, 20:60] * 255 + 0.5).floor().byte().permute(1, 2, 0).numpy()
+    assert (first[::6, ::6] == crop).all()  # enlarged six times, by nearest neighbour, to 240 pixels
+    assert (
+        small.shape[1] == 240
+        and (small[12::24, 12::24] == (lr[:, 4:12, 5:15] * 255 + 0.5).floor().byte().permute(1, 2, 0).numpy()).all()
+    )
+    assert all("cat" in str(image["alt"]) or "frame" in str(image["alt"]) for image in page.images)
+
+
+def test_scores_of_panels_are_those_of_the_metrics(panels: dict[str, torch.Tensor]) -> None:
+    found = viz.scores(panels | {"LR": panels["HR"][:, ::4, ::4]}, PROTOCOL)
+    assert list(found) == ["bicubic", "SAFMN"] and re.fullmatch(r"\d\d\.\d\d dB / 0\.\d{4}", found["SAFMN"])
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 4, 4), torch.full((3, 4, 4), torch.nan), torch.zeros(2, 3, 4, 4)])
+def test_what_is_no_image_is_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="panel 'odd'"):
+        viz.images({"odd": bad})
+
+
+def test_a_crop_that_leaves_the_image_is_refused(hr: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="leaves the image"):
+        viz.images({"HR": hr}, crop=(40, 0, 32, 32))
+
+
+def test_feature_maps_say_their_range() -> None:
+    shown = viz.features({"group 1": torch.arange(64.0).reshape(1, 8, 8)}, "Features.")
+    assert "0.63 to 62.4" in shown.alt and pixels(Page(shown.html).images[0]).shape == (240, 240, 3)
+
+
+def test_expert_maps_have_the_colours_and_shares_of_the_experts(hr: torch.Tensor) -> None:
+    chosen = torch.zeros(8, 8, dtype=torch.int64)
+    chosen[:2] = 2
+    shown = viz.expert_maps({"LR": hr, "experts": chosen}, ["2 layers", "3 layers", "4 layers"], "Experts.")
+    assert "2 layers 75%, 3 layers 0%, 4 layers 25%" in shown.alt
+    (top, *_), bottom = pixels(Page(shown.html).images[1])[0], pixels(Page(shown.html).images[1])[-1, 0]
+    assert "#" + bytes(top).hex() == viz.EXPERTS[2] and "#" + bytes(bottom).hex() == viz.EXPERTS[0]
+
+
+def test_error_maps_share_one_scale_and_say_their_means(panels: dict[str, torch.Tensor]) -> None:
+    errors = {name: viz.luma_error(panels[name], panels["HR"], PROTOCOL) for name in ("bicubic", "SAFMN")}
+    assert 0 < errors["SAFMN"].mean() < errors["bicubic"].mean() < 255 * 0.1
+    shown = viz.error_maps(errors, "Errors.")
+    assert f"SAFMN: mean {errors['SAFMN'].mean():.2f}" in shown.alt and len(Page(shown.html).images) == 3
+
+
+def test_an_attribution_map_is_framed_at_the_patch(hr: torch.Tensor) -> None:
+    strength = torch.zeros(16, 20)
+    strength[4:8, 4:8] = 1.0
+    shown = viz.attribution({"SAFMN": strength}, hr[:, ::4, ::4], (4, 4, 4, 4), "Map.")
+    (_, original, image) = (pixels(image) for image in Page(shown.html).images)
+    red = (image == viz.RED).all(2) & (original == viz.RED).all(2)
+    rows, columns = (np.flatnonzero(red.any(axis)) for axis in (1, 0))
+    assert rows[0] < 4 * 12 <= rows[0] + 3 and columns[-1] + 1 > 8 * 12 >= columns[-1] - 3  # 12 times enlarged
+
+
+def test_a_slider_holds_its_images_once_and_reads_without_a_script(panels: dict[str, torch.Tensor]) -> None:
+    shown = viz.slider(panels, "A cat.", notes={"SAFMN": "30.42 dB"})
+    page = Page(shown.html)
+    assert [str(image["alt"]).partition(":")[0] for image in page.images] == ["HR", "bicubic", "SAFMN, 30.42 dB"]
+    assert 'data-left="bicubic" data-right="SAFMN"' in shown.html and "30.42 dB" in page.text
+    with pytest.raises(InputError, match="one size"):
+        viz.slider({"HR": panels["HR"], "LR": panels["HR"][:, ::4, ::4]})
+
+
+def test_a_viewer_has_one_slider_for_each_photograph(panels: dict[str, torch.Tensor]) -> None:
+    shown = viz.viewer({"camera": panels, "coffee": panels}, PROTOCOL, caption="Shipped weights.")
+    assert re.findall(r'<section data-photograph="(\w+)">', shown.html) == ["camera", "coffee"]
+    assert len(Page(shown.html).images) == 6 and viz.scores(panels, PROTOCOL)["SAFMN"] in Page(shown.html).text
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_formats_numbers_verdicts_and_text() -> None:
+    frame = pd.DataFrame(
+        {
+            "network": ["SAFMN <x>"],
+            "steps": [20000],
+            "PSNR": [30.424726],
+            "share": [-0.00123],
+            "verdict": ["exact"],
+            "none": [None],
+        }
+    )
+    shown = viz.table(frame, "A caption.")
+    page = Page(shown.html)
+    assert all(
+        text in page.text for text in ("SAFMN <x>", "20,000", "30.42", "\u22120.001", "= exact", "\u2013", "A caption.")
+    )
+    assert '<th scope="row">' in shown.html and shown.alt == "A caption. 1 rows, 6 columns."
+    assert 'class="verdict verdict-exact"' in shown.html
+
+
+def test_a_heat_table_says_the_distance_from_its_reference() -> None:
+    frame = pd.DataFrame({"x2": [33.10, 33.25], "x4": [28.0, 27.9]}, index=["matlab", "safmn"])
+    shown = viz.heat(frame, "PSNR.", reference="matlab")
+    assert "33.25+0.15" in Page(shown.html).text and "--heat:30%" in shown.html and "Compared with matlab" in shown.alt
+
+
+def test_a_printed_table_sets_ours_beside_print_and_folds_peers_away() -> None:
+    shown = viz.printed_table(tables.table("safmn", "1", counts=False), "Table 1.")
+    page = Page(shown.html)
+    above, _, folded = shown.html.partition("<details>")
+    assert "<b>SAFMN" in above and "Bicubic" in above and "IMDN" not in above and "IMDN" in folded
+    assert "rows of other networks, as printed" in page.text and "printed cells" in shown.alt
+
+
+def test_a_printed_table_shows_counts_with_verdicts_and_gaps_with_trends() -> None:
+    cells = tables.table("safmn", "3", counts=False)
+    cells.loc[0, ["ours", "verdict", "printed"]] = [239.52, "exact", "239.52"]
+    shown = viz.printed_table(cells, "Table 3.")
+    assert '239.52 <span class="verdict verdict-exact">= exact</span>' in shown.html
+    assert re.search(r"gap [+-]0\.\d\d <span class=\"verdict verdict-opposite\"", shown.html)
+    assert "seeds" in Page(shown.html).text  # the note says how the rows were trained
+
+
+def test_the_scoreboard_has_a_bar_of_verdicts() -> None:
+    shown = viz.scoreboard(tables.scoreboard([tables.table("safmn", "5", counts=False)]), "Scores.")
+    assert 'class="verdict-not-run" style="flex:' in shown.html and "not-run" in Page(shown.html).text
+
+
+def test_the_ledger_has_an_anchor_for_each_explanation() -> None:
+    line = {
+        "kind": "print",
+        "paper": "safmn",
+        "table": "3",
+        "row": "Baseline",
+        "scale": "4",
+        "metric": "flops",
+        "dataset": "",
+        "printed": "1",
+    }
+    line |= {"ours": "2", "explanation": "A misprint.", "evidence": "Our count.", "verdict": "differs"}
+    other = line | {"kind": "choice", "row": "Order of norms", "table": "", "metric": "", "verdict": ""}
+    shown = viz.ledger(pd.DataFrame([line, line | {"row": "SAFM -> None"}, other]), "Differences.")
+    page = Page(shown.html)
+    assert page.ids == ["ledger-print-safmn-3-baseline-flops", "ledger-choice-safmn-order-of-norms"]
+    assert "Baseline, SAFM -> None" in page.text and page.text.count("A misprint.") == 2
+
+
+def test_claims_are_shown_with_their_judgement() -> None:
+    line = {
+        "claim": "3x smaller",
+        "place": "abstract",
+        "evidence": "counts",
+        "link": "",
+        "verdict": "holds in part",
+        "why": "x",
+    }
+    assert "verdict-holds-in-part" in viz.claims(pd.DataFrame([line])).html
+
+
+@pytest.mark.parametrize("thing", [SAFM, SAFM.forward, viz.scores])
+def test_forward_shows_the_source_with_its_place(thing: object) -> None:
+    shown = viz.forward(thing)
+    name = "SAFM.forward" if thing is not viz.scores else "scores"
+    text = Page(shown.html).text
+    assert f"def {name.rpartition('.')[2]}(" in text and re.search(rf"{name}: srlib/[\w/]+\.py, line \d+", text)
+    assert 'class="highlight"' in shown.html
+
+
+# --- the book's styles ------------------------------------------------------------------------------------------------
+
+
+def test_every_class_of_the_html_and_every_badge_has_a_style(panels: dict[str, torch.Tensor]) -> None:
+    styles = "".join((STATIC / name).read_text() for name in ("book.css", "slider.css", "slider.js"))
+    made = "".join(chart().html for chart in CHARTS.values()) + viz.viewer({"a": panels}, PROTOCOL).html
+    made += viz.printed_table(tables.table("safmn", "3", counts=False)).html + "".join(map(viz.badge, viz.BADGES))
+    used = {name for names in re.findall(r'class="([^"]*)"', made) for name in names.split()}
+    assert not {name for name in used if name.startswith(("srlib-", "verdict")) and f".{name}" not in styles}
