@@ -21,7 +21,6 @@ from srlib.errors import InputError
 from srlib.models import create, default_config, takes_scale
 
 WRAPPERS = ("params_ema", "ema", "params", "model_state_dict", "state_dict", "model", "sd")  # averages of weights first
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "net_g.", "generator.")
 
 
 def say(line: str) -> None:
@@ -93,8 +92,7 @@ def save_network(network: nn.Module, model: str, path: Path) -> None:
 
 def load(path: Path | str, model: str | None = None, scale: int | None = None) -> nn.Module:
     """The network in a file of weights, in evaluation mode on the CPU: of :func:`save_network`, or an author's released
-    file (.pth, .safetensors), which needs ``model`` and ``scale``. Wrappers (``params_ema``, ``state_dict``) and
-    prefixes (``module.``) are taken off and named on standard error; no code in a file is run.
+    file (.pth, .safetensors), which needs ``model``, and ``scale`` where the network has one. No code in it is run.
 
     Raises InputError for a missing or damaged file, and for weights of another network or scale.
     """
@@ -117,7 +115,7 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
 
 
 def _read(path: Path) -> tuple[Any, dict[str, str]]:
-    """What a file of weights holds, by its content whatever its suffix, and the metadata of a safetensors file."""
+    """What a file of weights holds, told by its content and not by its suffix, and a safetensors file's metadata."""
     try:
         with open(path, "rb") as file:
             if file.read(9)[8:] != b"{":
@@ -142,41 +140,37 @@ def network_config(model: str, values: Mapping[str, Any]) -> Any:
 
 
 def load_released(network: nn.Module, weights: Any, name: str = "the state dictionary") -> nn.Module:
-    """Load a state dictionary under the released names into ``network``, strictly, and return it. What a module names
-    as ``UNUSED`` is passed over: tensors that a release stores and never uses. Raises InputError as ``load`` does."""
+    """Load a state dictionary under the released names into ``network``, strictly, and return it.
+
+    Wrappers (``params_ema``, ``state_dict``) and a prefix that all names share (``module.``) are taken off and told on
+    standard error. What a module names as ``UNUSED``, tensors that a release stores beside its weights, is passed over.
+    Raises InputError for other names, shapes and values that are not finite.
+    """
+    expected, taken = network.state_dict(), list[str]()
+    while inner := [key for key in WRAPPERS if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping)]:
+        weights, taken = weights[inner[0]], [*taken, inner[0]]
     if not isinstance(weights, Mapping):
         raise InputError(f"{name} holds a {type(weights).__name__}: give a state dictionary of tensors")
-    expected, taken = network.state_dict(), list[str]()
-    while wrapper := next((key for key in WRAPPERS if isinstance(weights.get(key), Mapping)), None):
-        weights, taken = weights[wrapper], [*taken, wrapper]
     tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-    while not expected.keys() & tensors.keys():
-        prefix = next((one for one in PREFIXES if any(key.startswith(one) for key in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        taken.append(f"{prefix}*")
-    if taken:
-        say(f"{name}: took {', '.join(taken)}")
+    first = next(iter(expected))
+    prefix = min((key.removesuffix(first) for key in tensors if key.endswith(first)), key=len, default="")
+    tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    if taken or prefix:
+        say(f"{name}: took {', '.join([*taken, *([prefix + '*'] if prefix else [])])}")
     for place, module in network.named_modules():
         for unused in getattr(module, "UNUSED", ()):
             tensors.pop(f"{place}.{unused}" if place else unused, None)
-    wrong = _difference(expected, tensors)
+    foreign, missing = sorted(tensors.keys() - expected.keys()), sorted(expected.keys() - tensors.keys())
+    shapes = [key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape]
+    wrong = ""
+    if foreign or missing:
+        has, lacks = (f"{', '.join(keys[:3]) or 'nothing else'} ({len(keys)})" for keys in (foreign, missing))
+        wrong = f"it has {has}, and lacks {lacks}"
+    elif shapes:
+        wrong = f"its {shapes[0]} is {tuple(tensors[shapes[0]].shape)} instead of {tuple(expected[shapes[0]].shape)}"
+    elif not all(tensor.isfinite().all() for tensor in tensors.values()):
+        wrong = "it has values that are not finite, as its training failed"
     if wrong:
         raise InputError(f"{name} does not fit {type(network).__name__} with this configuration and scale: {wrong}")
     network.load_state_dict(tensors)
     return network
-
-
-def _difference(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with tensors in place of those expected; "" for nothing."""
-    foreign, missing = sorted(tensors.keys() - expected.keys()), sorted(expected.keys() - tensors.keys())
-    if foreign or missing:
-        has, lacks = (f"{', '.join(keys[:3]) or 'nothing else'} ({len(keys)})" for keys in (foreign, missing))
-        return f"it has {has}, and lacks {lacks}"
-    for key, tensor in tensors.items():
-        if tensor.shape != expected[key].shape:
-            return f"its {key} is {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
-        if not tensor.isfinite().all():
-            return f"its {key} has values that are not finite: its training failed"
-    return ""

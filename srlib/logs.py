@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from srlib.checkpoints import write
 from srlib.train import State
 
 COLUMNS = {"log": ("step", "loss", "lr", "seconds"), "validation": ("step", "psnr", "ssim", "seconds")}
@@ -58,7 +56,7 @@ class Log:
         self.rows, self.pending = parts["rows"], list(parts["pending"].to(device))
         self.bar.update(step)
 
-    def write(self, folder: Path) -> None:
-        """Write both files whole."""
-        for name, rows in self.rows.items():
-            write(folder / f"{name}.csv", pd.DataFrame(rows, columns=COLUMNS[name]).to_csv(index=False).encode())
+    def files(self) -> dict[str, bytes]:
+        """The content of both files."""
+        frames = {f"{name}.csv": pd.DataFrame(rows, columns=COLUMNS[name]) for name, rows in self.rows.items()}
+        return {name: frame.to_csv(index=False).encode() for name, frame in frames.items()}

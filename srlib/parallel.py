@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +20,6 @@ from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 
-from srlib.checkpoints import say
 from srlib.errors import InputError, Stopped
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -95,9 +95,7 @@ def launch(device: str, precision: str) -> Fabric:
 def part(fabric: Fabric, batch: int) -> slice:
     """This process's part of a batch. Raises InputError where it has no equal parts."""
     if batch % fabric.world_size:
-        raise InputError(
-            f"a batch of {batch} has no {fabric.world_size} equal parts: start another number of processes"
-        )
+        raise InputError(f"a batch of {batch} has no {fabric.world_size} equal parts: start as many as divide it")
     share = batch // fabric.world_size
     return slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
@@ -133,7 +131,7 @@ def lock(fabric: Fabric, folder: Path, wait: bool) -> Iterator[None]:
         except Timeout:
             if not wait:
                 raise Stopped(f"another process trains {folder.name}: try again later, or wait for it") from None
-            say(f"another process trains {folder.name}: waiting for it")
+            print(f"srlib: another process trains {folder.name}: waiting for it", file=sys.stderr, flush=True)
             held.acquire()
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): choose another folder") from None

@@ -46,14 +46,10 @@ VALIDATION_SCALE = 4  # at which networks for every scale are scored while they 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a paper's training is run. Optimiser, schedule and losses stay the paper's, but for ``common``.
+    """How much of a paper's training is run; None stands for the paper's own. ``batch``, ``patch`` and ``ema_decay``
+    are the most that is taken of it. ``common`` has settings that take the place of the paper's, and ``queries`` more
+    of them for networks for every scale."""
 
-    ``ablation_steps`` is the length for an ablation's rows. ``batch`` and ``patch`` (LR pixels) are the most that is
-    taken of the paper's own, and so is ``ema_decay``: an average over a thousand steps of 800 would hold the start.
-    ``queries`` has settings for networks for every scale. None stands for the paper's own.
-    """
-
-    meaning: str
     steps: int | None = None
     ablation_steps: int | None = None
     batch: int | None = None
@@ -66,14 +62,14 @@ class Budget:
 ALIKE = {"optimizer": "adam", "betas": (0.9, 0.99), "weight_decay": 0.0, "lr": 1e-3, "lr_final": 1e-5}
 ALIKE |= {"schedule": "cosine", "milestones": (), "fft_weight": 0.0, "ema_decay": 0.0}
 AT_X4 = {"patch": 32, "queries": 576, "scales": (4.0, 4.0), "l1_weight": 1.0, "balance_weight": 0.0}
-SMOKE = "proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper"
-SHORT = "a fair, small training: about ten minutes on a data-centre GPU"
-EQUAL = "the same batch, steps, optimiser, schedule and loss (L1 alone, at x4 alone) for all models, for several seeds"
 BUDGETS = {
-    "smoke": Budget(SMOKE, steps=800, ablation_steps=120, batch=4, patch=32, ema_decay=0.95),
-    "short": Budget(SHORT, steps=20_000, ablation_steps=5_000, batch=32, patch=64, ema_decay=0.999),
-    "equal": Budget(EQUAL, steps=600, ablation_steps=600, batch=4, patch=32, common=ALIKE, queries=AT_X4),
-    "paper": Budget("the paper's full schedule, batch and data"),
+    # proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper
+    "smoke": Budget(steps=800, ablation_steps=120, batch=4, patch=32, ema_decay=0.95),
+    # a fair, small training: about ten minutes on a data-centre GPU
+    "short": Budget(steps=20_000, ablation_steps=5_000, batch=32, patch=64, ema_decay=0.999),
+    # the same for all models, with L1 loss alone and at x4 alone; short enough for several seeds on two CPU cores
+    "equal": Budget(steps=600, ablation_steps=600, batch=4, patch=32, common=ALIKE, queries=AT_X4),
+    "paper": Budget(),
 }
 
 
@@ -115,10 +111,10 @@ def training(
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What decides a run's weights, up to rounding: ``network`` is the model's configuration as a dictionary,
-    ``fingerprint`` the hash of the training images' pixels, ``lr_fingerprint`` that of their LR images ("" where LR
-    patches are made of HR ones), ``start`` the folder's name of the run that it goes on from. ``scale`` is None for a
-    network for every scale. ``data``, the images' name, and ``budget`` only tell where it comes from."""
+    """What decides a run's weights, up to rounding: ``network`` is the model's configuration, ``fingerprint`` the hash
+    of the training images, ``lr_fingerprint`` that of their LR images ("" where LR patches are made of HR ones),
+    ``start`` the folder of the run that it goes on from. ``scale`` is None for a network for every scale. ``data``, the
+    images' name, and ``budget`` only tell where it comes from."""
 
     model: str
     scale: int | None
@@ -263,7 +259,8 @@ def train_or_load(
         if not once(fabric, lambda: run.finished):
             session.train(batches, compile, workers)
         elif fabric.is_global_zero:  # other held-out images, or another protocol
-            session.write(run.record | {"held_out": session.scores(run.network(fabric.device))})
+            scores = session.scores(run.network(fabric.device))
+            session.write({"run.json": json.dumps(run.record | {"held_out": scores}, indent=1).encode()})
     return run
 
 
@@ -336,7 +333,7 @@ class Session:
 
         def write() -> None:
             checkpoints.save(self.folder, state.parts() | {"log": log}, self.watch.since)
-            self.log.write(self.folder)
+            self.write(self.log.files())
 
         once(self.fabric, write)
 
@@ -368,21 +365,23 @@ class Session:
         scores = self.scores(state.network)
         if not collapse:
             rows["validation"].append((steps, scores["psnr"], scores["ssim"], round(seconds, 3)))
-        self.log.write(self.folder)
+        self.write(self.log.files())
         loss = rows["log"][-1][1]
         at, reason = (collapse.step, collapse.reason) if collapse else (None, None)
         ended: dict[str, Any] = {"steps": steps, "loss": loss if math.isfinite(loss) else None}
         made_by = provenance(self.fabric.device) | made | {"seconds": round(seconds, 1)}
         ended |= {"collapsed_at": at, "collapse": reason, "weights_at": state.step}
-        self.write({"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": made_by})
+        record = {"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": made_by}
+        self.write({"run.json": json.dumps(record, indent=1).encode()})
         checkpoints.clear(self.folder)
         if self.log.bar.disable:
             psnr = f"held-out PSNR {scores['psnr']:.2f} dB"
             print(f"{self.title}: {Run(self.folder).ending}, {psnr}, {seconds:.0f} s", flush=True)
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write the run's record."""
-        checkpoints.write(self.folder / "run.json", (json.dumps(record, indent=1) + "\n").encode())
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write files of the run's folder by name, each whole or not at all."""
+        for name, content in files.items():
+            checkpoints.write(self.folder / name, content)
 
 
 def scored_on(config: RunConfig, held_out: data.Store) -> dict[str, Any]:

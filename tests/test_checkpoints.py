@@ -145,7 +145,7 @@ RELEASES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "average and model": (lambda weights: {"model": zero(weights), "ema": weights}, "ema"),
     "LIIF": (lambda weights: {"model": {"name": "safmn", "sd": weights}, "epoch": 1000}, "model, sd"),
     "DDP": (lambda weights: {"state_dict": prefixed("module.")(weights)}, "state_dict, module.*"),
-    "Lightning, compiled": (lambda weights: prefixed("model._orig_mod.")(weights), "model.*, _orig_mod.*"),
+    "Lightning, compiled": (lambda weights: prefixed("model._orig_mod.")(weights), "model._orig_mod.*"),
     "mmagic": (
         lambda weights: {"state_dict": prefixed("generator.")(weights) | {"step_counter": torch.zeros(1)}},
         "state_dict, generator.*",

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 
-from srlib import runs
+from srlib import papers, runs
 from srlib.data import Store, loader
 from srlib.errors import InputError
 from srlib.losses import l1_balance
@@ -23,27 +23,7 @@ from srlib.parallel import Mixed
 from srlib.train import Diverged, State, TrainConfig, Watch, draws, make_objective, make_optimizer, make_schedule, train
 
 CPU = Fabric(accelerator="cpu", devices=1)
-SETTINGS = TrainConfig(
-    steps=10,
-    batch=2,
-    patch=8,
-    optimizer="adam",
-    betas=(0.9, 0.99),
-    weight_decay=0.0,
-    lr=1e-3,
-    lr_final=1e-5,
-    schedule="cosine",
-    milestones=(),
-    lr_decay=0.5,
-    fft_weight=0.05,
-    ema_decay=0.9,
-    degradation="bicubic",
-    queries=0,
-    scales=(1.0, 4.0),
-    l1_weight=1.0,
-    balance_weight=0.0,
-    expert_weights=(),
-)
+SETTINGS = replace(papers.recipe("safmn").train, steps=10, batch=2, patch=8, ema_decay=0.9)
 
 
 def tiny() -> torch.nn.Module:
