@@ -54,8 +54,7 @@ def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
     try:
         image, notes = _decoded(file.read_bytes())
     except (pyvips.Error, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{file} cannot be read ({reason}): fetch it again, or take it out") from None
+        raise InputError(f"{file} cannot be read ({reason(error)}): fetch it again, or take it out") from None
     if image.format not in ("uchar", "ushort") or image.bands > 4:
         raise InputError(f"{file} has {image.bands} channels of {image.format}: save it as 8-bit or 16-bit RGB")
     if image.interpretation == "cmyk":
@@ -63,6 +62,12 @@ def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
     if image.get_typeof("n-pages") and image.get("n-pages") > 1:
         notes += (f"the first of {image.get('n-pages')} pictures was taken",)
     return image.autorot(), tuple(f"{file.name}: {note}" for note in notes)
+
+
+def reason(error: Exception) -> str:
+    """Why the system, libvips or Pillow could not read or write a file, in a few words."""
+    text = getattr(error, "strerror", None) or getattr(error, "detail", None) or str(error)
+    return text.strip().splitlines()[0]
 
 
 def _decoded(data: bytes) -> tuple[pyvips.Image, tuple[str, ...]]:

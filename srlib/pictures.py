@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from srlib.data import open_image
+from srlib.data import open_image, reason
 from srlib.errors import InputError
 
 FORMATS = {
@@ -100,19 +100,25 @@ def write(
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        getattr(image, f"{kind}save")(str(part), **every[kind])
-        if force:
-            os.replace(part, path)
-            return True
+        try:
+            getattr(image, f"{kind}save")(str(part), **every[kind])
+            return _placed(part, path, force)
+        finally:
+            part.unlink(missing_ok=True)
+    except (pyvips.Error, OSError) as error:
+        raise InputError(f"{path} cannot be written ({reason(error)})") from None
+
+
+def _placed(part: Path, path: Path, force: bool) -> bool:
+    """Move a finished file to its place at once; False where one is there that is not to be replaced."""
+    if not force:
         try:
             os.link(part, path)
+            return True
         except FileExistsError:
             return False
         except OSError:  # a file system without hard links
-            os.rename(part, path)
-        return True
-    except (pyvips.Error, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"{path} cannot be written ({reason})") from None
-    finally:
-        part.unlink(missing_ok=True)
+            if path.exists():
+                return False
+    os.replace(part, path)
+    return True
