@@ -81,9 +81,9 @@ def count(
         raise InputError(f"an image of {lr_size[0]} x {lr_size[1]} pixels can't be counted; give at least 1 x 1")
     device = "meta" if training else "cpu"
     twin = copy.deepcopy(model).to(device).train(training)
-    given = (torch.zeros(1, 3, *lr_size) if image is None else image).to(device)
+    given = torch.zeros(1, 3, *lr_size, device=device) if image is None else image.to(device)
     inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    found = _Counter()
+    found = _Counter(type(model).__name__)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), found.modules, found:
         twin(given, **inputs)
     return Counts(
@@ -110,9 +110,9 @@ def multiply_adds(network: nn.Module, image: Tensor, scale: float) -> int:
 class _Counter(TorchDispatchMode):
     """Counts every operator that runs inside, for the modules that it runs in; shapes are all that it needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
         super().__init__()
-        self.modules = ModuleTracker()
+        self.root, self.modules = root, ModuleTracker()
         self.macs, self.acts = Counter[str](), Counter[str]()  # by module
         self.operators, self.uncounted = Counter[str](), Counter[str]()
 
@@ -122,10 +122,10 @@ class _Counter(TorchDispatchMode):
         name, macs = operator.__name__, _macs(operator, args, kwargs or {}, out)
         self.operators += Counter({name: macs})  # keeps what is above 0
         self.uncounted += Counter({name: not macs})
-        for module in self.modules.parents - {"Global"}:
-            place = module.partition(".")[2]
-            self.macs[place] += macs
-            self.acts[place] += out.numel() if name == "convolution" else 0
+        for kind, _, module in (place.partition(".") for place in self.modules.parents):
+            if kind == self.root:  # else a part that is called without its parent, which holds the count
+                self.macs[module] += macs
+                self.acts[module] += out.numel() if name == "convolution" else 0
         return out
 
 

@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
+import torch
 
 from srlib import complexity, papers, results
 from srlib.errors import InputError
@@ -44,7 +45,7 @@ def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
     evidence, rows = _Evidence(paper, number), papers.rows(paper, number)
     lines = []
     for cell in papers.printed(paper, number).to_dict("records"):
-        row, found = _built(rows, cell), dict[str, Any](ours=None, why="")
+        row, found = _built(rows, cell), dict[str, Any](ours=None, why="", budget="", trend="", runs="")
         if row and cell["metric"] in COUNTED and counts:
             found["ours"], found["why"] = _counted(row, cell)
         elif row and cell["metric"] in TOLERANCE:
@@ -57,8 +58,7 @@ def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
         found["note"] = "; ".join(filter(None, (cell["note"], found["why"])))
         found |= {"own": evidence.paper.own(number, cell["row"]), "anchor": _anchor(paper, number, cell)}
         lines.append({"paper": paper, "table": number} | cell | found)
-    frame = pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
-    return frame.fillna({"budget": "", "trend": "", "runs": ""})
+    return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
 
 
 def all_tables(counts: bool = True) -> list[pd.DataFrame]:
@@ -180,7 +180,9 @@ def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:
 @cache
 def _counts(model: str, config: Any) -> complexity.Counts:
     """What a network costs for an output of 1280x720."""
-    return complexity.count(create(model, config.scale, config), complexity.lr_size(config.scale))
+    with torch.device("meta"):  # shapes are all that counting needs
+        network = create(model, config.scale, config)
+    return complexity.count(network, complexity.lr_size(config.scale))
 
 
 def _counted(row: papers.Row, cell: Cell) -> tuple[float | None, str]:

@@ -1,0 +1,211 @@
+"""Printed tables beside ours: every cell's verdict, an ablation's trend, and a ledger without gaps."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from srlib import papers, results, tables
+from srlib.errors import InputError
+
+TOTALS = {  # counted cells: exact, within, differs
+    "safmn": {"1": (9, 0, 0), "3": (56, 6, 1), "4": (8, 2, 2)},
+    "seemore": {"1": (12, 0, 0), "2": (3, 0, 1), "3b": (2, 0, 0), "4a": (8, 0, 0), "4c": (5, 1, 0), "5a": (5, 1, 0)}
+    | {"7": (7, 1, 0), "8": (0, 2, 0), "9": (6, 0, 0), "10": (4, 0, 2), "13": (5, 0, 1), "14": (3, 0, 0)},
+    "ssiu": {"1": (10, 0, 2), "3": (4, 0, 2), "4": (4, 0, 0)},
+    "moeisr": {"3": (81, 15, 0), "4": (8, 0, 12)},
+}
+RUNS = "run purpose model scale paper table row seed budget steps batch patch data fingerprint".split()
+SCORES = "run dataset scale protocol lr image psnr ssim".split()
+
+
+@pytest.fixture(scope="module")
+def every() -> list[pd.DataFrame]:
+    """All tables, with the evidence that comes with the repository."""
+    return tables.all_tables()
+
+
+@pytest.fixture
+def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set what ``results`` has: lines of runs and of scores."""
+
+    def set_to(runs: list[tuple[Any, ...]], scores: list[tuple[Any, ...]]) -> None:
+        told = pd.DataFrame(runs, columns=RUNS), pd.DataFrame(scores, columns=SCORES)
+        monkeypatch.setattr(results, "runs", lambda root=None: told[0].astype({"scale": "Int64"}))
+        monkeypatch.setattr(results, "scores", lambda root=None: told[1].astype({"psnr": float, "ssim": float}))
+
+    set_to([], [])
+    return set_to
+
+
+def cell(frame: pd.DataFrame, row: str, scale: int, metric: str, dataset: str = "") -> pd.Series:
+    """The one cell with these keys."""
+    found = frame.query("row == @row and scale == @scale and metric == @metric and dataset == @dataset")
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_counted_cells_come_out_as_ever(every: list[pd.DataFrame]) -> None:
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for frame in every:
+        counted = frame[frame.metric.isin(tables.COUNTED) & (frame.verdict != "not-run")].verdict
+        if len(counted):
+            place = found.setdefault(frame.paper[0], {})
+            place[frame.table[0]] = tuple(int((counted == one).sum()) for one in ("exact", "within", "differs"))
+    assert found == TOTALS
+
+
+def test_some_cells_to_the_last_digit(every: list[pd.DataFrame]) -> None:
+    frames = {(frame.paper[0], frame.table[0]): frame for frame in every}
+    for paper, number, row, scale, metric, dataset, ours in (
+        ("safmn", "1", "SAFMN (Ours)", 2, "params", "", 227.82),
+        ("safmn", "3", "Baseline", 4, "flops", "", 13.55491584),
+        ("safmn", "3", "w/ SE", 4, "params", "", 260.976),
+        ("seemore", "1", "SeemoRe-T (ours)", 2, "params", "", 220.104),
+        ("ssiu", "1", "Ours", 2, "flops", "", 167.7053133),
+        ("moeisr", "4", "LIIF -5layer", 2, "flops", "Urban100", 1071.2040),
+    ):
+        found = cell(frames[paper, number], row, scale, metric, dataset)
+        assert found.ours == pytest.approx(ours, rel=1e-6), (paper, number, row)
+    assert cell(frames["safmn", "3"], "Baseline", 4, "flops").anchor == "safmn-table-3-baseline-group-baseline-x4-flops"
+    route = cell(frames["seemore", "1"], "SeemoRe-T (ours)", 2, "macs").note
+    assert "44.33 to 45.22 G over all routes; here: ranks that add up to 28" in route
+    mapper = frames["moeisr", "3"].query("row == 'EDSR-MoEISR(LIIF)-b' and scale == 2 and unit == 'T'").iloc[0]
+    assert mapper.verdict == "not-run" and "with the shallowest expert everywhere" in mapper.note
+
+
+@pytest.mark.parametrize(
+    ("printed", "ours", "expected"),
+    [
+        ("228", "227.5", "exact"),
+        ("228", "228.5", "exact"),  # a tie: to the even digit
+        ("229", "228.5", "exact"),  # the same tie: up
+        ("227", "228.5", "differs"),
+        ("228", "229", "within"),
+        ("228", "229.01", "differs"),
+        ("13.56", "13.5549", "within"),
+        ("76.70", "76.70016", "exact"),
+        ("76.7", "76.70016", "exact"),
+        ("110.00", "109.87776", "differs"),
+    ],
+)
+def test_verdicts_go_by_the_printed_digits(printed: str, ours: str, expected: str) -> None:
+    assert tables.verdict(printed, float(ours)) == expected
+
+
+def test_scores_have_their_own_tolerance() -> None:
+    psnr = [tables.verdict("33.66", ours, tables.TOLERANCE["psnr"]) for ours in (33.664, 33.68, 33.681)]
+    assert psnr == ["exact", "within", "differs"]
+    assert tables.verdict("0.9299", 0.9305, tables.TOLERANCE["ssim"]) == "within"
+
+
+def test_a_cell_without_ours_says_why(every: list[pd.DataFrame]) -> None:
+    cells = pd.concat(every)
+    assert (cells.ours.isna() == (cells.verdict == "not-run")).all()
+    assert (cells.note != "").where(cells.verdict == "not-run", True).all()
+    frames = {(frame.paper[0], frame.table[0]): frame for frame in every}
+    assert cell(frames["safmn", "1"], "CARN", 4, "flops").note == "peer, as printed"
+    assert "500,000 steps" in cell(frames["safmn", "3"], "Baseline", 4, "psnr", "Manga109").note
+    assert "GPU" in frames["safmn", "5"].note[0] and "RealSRSet" in frames["seemore", "15"].note[0]
+    quick = tables.table("safmn", "3", counts=False)
+    assert set(quick.verdict) == {"not-run"} and cell(quick, "Baseline", 4, "flops").note == "not counted in this call"
+
+
+def test_csv_has_ours_with_two_digits_more(every: list[pd.DataFrame]) -> None:
+    for frame in every:
+        read = pd.read_csv(io.StringIO(tables.csv(frame)), dtype=str, keep_default_na=False)
+        assert list(read.columns) == tables.CSV and len(read) == len(frame)
+        for line in read[read.ours != ""].to_dict("records"):
+            if line["metric"] in tables.COUNTED:
+                assert tables.verdict(line["printed"], float(line["ours"])) == line["verdict"]
+    flops = pd.read_csv(io.StringIO(tables.csv(every[2])), dtype=str).query("row == 'Baseline' and metric == 'flops'")
+    assert flops.ours.item() == "13.5549"
+
+
+def test_the_ledger_explains_every_own_count_that_is_not_exact(every: list[pd.DataFrame]) -> None:
+    cells, entries = pd.concat(every), tables.ledger()
+    unmet = cells[cells.own & cells.metric.isin(tables.COUNTED) & cells.verdict.isin(["within", "differs"])]
+    counted = entries[(entries.kind == "cell") & entries.metric.isin(tables.COUNTED)]
+    assert set(unmet.anchor) == set(counted.anchor) - {""} and not counted.anchor.duplicated().any()
+    assert set(entries.kind) == {"cell", "print", "release", "choice"}
+    assert (entries[["row", "printed", "ours", "explanation", "evidence"]] != "").all(axis=None)
+    baseline = counted.query("table == '3' and row == 'Baseline'").iloc[0]
+    assert (baseline.printed, baseline.ours, baseline.verdict) == ("13.56 G", "13.5549 G", "within")
+
+
+def test_an_entry_that_explains_no_cell_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    stale = papers.ledger("ssiu").replace({"row": {"Ours": "Theirs"}})
+    monkeypatch.setattr(papers, "ledger", lambda slug: stale)
+    with pytest.raises(InputError, match="the ledger of ssiu explains 0 cells by 'Theirs'"):
+        tables.ledger("ssiu")
+
+
+def test_bicubic_s_rows_take_bicubic_s_scores(evidence: Any) -> None:
+    line = ("bicubic", "Set5", 2, "matlab-luma", "matlab-bicubic of luma", "baby")
+    other = ("bicubic", "Set14", 2, "safmn", "matlab-bicubic", "comic")
+    evidence([], [(*line, 33.65, 0.93), (*line[:5], "bird", 33.67, 0.93), (*other, 30.24, 0.8688)])
+    frame = tables.table("safmn", "1", counts=False)
+    found = cell(frame, "Bicubic", 2, "psnr", "Set5")
+    assert (found.ours, found.verdict, found.note) == (pytest.approx(33.66), "exact", "protocol matlab-luma")
+    assert cell(frame, "Bicubic", 2, "psnr", "Set14").verdict == "not-run", "another protocol"
+    assert cell(frame, "Bicubic", 3, "psnr", "Set5").note == "bicubic has no scores on Set5"
+
+
+def test_a_dataset_that_is_not_whole_fills_no_cell(evidence: Any) -> None:
+    name = "Set14 (9 of 14 images)"
+    ships = ("ships-safmn-x4", "ships", "safmn", 4, None, None, None, 0, "short", 20_000, 16, 64, "BSD400", "f9")
+    bicubic = ("bicubic", name, 4, "matlab-luma", "", "comic", 26.0, 0.7027)
+    evidence([ships], [bicubic, ("ships-safmn-x4", name, 4, "safmn", "", "comic", 28.6, 0.7813)])
+    frame = tables.table("safmn", "1", counts=False)
+    assert set(frame.verdict) == {"not-run"} and frame.trained.isna().all() and set(frame.budget) == {""}
+
+
+def run(name: str, row: str, steps: int = 600, budget: str = "smoke", seed: int = 0) -> tuple[Any, ...]:
+    """A made-up run of a row of SAFMN's Table 3."""
+    return (name, "ablation", "safmn", 4, "safmn", "3", row, seed, budget, steps, 4, 32, "BSD400", "f9")
+
+
+def test_a_row_s_gap_to_the_baseline_has_a_trend(evidence: Any) -> None:
+    rows = {"base": ("Baseline", 0.0), "ccm": ("CCM -> None", -0.5), "safm": ("SAFM -> None", 0.3)}
+    runs = [run(f"{key}{seed}", row, seed=seed) for key, (row, _) in rows.items() for seed in range(3)]
+    scores = [
+        (f"{key}{seed}", "Set14", 4, "safmn", "", f"image{image}", 26 + image + gain + 0.001 * seed * image, 0.7)
+        for key, (_, gain) in rows.items() for seed in range(3) for image in range(4)
+    ]  # fmt: skip
+    evidence([*runs, run("long", "CCM -> None", steps=5_000)], scores)
+    found = tables.ablation("safmn", "3").set_index("row")
+    assert found.gap_printed["CCM -> None"] == -0.74 and found.trend["CCM -> None"] == "agrees"
+    assert found.gap_printed["SAFM -> None"] == -0.17 and found.trend["SAFM -> None"] == "opposite"
+    assert found.gap["CCM -> None"] == pytest.approx(-0.5) and found.gap_high["CCM -> None"] < 0
+    assert found.runs["CCM -> None"] == "ccm0 ccm1 ccm2", "as long as the baseline's"
+    assert found.budget["CCM -> None"] == "600 steps of batch 4 on BSD400, 3 seeds"
+    assert pd.isna(found.gap["w/ SE"]) and found.trend["w/ SE"] == "" and found.gap_printed["w/ SE"] == -0.04
+    assert found.trend["Baseline"] == "" and set(tables.table("safmn", "3", counts=False).verdict) == {"not-run"}
+    with pytest.raises(InputError, match="table 1 of safmn has no baseline"):
+        tables.ablation("safmn", "1")
+
+
+@pytest.mark.parametrize(("budget", "verdict"), [("short", "not-run"), ("paper", "exact")])
+def test_only_the_paper_s_whole_training_gets_a_verdict(evidence: Any, budget: str, verdict: str) -> None:
+    ships = ("ships-ssiu-x4", "ships", "ssiu", 4, None, None, None, 0, budget, 1000, 40, 64, "DF2K", "f9")
+    evidence([ships], [("ships-ssiu-x4", "Set5", 4, "ssiu", "", "baby", 32.631, 0.9032)])
+    found = cell(tables.table("ssiu", "1", counts=False), "Ours", 4, "psnr", "Set5")
+    assert found.trained == 32.631 and found.verdict == verdict, "32.631 is printed as 32.64: its release rounds up"
+    assert found.budget == "1,000 steps of batch 40 on DF2K" and found.runs == "ships-ssiu-x4"
+
+
+def test_the_scoreboard_keeps_peers_apart(every: list[pd.DataFrame]) -> None:
+    board = tables.scoreboard(every)
+    assert list(board.columns) == ["paper", "table", "own", *tables.VERDICTS, *tables.TRENDS]
+    assert board[[*tables.VERDICTS]].sum().sum() == sum(map(len, every))
+    own = board.query("paper == 'safmn' and table == '1' and own").iloc[0]
+    assert own.exact == 9 and board.query("paper == 'safmn' and table == '2' and not own")["not-run"].item() == 10
+
+
+@pytest.mark.skipif(results.folder() is None, reason="the evidence lies in the repository, in book/results")
+def test_bicubic_s_rows_of_the_book(every: list[pd.DataFrame]) -> None:
+    bicubic = pd.concat(every).query("row == 'Bicubic'").verdict.value_counts()
+    assert (bicubic["exact"], bicubic["within"], bicubic["differs"]) == (21, 12, 3)
