@@ -33,11 +33,8 @@ GROWTH = 1.5  # of steps along the path; 1 makes them even
 
 @dataclass(frozen=True)
 class Attribution:
-    """What each LR pixel contributes: ``values`` (3, h, w), signed, float64 on the CPU.
-
-    ``patch`` is in pixels of the output, which has ``scale`` times the LR image's size; ``found`` are the detector's
-    answers at the start and the end of the path.
-    """
+    """What each LR pixel contributes: ``values`` (3, h, w), signed, float64 on the CPU. ``patch`` is in pixels of the
+    output; ``found`` are the detector's answers at the start and the end of the path."""
 
     values: Tensor
     patch: Box
@@ -246,11 +243,9 @@ def busiest(hr: Tensor, size: tuple[int, int] = (96, 128), step: int = 4) -> Box
 def windows(
     hr: Tensor, scale: int, *, count: int = 3, patch: int = 16, side: int = 64, apart: int = 64
 ) -> list[Window]:
-    """The ``count`` square patches of an HR image (3, H, W) with the largest gradient energy, strongest first.
-
-    A patch has ``patch`` HR pixels a side and lies in the middle of a window of ``side`` LR pixels a side, all of it
-    inside the image; patches lie ``apart`` HR pixels from each other. Raises ``InputError`` where there is no room.
-    """
+    """The ``count`` square patches of an HR image (3, H, W) with the largest gradient energy, strongest first: of
+    ``patch`` HR pixels a side, in the middle of a window of ``side`` LR pixels inside the image, ``apart`` HR pixels or
+    more from each other. Raises ``InputError`` where there is no room."""
     before = (side - patch // scale) // 2  # LR pixels from a window's corner to its patch
     energy = _energy(hr, (patch, patch), scale)
     rows, columns = (max(0, length // scale - side + 1) for length in hr.shape[-2:])

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from srlib.errors import InputError
 
-Watched = Mapping[str, nn.Module | str] | Iterable[str]
-"""What to record: for each label a module or its dotted name in the network, or names alone, which then label it."""
+Watched = Mapping[str, nn.Module | str] | Iterable[str]  # label to module or dotted name; or names alone
 
 
 def record(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from srlib.models.encoders import EDSR, ENCODERS, RDN, STL, SwinIR, WindowAttention, merge, shift_mask, split
-from srlib.models.layers import pad_reflect
 
 TINY = {
     "edsr": lambda: EDSR(blocks=2, channels=8),
@@ -149,12 +148,6 @@ def test_every_other_layer_shifts_its_windows_and_drops_rise_layer_by_layer() ->
     layers = [layer for block in SwinIR().layers for layer in block.residual_group["blocks"]]
     assert [layer.shift for layer in layers] == [0, 4] * 18
     assert [layer.drop for layer in layers] == pytest.approx([0.1 * i / 35 for i in range(36)])
-
-
-def test_features_of_a_padded_image_are_cropped_back() -> None:
-    encoder, x = tiny("swinir").eval(), images(1, 10, 7)
-    with torch.inference_mode():
-        torch.testing.assert_close(encoder(x), encoder(pad_reflect(x, 4))[:, :, :10, :7], atol=1e-6, rtol=0)
 
 
 def test_stochastic_depth_leaves_out_whole_branches_in_training_alone() -> None:

@@ -22,9 +22,6 @@ def conv3x3(channels: int, out: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out, 3, padding=1)
 
 
-# --- EDSR -------------------------------------------------------------------------------------------------------------
-
-
 class ResBlock(nn.Module):
     """Residual block (Lim et al., Section 3.1): x + 3x3(ReLU(3x3(x))), without batch normalisation."""
 
@@ -52,31 +49,21 @@ class EDSR(nn.Module):
         return x + self.body(x)
 
 
-# --- RDN --------------------------------------------------------------------------------------------------------------
-
-
-class DenseConv(nn.Module):
-    """One layer of a residual dense block (Zhang et al., Equation 5): C channels become C + ``growth``."""
-
-    def __init__(self, channels: int, growth: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(conv3x3(channels, growth), nn.ReLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x, self.conv(x)], dim=1)
-
-
 class RDB(nn.Module):
-    """Residual dense block (Zhang et al., Equations 5 to 7): dense layers, their fusion LFF by a 1x1 convolution, and
-    a skip."""
+    """Residual dense block (Zhang et al., Equations 5 to 7): each layer adds ``growth`` channels to all before it; LFF
+    fuses them by a 1x1 convolution, and the input is added."""
 
     def __init__(self, channels: int, growth: int, layers: int) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*(DenseConv(channels + i * growth, growth) for i in range(layers)))
+        convs = (nn.Sequential(conv3x3(channels + i * growth, growth), nn.ReLU()) for i in range(layers))
+        self.convs = nn.ModuleList(nn.ModuleDict({"conv": conv}) for conv in convs)
         self.LFF = nn.Conv2d(channels + layers * growth, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.LFF(self.convs(x))
+        grown = x
+        for layer in self.convs.children():
+            grown = torch.cat([grown, layer.get_submodule("conv")(grown)], dim=1)
+        return x + self.LFF(grown)
 
 
 class RDN(nn.Module):
@@ -94,9 +81,6 @@ class RDN(nn.Module):
         x = self.SFENet2(shallow)  # Eq. (2)
         outputs = [x := block(x) for block in self.RDBs]  # Eq. (3)
         return shallow + self.GFF(torch.cat(outputs, dim=1))  # Eqs. (8), (9)
-
-
-# --- SwinIR -----------------------------------------------------------------------------------------------------------
 
 
 class WindowAttention(nn.Module):

@@ -4,12 +4,11 @@
 One network serves every scale: an encoder turns the LR image into features z (Equation 1), and a decoder, an MLP,
 predicts each output pixel from the features of an LR pixel nearby and the offset from it (Equation 2). MoEISR has
 several decoders, the experts, of different depths, and a mapper that sends each LR pixel to one of them (Equations 3 to
-5). With one expert it is LIIF or LTE itself, under whose released names the weights are kept.
+5). With one expert it is LIIF or LTE itself. MoEISR has no released code: what its paper leaves open is chosen here and
+listed in the ledger of ``srlib.papers``.
 
 A query is an output pixel together with one of its D neighbours among the LR pixels: 4 with the local ensemble, else 1.
-Offsets and cells have LIIF's unit, half an LR pixel: image coordinates in [-1, 1] times the LR height and width.
-
-MoEISR has no released code. What its paper leaves open is chosen here, and listed in the ledger of ``srlib.papers``.
+Offsets and cells have LIIF's unit, half an LR pixel: coordinates in [-1, 1] times the LR image's height and width.
 """
 
 from __future__ import annotations
@@ -110,8 +109,7 @@ class MLP(nn.Module):
 
 
 class Answers(NamedTuple):
-    """What a network answers to queries: ``rgb`` (B, Q, 3) in [-1, 1], and ``gates`` (B, J, h, w), the weight of each
-    expert at each LR pixel, None where there is one expert."""
+    """``rgb`` (B, Q, 3) in [-1, 1], and ``gates`` (B, J, h, w), each expert's weight at each LR pixel, None of one."""
 
     rgb: Tensor
     gates: Tensor | None
@@ -131,11 +129,8 @@ class Queries(NamedTuple):
 
 
 class MoEISR(nn.Module, ABC):
-    """The framework (Section 3.2, Figure 2): encoder, mapper, experts and local ensemble. ``LIIF`` and ``LTE`` say what
-    an expert reads.
-
-    The ``mapper`` M (Equation 3) is a stack of 3x3 convolutions, from features to a score for each expert.
-    """
+    """The framework (Section 3.2, Figure 2): an encoder, experts, and a mapper from features to a score for each expert
+    (Equation 3). ``LIIF`` and ``LTE`` say what an expert reads."""
 
     def __init__(self, config: MoEISRConfig) -> None:
         super().__init__()
@@ -222,18 +217,15 @@ class MoEISR(nn.Module, ABC):
         """All experts' answers to the queries of images in [-1, 1], weighted by the gates (Equation 5)."""
         batch = len(x)
         if coord.ndim != 3 or coord.shape[::2] != (batch, 2) or cell.shape != (batch, 2):
-            given = f"coord {tuple(coord.shape)} and cell {tuple(cell.shape)}"
-            raise InputError(f"{batch} images got {given}; give shapes ({batch}, queries, 2) and ({batch}, 2)")
+            raise InputError(f"got coord {tuple(coord.shape)} and cell {tuple(cell.shape)}; give (B, Q, 2) and (B, 2)")
         coord, cell = coord.float(), cell.float()
         z = self.encoder(x)
         image = torch.arange(batch, device=x.device).repeat_interleave(coord.shape[1])
         asked = self.queries(coord.flatten(0, 1), image, z)
         cell = (cell * cell.new_tensor(z.shape[-2:]))[image].to(asked.offset.dtype).repeat(len(asked.weight), 1)
         gates = self.gates(z)
-        answers = [
-            self.predict(j, table.index_select(0, asked.pixel), asked.offset, cell)
-            for j, table in enumerate(self.tables(z))
-        ]
+        tables = (table.index_select(0, asked.pixel) for table in self.tables(z))
+        answers = [self.predict(j, features, asked.offset, cell) for j, features in enumerate(tables)]
         if gates is not None:
             shares = gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, asked.pixel)  # (D B Q, J)
             answers = [shares[:, j : j + 1] * one for j, one in enumerate(answers)]
@@ -295,12 +287,9 @@ class MoEISR(nn.Module, ABC):
 
 
 class LIIF(MoEISR):
-    """MoEISR on the local implicit image function, or that itself: an expert reads the 3x3 features around an LR pixel
-    (unfolding), the offset from it, and the cell.
-
-    The first layer is linear in the features, so that its part in them is computed once for each LR pixel, as a 3x3
-    convolution, and no query sees features unfolded.
-    """
+    """The local implicit image function: an expert reads the 3x3 features around an LR pixel (unfolding), the offset
+    from it, and the cell. The first layer is linear in the features: its part in them is computed once for each LR
+    pixel, as a 3x3 convolution, and no query sees features unfolded."""
 
     def tables(self, z: Tensor) -> Iterator[Tensor]:
         """The first layer's part in the features: (B h w, hidden) for each expert."""
@@ -316,10 +305,9 @@ class LIIF(MoEISR):
 
 
 class LTE(MoEISR):
-    """MoEISR on the local texture estimator, or that itself: an expert reads 128 cosines and 128 sines, whose
-    amplitudes and frequencies come from an LR pixel's features and whose phases come from the cell. The answers are
-    added to the LR image, enlarged by bilinear interpolation.
-    """
+    """The local texture estimator: an expert reads 128 cosines and 128 sines, whose amplitudes and frequencies come
+    from an LR pixel's features and whose phases come from the cell. The answers are added to the LR image, enlarged by
+    bilinear interpolation."""
 
     def __init__(self, config: MoEISRConfig) -> None:
         super().__init__(config)
