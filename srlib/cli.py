@@ -38,7 +38,9 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except (InputError, Stopped) as error:
             say(str(error))
             raise typer.Exit(75 if isinstance(error, Stopped) else 2) from None
@@ -62,7 +64,6 @@ Weights = Annotated[Path | None, typer.Option(help="A file of weights, ours or r
 Images = Annotated[list[str] | None, typer.Option("--data", help="Datasets or folders; default: what is here.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; default: the variable SRLIB_DATA.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
 Tile = Annotated[int | None, typer.Option(min=0, help="Side of the tiles in LR pixels; 0: the whole at once.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
@@ -99,7 +100,7 @@ def train(
     precision: Annotated[Literal["32-true", "bf16-mixed"], typer.Option(help="Of the arithmetic.")] = "32-true",
     device: Device = "auto",
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    runs: Runs = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
     record: Annotated[Path | None, typer.Option(help="Write to this JSON file which run it is.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait for another process that trains the same run, or leave.")] = True,
 ) -> None:
@@ -119,7 +120,7 @@ def train(
     length: dict[str, Any] = {"budget": budget, "steps": steps, "batch": batch, "patch": patch}
     length |= {"seed": seed, "precision": precision}
     if fine_tune:
-        config, watched = engine.fine_tune(find_run(fine_tune, runs), store, **length), degraded(watched)
+        config, watched = engine.fine_tune(find_run(fine_tune), store, **length), degraded(watched)
     elif one:
         config = engine.configure_row(one, store, scale=scale, **length)
     else:
@@ -130,7 +131,7 @@ def train(
         return
     if record:
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"run": run.folder.name, "table": table, "row": row}), encoding="utf-8")
+        record.write_text(json.dumps({"run": str(run.folder), "table": table, "row": row}), encoding="utf-8")
     held = run.held_out
     scored = f"{held['dataset']} x{held['scale']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f}"
     print(f"{run.folder}, {run.ending}: {scored} (protocol {held['protocol']}, LR: {held['lr_origin']})")
@@ -148,7 +149,6 @@ def score(
     tile: Tile = None,
     data_root: DataRoot = None,
     device: Device = "auto",
-    runs: Runs = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Write the score of each image to this CSV file.")] = None,
     images: Annotated[bool, typer.Option("--images", help="Print a line for each image.")] = False,
     as_json: AsJson = False,
@@ -161,7 +161,7 @@ def score(
 
     where, network, frames = parallel.pick_device(device), None, []
     if model != "bicubic":
-        model, network, scale = find_network(model, scale, weights, record, runs)
+        model, network, scale = find_network(model, scale, weights, record)
         network = network.to(where)
     for store, factor in product(open_stores(data, data_root), [scale] if scale else EVERY_SCALE if network else [4]):
         usual = papers.recipe(model).protocol_on(store.name) if network else metrics.MATLAB
@@ -181,6 +181,53 @@ def score(
         keys = ["dataset", "scale", "model", "protocol", "lr"]
         scores = scores.groupby(keys, sort=False)[["psnr", "ssim"]].mean().reset_index()
     show(scores, as_json, as_csv, psnr="{:.2f} dB", ssim="{:.4f}")
+
+
+@app.command("upscale", epilog="Example: srlib upscale photo.jpg large.png")
+def enlarge(
+    sources: Annotated[list[str], typer.Argument(metavar="IN...", help="Files, folders, or patterns in quotes.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A file for one file, else a folder.")],
+    model: Annotated[str, typer.Option(help="bicubic, or a model; default: safmn, or one for every scale.")] = "",
+    scale: Annotated[float | None, typer.Option(min=1, help="How many times larger, each way; default 4.")] = None,
+    weights: Weights = None,
+    record: Record = None,
+    format: Annotated[Literal["png", "jpeg", "webp", "tiff"] | None, typer.Option(help="In a folder.")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and lossy WebP.")] = 95,
+    lossless: Annotated[bool, typer.Option("--lossless", help="Write WebP without loss.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace outputs that are there already.")] = False,
+    tile: Tile = None,
+    beside: Annotated[bool, typer.Option("--beside", help="Put bicubic interpolation to the left.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Enlarge PNG, JPEG, WebP and TIFF files, with colour profile, transparency and 16 bits kept.
+
+    Of several, those that are there already are left, so that the same command goes on where it stopped; exit code 1 if
+    one failed. bicubic and networks for every scale take any scale, such as 2.5.
+    """
+    from srlib import evaluate, parallel, upscale
+
+    made, notes = upscale.jobs(sources, out, format)
+    where, upscaler = parallel.pick_device(device), None
+    if model != "bicubic":
+        usual = "safmn" if scale in (None, 4) else "moeisr-lte-s-edsr"
+        _, network, own = find_network(model or (usual if record is None else ""), scale, weights, record)
+        scale = own or scale
+        upscaler = evaluate.upscaler(network.to(where), scale or 4)
+    options: dict[str, Any] = {"force": force, "quality": quality, "lossless": lossless, "beside": beside, "tile": tile}
+    done: list[str] = []
+    for note in notes:
+        say(note)
+    for job in made:
+        row = upscale.enlarge_file(job, upscaler, scale or 4, **options, device=where)
+        done.append(row["status"])
+        note = row["notes"].removeprefix(f"{row['input']}: ")
+        if len(sources) == len(made) == 1 and row["status"] != "done":
+            raise InputError(note or f"{job.target} is there already: give another name, or --force")
+        print(f"{row['output']}: {row['status']}", flush=True)
+        if note:
+            say(f"{row['input']}: {note}")
+    if "failed" in done:
+        raise typer.Exit(1)
 
 
 @app.command("table", epilog="Example: srlib table safmn 3 --csv")
@@ -247,7 +294,7 @@ def time(
         found = complexity.in_units(lambda: network(image), device=where)
     row = {"model": model, "scale": factor, "units": found.median, "minimum": found.minimum, "maximum": found.maximum}
     row |= {"unit_ms": 1e3 * found.unit, "device": found.device}
-    show([row], **dict.fromkeys(("units", "minimum", "maximum", "unit_ms"), "{:.1f}"))
+    show([row], units="{:.1f}", minimum="{:.1f}", maximum="{:.1f}", unit_ms="{:.1f}")
 
 
 @data_app.command("list")
@@ -308,7 +355,6 @@ def record_run(
     purpose: Annotated[Literal["ships", "equal", "precision", "ablation", "mechanism"], typer.Option()],
     data: Images = None,
     data_root: DataRoot = None,
-    runs: Runs = Path("runs"),
 ) -> None:
     """Score a finished run and write it to the tables in book/results; one that "ships" with its weights."""
     from srlib import results
@@ -316,7 +362,7 @@ def record_run(
     stores = open_stores(data, data_root) if data else None
     said = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
     place = {key: said.get(key, "") for key in ("table", "row")}
-    found = results.record(find_run(run, runs), name, purpose, stores, ship=purpose == "ships", **place)
+    found = results.record(find_run(run), name, purpose, stores, ship=purpose == "ships", **place)
     show(found, psnr="{:.2f} dB", ssim="{:.4f}", gain="{:+.2f} dB")
 
 
@@ -336,11 +382,9 @@ def doctor(data_root: DataRoot = None) -> None:
     print(f"images: {here or 'none beside the photographs'}")
     pixels = torch.tensor([[0, 37, 74], [91, 129, 167], [182, 221, 4]], dtype=torch.uint8)[None, None]
     checks = {"resizing": resize.imresize(pixels, scale=2)[0, 0, 0].tolist() == [0, 5, 20, 37, 58, 68]}  # MATLAB's
-    one, other = (
-        torch.full((1, 3, 32, 32), grey / 255) for grey in (100, 116)
-    )  # 16 of 255 levels, of which luma has 219
-    expected = 20 * math.log10(255**2 / (16 * 219))
-    checks["metrics"] = abs(metrics.psnr(one, other, metrics.MATLAB, 4).item() - expected) < 1e-3
+    one, other = (torch.full((1, 3, 32, 32), grey / 255) for grey in (100, 116))  # whose luma is 102 and 116
+    psnr = metrics.psnr(one, other, metrics.MATLAB, 4).item()
+    checks["metrics"] = math.isclose(psnr, 20 * math.log10(255 / 14))
     checks["weights"] = all(results.trained(model, 4).network for model in results.shipped().model)
     for name, right in checks.items():
         print(f"{name}: {'ok' if right else 'FAILED'}")
@@ -367,40 +411,42 @@ def open_stores(names: list[str] | None, root: Path | None) -> list[Store]:
     return stores
 
 
-def find_run(path: Path, runs: Path) -> Run:
-    """The run of a folder, or of the file that ``srlib train --record`` wrote."""
+def find_run(path: Path) -> Run:
+    """The finished run of a folder, or of the file that ``srlib train --record`` wrote."""
     from srlib.runs import Run
 
     try:
-        run = Run(path if path.is_dir() else runs / json.loads(path.read_text(encoding="utf-8"))["run"])
+        run = Run(path if path.is_dir() else Path(json.loads(path.read_text(encoding="utf-8"))["run"]))
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no run: give its folder, or the file that `srlib train --record` wrote") from None
     if not run.finished:
-        raise InputError(f"no finished run at {run.folder}: give --runs, or train it to its end")
+        raise InputError(f"no finished run at {run.folder}: start where it was trained, or train it again")
     return run
 
 
-def find_network(
-    model: str, scale: int | None, file: Path | None, record: Path | None, runs: Path
-) -> tuple[str, nn.Module, int | None]:
+def find_network(model: str, scale: float | None, file: Path | None, record: Path | None) -> tuple[str, nn.Module, Any]:
     """Model, network and scale (None: every scale) of a run, of a file, or as shipped; says where weights come from."""
     from srlib import checkpoints, models, results
 
     if record:
-        run = find_run(record, runs)
+        run = find_run(record)
         config = run.config
         if model not in ("", config["model"]) or (config["scale"] and scale not in (None, config["scale"])):
             raise InputError(f"{record} is {config['model']} at scale {config['scale']}: leave out model and --scale")
         say(f"{config['model']}, {run.ending} of batch {config['train']['batch']} on {config['data']}")
         return config["model"], run.network(), config["scale"] or scale
     if not model:
-        raise InputError("no model: give one, or --record RUN")
-    usual = scale or (4 if models.takes_scale(model) else None)
+        raise InputError("no model: give bicubic, a model, or --record RUN")
+    fixed = models.takes_scale(model)
+    scale = scale or (4 if fixed else None)
+    if fixed and scale != int(scale or 0):
+        raise InputError(f"{model} enlarges a whole number of times: give --scale 4, or a model for every scale")
+    own = int(scale or 0) if fixed else None
     if file:
-        return model, checkpoints.load(file, model, usual), usual
-    shipped = results.trained(model, usual)
+        return model, checkpoints.load(file, model, own), scale
+    shipped = results.trained(model, own)
     say(f"{model}: weights that ship, trained here, {shipped.caption}")
-    return model, shipped.network, usual
+    return model, shipped.network, own or scale
 
 
 def show_status(found: list[Any]) -> None:

@@ -1,351 +1,267 @@
-"""The command line: what works prints figures, and bad input is one line that says how to mend it, with exit code 2."""
+"""The command line: each command by its options, its exit codes, and one line for what can't be done."""
 
-import csv
 import io
 import json
+import os
 import subprocess
 import sys
-from functools import partial
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner, Result
 
-from srlib import cli
-from srlib.errors import InputError
+import srlib
+from srlib import cli, runs
+from srlib.errors import Stopped
 from srlib.models import create
-from srlib.models.encoders import EDSR, ENCODERS
-from srlib.models.safmn import SAFMNConfig
+
+Srlib = Callable[..., Result]
 
 
 @pytest.fixture
-def srlib(in_process, monkeypatch, capsys, tmp_path):
-    """Run the command in this process, away from any data; returns exit code, standard output and standard error."""
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Srlib:
+    """Run the command in this process, away from any data."""
     monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SRLIB_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-
-    return in_process(capsys)
+    return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
-def photographs(tmp_path) -> Path:
+def images(tmp_path: Path) -> Path:
     """A folder with two small images."""
-    folder = tmp_path / "images"
-    folder.mkdir()
     noise = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
     for i in range(2):
-        Image.fromarray(noise.integers(0, 256, (64, 72, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    return folder
+        Image.fromarray(noise.integers(0, 256, (64, 72, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    return tmp_path / "images"
 
 
-def test_help_needs_no_torch():
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "srlib", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "train" in done.stdout and "torch" not in done.stderr
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smoke budget of three steps."""
+    budget = replace(runs.BUDGETS["smoke"], steps=3, ablation_steps=2, batch=2, patch=8)
+    monkeypatch.setitem(runs.BUDGETS, "smoke", budget)
 
 
-def test_without_arguments_the_help_comes_as_it_is(srlib):
-    for arguments, command in (((), "upscale"), (("data",), "check")):
-        code, out, err = srlib(*arguments)
-        assert (code, err) == (2, "") and out.count("\n") > 5 and f"\n  {command} " in out
-    code, out, _ = srlib("data", "-h")
-    assert code == 0 and "check" in out
+def refused(result: Result) -> str:
+    """The line on standard error that ends a command with exit code 2."""
+    assert result.exit_code == 2 and result.stderr.startswith("srlib: "), result.output
+    return result.stderr.splitlines()[-1]
 
 
-def test_the_version_is_that_of_the_package(srlib):
-    from srlib import __version__
-
-    assert srlib("--version") == (0, f"{__version__}\n", "")
-
-
-def test_a_wrong_option_leads_to_the_help_of_its_command(srlib):
-    code, _, err = srlib("upscale", "--qqq")
-    assert code == 2 and err.startswith("srlib: No such option: --qqq") and err.endswith(" upscale --help`.\n")
+def frame(result: Result) -> pd.DataFrame:
+    """What was printed as CSV."""
+    assert result.exit_code == 0, result.output
+    return pd.read_csv(io.StringIO(result.stdout))
 
 
-def test_a_table_prints_as_csv(srlib):
-    code, out, _ = srlib("table", "safmn", "2", "--csv")
-    rows = list(csv.DictReader(io.StringIO(out)))
-    assert code == 0 and len(rows) == 12
-    assert list(rows[0]) == "row,variant,scale,dataset,metric,printed,ours,unit,verdict,note".split(",")
-    assert {row["verdict"] for row in rows} == {"not-run"}
+# --- Help and refusals ---
 
 
-def test_all_tables_are_written_with_what_made_each_number(srlib, tmp_path, monkeypatch):
-    from srlib import papers
-
-    kept = [("safmn", 1), ("safmn", 5)]
-    monkeypatch.setattr(papers, "tables", lambda: kept)
-    results = Path(__file__).resolve().parent.parent / "book" / "results"
-    code, out, _ = srlib("tables", tmp_path / "t", "--records", results)
-    assert code == 0 and "2 tables, 559 printed cells" in out
-    assert json.loads((tmp_path / "t/index.json").read_text())["tables"] == ["safmn-table-1", "safmn-table-5"]
-    table = json.loads((tmp_path / "t/safmn-table-1.json").read_text())
-    cells = {cell["record"].partition("#")[2]: cell for cell in table["cells"]}
-    counted, scored = cells["safmn-ours-x4-flops"], cells["bicubic-x4-set5-psnr"]
-    network = table["networks"][counted["network"]]
-    assert counted["how"] == "counted" and (network["model"], network["lr"]) == ("safmn", [180, 320])
-    assert network["config"]["scale"] == 4 and table["counts"]["exact"] > 0 and table["commit"]
-    assert (scored["how"], scored["source"]) == ("scored", "bicubic/luma-x4.json") and "network" not in scored
-    assert cells["carn-x4-set5-psnr"]["how"] == "not run"
-    assert (tmp_path / "t/safmn-table-5.csv").read_text().count("\n") == 7
+def test_help_comes_at_once_and_needs_no_torch() -> None:
+    flags = [sys.executable, "-X", "importtime", "-m", "srlib", "--help"]
+    best = min(_seconds(flags[:1] + flags[3:]) for _ in range(3))
+    done = subprocess.run(flags, capture_output=True, text=True, check=True, timeout=60)
+    assert not {"torch", "numpy", "pandas"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert best < 0.3 * max(1.0, _seconds([sys.executable, "-c", "pass"]) / 0.03), "on a machine that is not busy"
 
 
-def test_complexity_prints_the_printed_parameters(srlib):
-    code, out, _ = srlib("complexity", "safmn", "--scale", "4", "--height", "8", "--width", "8", "--json")
-    assert code == 0 and json.loads(out)[0]["params"] == 239_520
+def _seconds(arguments: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(arguments, capture_output=True, check=True, timeout=60)
+    return time.perf_counter() - began
 
 
-def test_complexity_gives_the_range_over_routes(srlib):
-    """6 groups of 36 channels: an expert's rank is worth 3 x 36 multiply-adds a pixel; all have 14, a route 2 to 8."""
-    code, out, _ = srlib("complexity", "seemore-t", "--height", "8", "--width", "8", "--json")
-    (row,) = json.loads(out)
-    rank = 6 * 3 * 36 * 64
-    assert code == 0 and row["params"] == 231_804
-    assert (row["macs"] - row["macs_least"], row["macs"] - row["macs_most"]) == (12 * rank, 6 * rank)
-
-
-def test_bicubic_is_scored_and_written_whole(srlib, photographs, tmp_path):
-    out_file = tmp_path / "deep" / "scores.json"
-    command = ("evaluate", "bicubic", "--scale", "2", "--data", photographs, "--protocol", "liif", "--csv")
-    code, out, _ = srlib(*command, "--out", out_file)
-    rows = list(csv.DictReader(io.StringIO(out)))
-    record = json.loads(out_file.read_text())
-    assert code == 0 and [row["protocol"] for row in rows] == ["liif"]
-    assert record["bicubic"][0]["psnr"] == pytest.approx(float(rows[0]["psnr"]))
-    assert record["bicubic"][0]["protocol"]["round_image"] is False
-
-
-def test_released_weights_are_scored(srlib, photographs, tmp_path):
-    torch.save({"params": create("safmn", 2).state_dict()}, tmp_path / "released.pth")
-    command = ("evaluate", "safmn", "--scale", "2", "--data", photographs, "--json")
-    code, out, _ = srlib(*command, "--weights", tmp_path / "released.pth")
-    assert code == 0 and [row["model"] for row in json.loads(out)] == ["safmn", "bicubic"]
-    code, _, err = srlib(*command[:3], "4", *command[4:], "--weights", tmp_path / "released.pth")
-    assert code == 2 and "released.pth does not fit" in err
-
-
-def test_a_run_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monkeypatch):
-    from srlib import runs
-
-    monkeypatch.setitem(runs.BUDGETS, "smoke", runs.Budget("smoke", 3, 2, 2, 8, 0.5, "for this test"))
-    monkeypatch.setattr("srlib.papers.safmn.rows", lambda: {3: (runs_row(),)})
-    record = tmp_path / "record.json"
-    command = ("train", "safmn", "--scale", "2", "--table", "3", "--row", "tiny", "--record", record)
-    code, out, err = srlib(*command, "--data", photographs, "--held-out", photographs)
-    assert (code, err) == (0, "") and "2 steps" in out
-    kept = json.loads(record.read_text())
-    assert kept["row"] == "tiny" and kept["config"]["network"]["blocks"] == 1 and kept["budget"] == "smoke"
-    assert str(tmp_path) not in record.read_text(), "a record holds no path of this machine"
-    code, out, _ = srlib("evaluate", "--record", record, "--data", photographs, "--out", tmp_path / "eval.json")
-    scores = json.loads((tmp_path / "eval.json").read_text())
-    assert code == 0 and scores["run"] == kept["run"]
-    assert scores["scores"][0]["psnr"] == pytest.approx(kept["held_out"]["psnr"])
-
-
-def test_a_model_for_every_scale_is_trained_recorded_and_scored(srlib, photographs, tmp_path, monkeypatch):
-    from srlib import runs
-
-    own = {"moeisr-lte-s-edsr": {"queries": 30}}
-    monkeypatch.setitem(runs.BUDGETS, "smoke", runs.Budget("smoke", 2, 1, 2, 6, 0.5, "for this test", own))
-    monkeypatch.setattr(cli, "ANY_SCALE", (2, 3))
-    monkeypatch.setitem(ENCODERS, "edsr", partial(EDSR, blocks=1))
-    record = tmp_path / "record.json"
-    command = ("train", "moeisr-lte-s-edsr", "--record", record, "--data", photographs, "--held-out", photographs)
-    code, out, err = srlib(*command)
-    assert (code, err) == (0, "") and "for every scale" in out and " x4 PSNR " in out
-    kept = json.loads(record.read_text())
-    assert kept["config"]["scale"] is None and kept["config"]["train"]["queries"] == 30
-    assert kept["run"].startswith("moeisr-lte-s-edsr-any-2-")
-    code, out, _ = srlib(
-        "evaluate", "--record", record, "--data", photographs, "--csv", "--out", tmp_path / "eval.json"
-    )
-    scores = json.loads((tmp_path / "eval.json").read_text())
-    rows = list(csv.DictReader(io.StringIO(out)))
-    assert code == 0 and [row["scale"] for row in rows] == ["2", "3"] * 2
-    assert {row["protocol"] for row in rows} == {"liif"}
-    assert [one["scale"] for one in scores["scores"]] == [one["scale"] for one in scores["bicubic"]] == [2, 3]
-    assert scores["scale"] is None and scores["model"] == "moeisr-lte-s-edsr"
-    code, out, _ = srlib("evaluate", "--record", record, "--data", photographs, "--json", "--scale", "4")
-    (ours, _) = json.loads(out)
-    assert code == 0 and ours["scale"] == 4 and ours["psnr"] == pytest.approx(kept["held_out"]["psnr"])
-    code, _, err = srlib("train", "moeisr-lte-s-edsr", "--fine-tune", record, "--data", photographs)
-    assert code == 2 and "fine-tune a network for one scale" in err
-
-
-def test_released_weights_for_every_scale_are_scored(srlib, photographs, tmp_path):
-    spec = {"name": "liif", "args": {}, "sd": create("liif-edsr").state_dict()}
-    torch.save({"model": spec, "epoch": 1000}, tmp_path / "released.pth")
-    command = ("evaluate", "liif-edsr", "--weights", tmp_path / "released.pth", "--data", photographs, "--scale", "3")
-    code, out, _ = srlib(*command, "--json")
-    assert code == 0 and [(row["scale"], row["protocol"]) for row in json.loads(out)] == [(3, "liif")] * 2
-    div2k = photographs.rename(tmp_path / "DIV2K_val")
-    code, out, _ = srlib(*command[:5], div2k, *command[6:], "--json")
-    assert code == 0 and {row["protocol"] for row in json.loads(out)} == {"liif-div2k"}
-
-
-def test_complexity_of_a_model_for_every_scale_follows_the_papers_formula(srlib):
-    """LIIF: 4 queries a pixel of an MLP 580-256-256-256-256-3; EDSR: a multiply-add a weight and pixel."""
-    code, out, _ = srlib("complexity", "liif-edsr", "--scale", "2", "--height", "6", "--width", "8", "--json")
-    (row,) = json.loads(out)
-    mlp = 580 * 256 + 3 * 256**2 + 3 * 256
-    encoder = 48 * 9 * (3 * 64 + 33 * 64**2)
-    assert code == 0 and row["encoder_macs"] == encoder
-    assert row["macs"] == row["macs_least"] == row["macs_most"] == encoder + 4 * 4 * 48 * mlp
-    code, out, _ = srlib("complexity", "moeisr-liif-s-edsr", "--height", "6", "--width", "8", "--json")
-    (row,) = json.loads(out)
-    assert code == 0 and row["encoder_macs"] == encoder < row["macs_least"] < row["macs_most"] < row["macs"]
-    assert row["macs_most"] - row["macs_least"] == 4 * 16 * 48 * 3 * 128**2
-
-
-@pytest.mark.parametrize("model", ["safmn", "moeisr-liif-s-edsr"])
-@pytest.mark.parametrize("training", [False, True])
-def test_speed_times_an_image_or_a_step(srlib, model, training, monkeypatch):
-    from srlib import complexity, runs
-
-    def once(call, device):
-        call()
-        return complexity.Units(2.0, 1.0, 3.0, 1, 0.01, "this one")
-
-    monkeypatch.setattr(complexity, "in_units", once)
-    monkeypatch.setattr(complexity, "lr_size", lambda scale: (12, 16))
-    threads = torch.get_num_threads()
-    small = runs.replace(runs.recipe(model).train, patch=8, queries=min(50, runs.recipe(model).train.queries))
-    monkeypatch.setitem(runs.RECIPES, model, runs.replace(runs.recipe(model), train=small))
-    code, out, _ = srlib("speed", model, "--scale", "2", "--threads", "1", "--json", *["--training"] * training)
-    torch.set_num_threads(threads)
-    (row,) = json.loads(out)
-    assert code == 0 and row["what"] == ("training step" if training else "image") and row["units"] == 2
-
-
-def runs_row():
-    from srlib.papers import Row
-
-    return Row("tiny", SAFMNConfig(blocks=1, channels=8), "safmn")
+def test_every_command_has_help_and_an_example_and_the_version_is_the_packages(command: Srlib) -> None:
+    commands = {"train", "evaluate", "upscale", "table", "complexity", "speed", "weights", "record", "doctor", "data"}
+    shown = command("--help").stdout
+    assert all(f"\n  {name} " in shown for name in commands)
+    for name in sorted(commands - {"data"}):
+        assert f"Example: srlib {name}" in command(name, "-h").stdout
+    assert command("--version").stdout == f"{srlib.__version__}\n"
+    assert command().exit_code == 2 and "Usage" in command().output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "mend"),
     [
-        (("trian",), "No such command"),
-        (("train", "--foo"), "No such option"),
-        (("train", "resnet"), "no training recipe for 'resnet'"),
-        (("train", "safmn", "--budget", "tiny"), "no budget 'tiny': choose one of smoke, short, equal, paper"),
-        (("train", "safmn", "--scale", "0"), "scale"),
-        (("train", "safmn", "--scale", "x"), "scale"),
-        (("train", "liif-edsr", "--scale", "4"), "trained for every scale at once: leave --scale out"),
-        (("train", "liif-edsr", "--budget", "paper"), "--data FOLDER"),
-        (("train", "moeisr-lte-b", "--scale", "4"), "no training recipe for 'moeisr-lte-b'"),
-        (("evaluate", "liif-edsr"), "no weights of liif-edsr come with srlib"),
-        (("complexity", "liif-edsr", "--scale", "0"), "scale 0"),
-        (("speed", "liif-edsr", "--scale", "0", "--training"), "scale 0 makes no image"),
-        (("train", "safmn", "--table", "3"), "--table and --row go together, as in: srlib train safmn --table 3 --row"),
-        (("train", "seemore-l", "--row", "C2F"), "as in: srlib train seemore-l --table 8 --row"),
-        (("train", "seemore-t", "--table", "15", "--row", "SeemoRe-T"), "table 15 of seemore has no row to train"),
-        (("train", "seemore-t", "--table", "99", "--row", "SeemoRe-T"), "choose one of: 1, 2"),
-        (("train", "safmn", "--table", "3", "--row", "LN -> XN"), "LN -> XN"),
-        (("train", "safmn", "--budget", "paper"), "--data FOLDER"),
+        (("train", "nothing"), "safmn"),
+        (("train", "safmn", "--table", "3"), "--table and --row go together"),
+        (("train", "safmn", "--table", "3", "--row", "nothing"), "nothing"),
         (("train", "safmn", "--data", "nowhere"), "nowhere"),
-        (("train", "safmn", "--device", "tpu"), "choose auto, cpu or cuda"),
-        (("evaluate", "safmn", "--scale", "3"), "train some (srlib train safmn --scale 3)"),
-        (("weights", "--json", "--csv"), "give one of them"),
-        (("keep", "none.json", "--name", "a", "--into", "."), "no record at none.json"),
-        (("keep", "none.json", "--into", "."), "Missing option"),
-        (("train", "safmn", "--steps", "0"), "steps is 0: give a whole number from 1 up"),
-        (("train", "safmn", "--batch", "-3"), "batch is -3: give a whole number from 1 up"),
-        (("train", "ssiu", "--patch", "0"), "patch is 0: give a whole number from 1 up"),
-        (("train", "moeisr-liif-s-edsr", "--patch", "20"), "fewer than 576 queries"),
-        (("evaluate", "safmn", "--weights", "none.pth"), "no weights at none.pth"),
-        (("evaluate", "--record", "none.json"), "no record at none.json"),
-        (("train", "safmn", "--seed", "-1"), "seed is -1"),
-        (("train", "safmn", "--precision", "fp8"), "choose one of 32-true, bf16-mixed"),
-        (("train", "safmn", "--table", "1", "--row", "SAFMN (Ours)"), "no ablation"),
-        (("train", "seemore-t", "--table", "13", "--row", "SeemoRe-B"), "train seemore-b"),
-        (("train", "seemore-t", "--table", "4c", "--row", "SeemoRe-T"), "kernel=3"),
-        (("train", "safmn", "--fine-tune", "none.json"), "no record at none.json"),
-        (("train", "safmn", "--fine-tune", "none.json", "--scale", "2"), "leave --table and --scale out"),
-        (("evaluate", "bicubic", "--degradation", "rain"), "choose bicubic or real-esrgan"),
-        (("evaluate", "bicubic", "--weights", "none.pth"), "--weights go with a model"),
-        (("evaluate", "--record", "."), "cannot be read"),
-        (("evaluate",), "nothing to score: give bicubic, a model (srlib evaluate safmn, with --weights"),
-        (("evaluate", "safmn", "--record", "none.json"), "leave out safmn"),
-        (("evaluate", "bicubic", "--json", "--csv"), "give one of them"),
-        (("table", "safmn", "2", "--json", "--csv"), "give one of them"),
-        (("complexity", "safmn", "--json", "--csv"), "give one of them"),
-        (("speed", "safmn", "--json", "--csv"), "give one of them"),
-        (("evaluate", "bicubic", "--data", "Set5"), "SRLIB_DATA"),
-        (("evaluate", "bicubic", "--data", "Set5", "--data-root", "nowhere"), "nowhere"),
-        (("evaluate", "bicubic", "--scale", "0"), "scale 0"),
-        (("evaluate", "bicubic", "--protocol", "ntsc"), "ntsc"),
-        (("table", "safmn", "99"), "choose one of: 1, 2, 3, 4, 5"),
-        (("table", "resnet", "1"), "unknown paper 'resnet'"),
-        (("complexity", "resnet"), "unknown model 'resnet'"),
-        (("complexity", "safmn", "--scale", "7"), "no scale 7"),
-        (("complexity", "safmn", "--height", "0"), "0"),
-        (("speed", "safmn", "--threads", "0"), "0 threads"),
-        (("speed", "safmn", "--threads", "100000"), "100000 threads on"),
+        (("evaluate", "--scale", "4"), "--record RUN"),
+        (("evaluate", "safmn", "--weights", "none.pth"), "none.pth"),
+        (("evaluate", "--record", "none.json"), "none.json is no run"),
+        (("evaluate", "bicubic", "--protocol", "nothing"), "nothing"),
+        (("upscale", "none.png", "out.png"), "none.png"),
+        (("table", "safmn", "99"), "99"),
+        (("complexity", "nothing"), "nothing"),
+        (("data", "check", "nothing", "--data-root", "."), "nothing"),
+        (("record", "none.json", "x", "--purpose", "ships"), "none.json is no run"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bad_input_is_one_line(srlib, tmp_path, arguments, said):
-    before = set(tmp_path.rglob("*"))
-    code, out, err = srlib(*arguments)
-    assert code == 2 and out == ""
-    assert said in err and err.startswith("srlib: ") and err.count("\n") == 1
-    left = {path for path in set(tmp_path.rglob("*")) - before if "cache" not in path.parts}
-    assert not left, "nothing is half-written"
+def test_bad_input_is_one_line_and_exit_code_2(command: Srlib, arguments: tuple[str, ...], mend: str) -> None:
+    assert mend in refused(command(*arguments))
 
 
-def test_a_folder_below_train_is_found_by_its_name(photographs, tmp_path, monkeypatch):
-    """A run's record calls its images by their folder's name; the data folder keeps them in train/."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train").mkdir()
-    photographs.rename(tmp_path / "data" / "train" / "Mine")
-    monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SRLIB_DATA", raising=False)
-    assert cli.open_store("Mine", tmp_path / "data").name == "Mine"
-    monkeypatch.setenv("SRLIB_DATA", str(tmp_path / "data"))
-    assert cli.open_store("Mine", None).fingerprint == cli.open_store("train/Mine", None).fingerprint
-    with pytest.raises(InputError, match="no images called 'Yours' in .*; or set SRLIB_DATA to .* with train/Yours"):
-        cli.open_store("Yours", None)
-    with pytest.raises(InputError, match="folder's path instead$"):
-        cli.open_store("", None)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cli.open_store("Mine", Path("~/data")).name == "Mine"
-    (tmp_path / "here" / "Mine").mkdir(parents=True)
-    (tmp_path / "here" / "Mine" / "broken.png").write_bytes(b"\x89PNG")
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(InputError, match="broken.png"):
-        cli.open_store("Mine", None)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "safmn", "--budget", "huge"),
+        ("train", "safmn", "--steps", "0"),
+        ("upscale", "a.png", "b.png", "--quality", "101"),
+        ("speed", "safmn", "--threads", "0"),
+        ("upscale", "--qqq"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_choices(command: Srlib, arguments: tuple[str, ...]) -> None:
+    result = command(*arguments)
+    assert result.exit_code == 2 and (arguments[-2] in result.stderr or arguments[-1] in result.stderr)
 
 
-def test_images_too_small_to_train_on_are_named(srlib, photographs):
-    Image.new("RGB", (60, 40)).save(photographs / "tiny.png")
-    code, _, err = srlib("train", "safmn", "--data", photographs)
-    assert code == 2 and err.count("\n") == 1 and "patch of at most" not in err
-    assert "tiny, the smallest, is 15x10 there; take images of at least" in err
+def test_a_reader_that_leaves_early_ends_the_command_without_a_word() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "srlib", "data", "list"], stdout=write, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_the_example_of_a_row_is_one_that_can_be_trained(srlib):
-    from srlib import papers
-    from srlib.models import names
-
-    for model in names():
-        said = srlib("train", model, "--table", "3")[2].strip()
-        ablated = ("liif-rdn", "moeisr-liif-b-rdn", "moeisr-liif-s-rdn")  # MoEISR's Tables 4 and 5
-        if model.startswith(("liif", "lte", "moeisr")) and model not in ablated:
-            assert f"no ablation table has a row of {model}: leave --table and --row out" in said
-            continue
-        number, label = said.split(" --table ")[-1].split(" --row ")
-        assert papers.row(papers.paper_of(model), number, label.strip('"')).model == model
+# --- Train, score, record ---
 
 
-def test_a_truncated_image_is_named(srlib, photographs):
-    whole = (photographs / "1.png").read_bytes()
-    (photographs / "1.png").write_bytes(whole[: len(whole) // 2])
-    code, _, err = srlib("evaluate", "bicubic", "--scale", "2", "--data", photographs)
-    assert code == 2 and "1.png" in err and err.count("\n") == 1
+def test_a_run_is_trained_found_again_scored_and_recorded(
+    command: Srlib, images: Path, tmp_path: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ("train", "safmn", "--scale", "2", "--data", images, "--held-out", images, "--record", "deep/run.json")
+    first = command(*train)
+    assert first.exit_code == 0, first.output
+    assert "3 steps" in first.stdout and "images x2 PSNR" in first.stdout and "LR: " in first.stdout
+    assert command(*train).stdout.splitlines() == first.stdout.splitlines()[-1:], "found, not trained"
+    said = json.loads(Path("deep/run.json").read_text())
+    assert Path(said["run"]).is_dir() and not Path(said["run"]).is_absolute()
+    scores = frame(command("evaluate", "--record", "deep/run.json", "--data", images, "--csv"))
+    assert list(scores.model) == ["safmn", "bicubic"] and f"{scores.psnr[0]:.2f} dB" in first.stdout
+    same = frame(command("evaluate", "--record", said["run"], "--data", images, "--csv"))
+    assert same.equals(scores), "a run is its folder, too"
+    assert "leave out model and --scale" in refused(command("evaluate", "--record", said["run"], "--scale", "4"))
+    seen: list[object] = []
+    keep = lambda *given, **named: seen.append((given[0].folder, *given[1:3], named)) or pd.DataFrame({"psnr": [1.0]})  # noqa: E731
+    monkeypatch.setattr("srlib.results.record", keep)
+    assert command("record", "deep/run.json", "equal-safmn-seed0", "--purpose", "equal").exit_code == 0
+    assert seen == [(Path(said["run"]), "equal-safmn-seed0", "equal", {"ship": False, "table": "", "row": ""})]
+
+
+def test_a_tables_row_is_trained_by_its_label_or_slug(command: Srlib, images: Path, tiny: None) -> None:
+    given = ("--data", images, "--held-out", images)
+    by_label = command("train", "safmn", "--table", "3", "--row", "CCM -> Channel MLP", *given)
+    assert by_label.exit_code == 0 and "2 steps" in by_label.stdout, by_label.output
+    by_slug = command("train", "safmn", "--table", "3", "--row", "ccm-to-channel-mlp", *given)
+    assert by_slug.stdout.splitlines() == by_label.stdout.splitlines()[-1:], "found, not trained"
+
+
+def test_a_run_goes_on_with_real_world_degradation(command: Srlib, images: Path, tiny: None) -> None:
+    given = ("--data", images, "--held-out", images, "--steps", "1", "--batch", "2", "--patch", "8")
+    assert command("train", "seemore-t", "--scale", "2", "--record", "run.json", *given).exit_code == 0
+    tuned = command("train", "seemore-t", "--fine-tune", "run.json", *given)
+    assert tuned.exit_code == 0 and "real-esrgan" in tuned.stdout, tuned.output
+
+
+def test_a_stopped_training_exits_with_75(
+    command: Srlib, images: Path, tiny: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: object, **named: object) -> None:
+        raise Stopped("stopped by SIGTERM at step 2; the same command resumes")
+
+    monkeypatch.setattr(runs, "train_or_load", stopped)
+    result = command("train", "safmn", "--scale", "2", "--data", images, "--held-out", images)
+    assert result.exit_code == 75 and result.stderr == "srlib: stopped by SIGTERM at step 2; the same command resumes\n"
+
+
+def test_scores_say_their_protocol_and_where_lr_images_come_from(command: Srlib, images: Path, tmp_path: Path) -> None:
+    given = ("evaluate", "bicubic", "--scale", "2", "--data", images)
+    scores = frame(command(*given, "--protocol", "liif", "--protocol", "safmn", "--out", "deep/scores.csv", "--csv"))
+    assert list(scores) == ["dataset", "scale", "model", "protocol", "lr", "psnr", "ssim"]
+    assert list(scores.protocol) == ["liif", "safmn"] and scores.lr.notna().all()
+    by_image = pd.read_csv("deep/scores.csv")
+    assert len(by_image) == 4 and by_image[by_image.protocol == "liif"].psnr.mean() == pytest.approx(scores.psnr[0])
+    assert "luma" in frame(command(*given, "--luma", "--csv")).protocol[0]
+    assert len(frame(command(*given, "--images", "--csv"))) == 2
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(flat / "a.png")
+    assert json.loads(command(*given[:4], "--data", flat, "--json").stdout)[0]["psnr"] is None, "infinite is no JSON"
+
+
+def test_a_dataset_that_is_not_whole_is_scored_under_another_name(command: Srlib, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "benchmark" / "Set14"
+    folder.mkdir(parents=True)
+    images.rename(folder / "HR")
+    result = command("evaluate", "bicubic", "--data", "Set14", "--data-root", tmp_path / "data", "--csv")
+    assert list(frame(result).dataset) == ["Set14 (2 of 14 images)"] and "of the 14 images" in result.stderr
+    result = command("data", "check", "Set14", "--data-root", tmp_path / "data")
+    assert result.exit_code == 1 and "Set14" in result.stdout
+
+
+def test_released_weights_are_scored(command: Srlib, images: Path) -> None:
+    torch.save({"params": create("safmn", 2).state_dict()}, "released.pth")
+    given = ("evaluate", "safmn", "--data", images, "--weights", "released.pth", "--csv", "--scale")
+    assert list(frame(command(*given, "2")).model) == ["safmn", "bicubic"]
+    result = command(*given, "4")
+    assert result.exit_code == 2 and "released.pth does not fit" in result.stderr
+
+
+# --- What ships, tables, counts ---
+
+
+def test_pictures_are_enlarged_and_left_when_they_are_there(command: Srlib, images: Path) -> None:
+    one = ("upscale", images / "0.png", "large.png")
+    assert command(*one).exit_code == 0 and Image.open("large.png").size == (288, 256)
+    assert "is there already" in refused(command(*one))
+    assert command(*one, "--model", "bicubic", "--scale", "2.5", "--force").exit_code == 0
+    assert Image.open("large.png").size == (180, 160)
+    several = ("upscale", images, "out", "--model", "bicubic", "--scale", "2", "--format", "webp")
+    assert command(*several).exit_code == command(*several).exit_code == 0
+    (images / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    result = command(*several)
+    assert result.exit_code == 1 and "2.png" in result.stderr and len(list(Path("out").iterdir())) == 2
+    result = command("upscale", images / "0.png", "x.png", "--model", "safmn", "--scale", "2.5")
+    assert "whole number" in refused(result)
+
+
+def test_the_weights_that_ship_are_listed_with_their_gain(command: Srlib) -> None:
+    found = frame(command("weights", "--csv"))
+    assert {"safmn", "seemore-t", "ssiu"} <= set(found.model) and (found["photos/held-out gain"] > 0.5).all()
+
+
+def test_a_table_prints_as_csv_and_json(command: Srlib) -> None:
+    cells = frame(command("table", "safmn", "2", "--csv"))
+    assert len(cells) == 12 and set(cells.verdict) == {"not-run"}
+    assert list(cells)[:10] == "row,variant,scale,dataset,metric,printed,ours,unit,verdict,note".split(",")
+    assert len(json.loads(command("table", "safmn", "2", "--json").stdout)) == 12
+
+
+def test_counts_are_the_printed_ones(command: Srlib) -> None:
+    """SAFMN's Table 1 at x4: 0.24 M parameters, 14 G FLOPs; Table 3 prints 239.52 K, 76.70 M activations."""
+    row = frame(command("complexity", "safmn", "--csv")).iloc[0]
+    assert (row.params, row.lr_height, row.lr_width) == (239_520, 180, 320)
+    assert round(row.macs / 1e9) == 14 and round(row.acts / 1e6, 1) == 76.7
+    any_scale = frame(command("complexity", "moeisr-lte-s-edsr", "--height", "6", "--width", "8", "--csv")).iloc[0]
+    assert any_scale.macs > any_scale.params > 1_000_000
+
+
+def test_datasets_are_listed_and_the_doctor_finds_nothing(command: Srlib) -> None:
+    assert "Urban100" in command("data", "list").stdout
+    assert "no data folder" in refused(command("data", "check", "Set5"))
+    result = command("doctor")
+    assert result.exit_code == 0 and result.stdout.count(": ok") == 3 and srlib.__version__ in result.stdout
