@@ -174,8 +174,7 @@ def test_an_edit_reruns_the_pages_that_depend_on_it(project: Path, edited: str |
 
 def test_a_page_that_measures_time_runs_alone(project: Path) -> None:
     threads = {}
-    for job in dry_run(project, "--forceall").split("
-rule ")[1:-1]:
+    for job in dry_run(project, "--forceall").split("rule ")[1:-1]:
         page = re.search(r"output: book/chapters/(.+)\.ipynb", job)
         given = re.search(r"threads: (\d+)", job)
         if page:
