@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy.ndimage import convolve
 from torch import Tensor
 
@@ -107,16 +105,6 @@ def test_blur_is_a_convolution_with_mirrored_borders() -> None:
     assert torch.allclose(degradation.blur(one, taps), one)
 
 
-# --- noise, JPEG ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("grey", [False, True])
-def test_gaussian_noise_has_its_deviation(grey: bool) -> None:
-    noise = degradation.gaussian_noise(picture(200, 200), 12.0, grey, draw())
-    assert noise.shape == (1 if grey else 3, 200, 200)
-    assert abs(noise.std() * 255 - 12) < 0.2 and abs(noise.mean()) * 255 < 0.2
-
-
 @pytest.mark.parametrize("grey", [False, True])
 def test_poisson_noise_grows_with_the_light(grey: bool) -> None:
     """Of 200 levels a white pixel counts 256 photons: the variance at level v is v / 256."""
@@ -126,15 +114,6 @@ def test_poisson_noise_grows_with_the_light(grey: bool) -> None:
     variance = noise.double().var(1).mean(0)
     assert torch.allclose(variance[20:], levels[0, 20:].double() / 256, rtol=0.15)
     assert noise[:, :, 0].abs().max() == 0 and abs(noise.mean()) < 1e-4
-
-
-def test_jpeg_is_pillows() -> None:
-    image = (picture(33, 47) * 255).round() / 255
-    file = io.BytesIO()
-    pixels = (image * 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(file, "JPEG", quality=40, subsampling=2)
-    expected = np.asarray(Image.open(file), np.float32).transpose(2, 0, 1) / 255
-    assert np.array_equal(degradation.jpeg(image, 40).numpy(), expected)
 
 
 # --- the whole of it --------------------------------------------------------------------------------------------------

@@ -115,11 +115,6 @@ def test_names_and_printing_have_no_part_in_the_arithmetic() -> None:
     assert not BASICSR.same_arithmetic(MATLAB) and BASICSR == replace(BASICSR, about="more is known")
 
 
-def test_one_channel_is_luma() -> None:
-    sr, hr = pair(1, 30, 30)
-    assert psnr(sr, hr, MATLAB, 2) == psnr(sr, hr, replace(MATLAB, channel="rgb"), 2)
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @PROTOCOLS
