@@ -90,7 +90,7 @@ def images(panels: Panels, caption: str = "", *, crop: Sequence[int] = (), notes
         first, whole = next(iter(pixels.items()))
         if min(crop) < 0 or crop[0] + crop[2] > whole.shape[0] or crop[1] + crop[3] > whole.shape[1]:
             raise InputError(
-                f"crop {crop} leaves the image of {whole.shape[:2]}: give top, left, height, width inside it"
+                f"crop {crop} leaves the image of {whole.shape[:2]}: give (top, left, height, width) inside"
             )
         framed = _img(_framed(whole, crop), f"{first}, whole, with a frame at the crop")
         above = f'<div class="srlib-full">{framed}</div>'
@@ -121,8 +121,7 @@ def features(maps: Panels, caption: str = "", *, channel: int | None = None) -> 
     from dark to light; the range stands below."""
     panels, notes = {}, {}
     for label, value in maps.items():
-        array = _array(value).astype(float)
-        channels = array.reshape(-1, *array.shape[-2:])
+        channels = _array(value).astype(float).reshape(-1, *value.shape[-2:])
         plane = channels.mean(0) if channel is None else channels[channel]
         low, high = np.percentile(plane, (1, 99))
         panels[label] = _painted((plane - low) / max(high - low, 1e-12), "cividis")
@@ -195,10 +194,8 @@ def slider(panels: Panels, caption: str = "", *, notes: Notes | None = None) -> 
         raise InputError("a slider compares two images or more of one size")
     tall, wide = pixels[labels[0]].shape[:2]
     cells = [_panel(panel, label, (notes or {}).get(label, ""), caption, 95) for label, panel in pixels.items()]
-    data = (
-        f'data-width="{wide}" data-height="{tall}" data-left="{escape(labels[-2])}" data-right="{escape(labels[-1])}"'
-    )
-    grid = f'<div class="srlib-panels srlib-panes" style="--columns:3" {data}>{"".join(cells)}</div>'
+    data = f'style="--columns:3" data-width="{wide}" data-height="{tall}"'
+    grid = f'<div class="srlib-panels srlib-panes" {data}>{"".join(cells)}</div>'
     return _figure(grid, f"{', '.join(labels)}, to be compared by eye. {caption}", caption, "srlib-viz srlib-compare")
 
 
@@ -301,9 +298,8 @@ def _chart(axes: Any, alt: str, caption: str) -> Shown:
     address = "data:image/svg+xml," + escape(re.sub(r"\s+", " ", svg).replace('"', "'"), quote=False)
     address = address.replace("%", "%25").replace("#", "%23")
     image = f'<img class="dark-light" src="{address}" alt="{escape(alt)}">'
-    return _figure(
-        f'<div class="srlib-chart" role="region" tabindex="0" aria-label="Chart">{image}</div>', alt, caption
-    )
+    box = '<div class="srlib-chart" role="region" tabindex="0" aria-label="Chart">'
+    return _figure(f"{box}{image}</div>", alt, caption)
 
 
 def look(labels: Collection[str]) -> dict[str, dict[str, Any]]:
@@ -397,9 +393,8 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
         axes.set_title(f"area of a circle: {sizes}{'' if printed is None else ', dashed: printed'}", fontsize=10)
         axes.figure.draw_without_rendering()  # labels keep off the circles where these come to lie
         radii = np.sqrt(points[sizes].to_numpy() * unit) / 2 * axes.figure.dpi / 72
-        rims = axes.transData.transform(points[[xlabel, ylabel]])[:, None] + radii[:, None, None] * np.stack(
-            [np.cos(turn), np.sin(turn)], 1
-        )
+        circle = radii[:, None, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
+        rims = axes.transData.transform(points[[xlabel, ylabel]])[:, None] + circle
         rims = axes.transData.inverted().transform(rims.reshape(-1, 2))
         adjust_text(texts, *rims.T, ax=axes, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.7})
         said = ", ".join(f"{label} at {x:.4g} and {y:.4g}" for label, x, y, _ in points.itertuples())
@@ -413,48 +408,35 @@ def intervals(gaps: Mapping[str, Any], caption: str = "", *, printed: Mapping[st
     with _drawing(1.2 + 0.32 * len(frame)) as axes:
         axes.axvline(0, color=INK, linewidth=0.8)
         reach = np.nan_to_num([frame.ours - frame.low, frame.high - frame.ours])
-        axes.errorbar(
-            frame.ours, frame.index, xerr=reach, fmt="o", color=PALETTE[0], elinewidth=2.4, label="ours, 95 %"
-        )
+        axes.errorbar(frame.ours, frame.index, xerr=reach, fmt="o", color=PALETTE[0], elinewidth=2, label="ours, 95 %")
         if printed:
-            axes.plot(
-                [printed.get(k, np.nan) for k in frame.index], frame.index, "d", mfc="none", color=INK, label="printed"
-            )
+            shown = frame.index.map(printed)
+            axes.plot(shown, frame.index, "d", markerfacecolor="none", color=INK, label="printed")
         axes.set(xlabel="gap in PSNR (dB)", ylim=(-0.6, len(frame) - 0.4))
         said = "; ".join(f"{label} {gap[0]:+.2f} ({gap[1]:+.2f} to {gap[2]:+.2f})" for label, gap in gaps.items())
         said = said.replace(" (+nan to +nan)", "")
         return _chart(axes, f"Gaps in PSNR, dB: {said}.", caption)
 
 
-def bars(values: Mapping[str, Any] | pd.DataFrame, unit: str, caption: str = "") -> Shown:
+def bars(values: Mapping[str, Any] | pd.DataFrame, unit: str, caption: str = "", *, stacked: bool = False) -> Shown:
     """Horizontal bars with their values, such as operator times (SAFMN, Table 5); the columns of a frame, such as ours
-    and printed, stand beside each other."""
+    and printed, stand beside each other, or one on another."""
     frame = values if isinstance(values, pd.DataFrame) else pd.DataFrame({"": pd.Series(values)})
-    with _drawing(1.1 + 0.36 * frame.size) as axes:
-        frame.iloc[::-1].plot.barh(ax=axes, color=[PALETTE[0], INK], width=0.75, legend=False, xlabel=unit)
-        for drawn in axes.containers:
+    with _drawing(1.1 + 0.36 * (len(frame) if stacked else frame.size)) as axes:
+        draw: Any = frame.iloc[::-1].plot.barh
+        look = {"colormap": "viridis", "edgecolor": INK} if stacked else {"color": [PALETTE[0], INK]}
+        draw(ax=axes, stacked=stacked, width=0.75, legend=False, xlabel=unit, **look)
+        for drawn in [] if stacked else axes.containers:
             axes.bar_label(drawn, fmt="{:,.3g}", padding=3, color=INK)
-        axes.margins(x=0.12)
-        said = "; ".join(f"{label} {', '.join(f'{value:.3g}' for value in row)}" for label, *row in frame.itertuples())
-        return _chart(axes, f"Bars in {unit}: {said}.", caption)
+        axes.margins(x=0 if stacked else 0.12)
+        rows = frame.iterrows()
+        said = "; ".join(f"{name} " + ", ".join(f"{k} {v:.3g}".strip() for k, v in row.items()) for name, row in rows)
+        return _chart(axes, f"Bars, {unit}: {said}.", caption)
 
 
-def shares(values: Mapping[str, Mapping[str, float]], xlabel: str, ylabel: str, caption: str = "") -> Shown:
-    """Stacked bars of shares from 0 to 1, such as those of the experts that a network's blocks choose (SeemoRe, Figure
-    5a), parts from dark to light."""
-    frame = pd.DataFrame(values).T.fillna(0.0)
-    with _drawing() as axes:
-        options: dict[str, Any] = {
-            "stacked": True,
-            "rot": 0,
-            "width": 0.8,
-            "legend": False,
-            "colormap": "viridis",
-            "edgecolor": INK,
-        }
-        frame.plot.bar(ax=axes, xlabel=xlabel, ylabel=ylabel, ylim=(0, 1), **options)
-        said = (f"{label}: " + ", ".join(f"{k} {v:.0%}" for k, v in row.items()) for label, row in frame.iterrows())
-        return _chart(axes, f"Stacked bars of the {ylabel}. {'; '.join(said)}.", caption)
+def shares(values: Mapping[str, Mapping[str, float]], unit: str, caption: str = "") -> Shown:
+    """Stacked bars of shares, such as those of the experts that a network's blocks choose (SeemoRe, Figure 5a)."""
+    return bars(pd.DataFrame(values).T.fillna(0.0), unit, caption, stacked=True)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -504,9 +486,8 @@ def heat(frame: pd.DataFrame, caption: str = "", *, reference: str, digits: int 
     tint = (away.abs() / away.abs().max().replace(0, 1) * 30).round()
     cells = frame.map(f"{{:.{digits}f}}<small>".format) + away.map(f"{{:+.{digits}f}}</small>".format)
     cells = '<span class="srlib-heat" style="--heat:' + tint.map("{:.0f}%".format) + '">' + cells + "</span>"
-    return _html(
-        cells.rename_axis(str(frame.index.name or "protocol")).reset_index(), f"{caption} Compared with {reference}."
-    )
+    cells = cells.rename_axis(str(frame.index.name or "protocol")).reset_index()
+    return _html(cells, f"{caption} Compared with {reference}.")
 
 
 def _printed(cell: Any, notes: dict[str, int]) -> str:
@@ -545,8 +526,7 @@ def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
     idle = ~(frame.own | (frame.verdict != "not-run")).groupby([cells[name] for name in index]).transform("any")
 
     def pivoted(part: pd.DataFrame) -> pd.DataFrame:
-        wide = part.pivot_table("cell", index, ["dataset", "metric"], "<br>".join, "\u2013", sort=False)
-        return wide.reset_index()
+        return part.pivot_table("cell", index, ["dataset", "metric"], "<br>".join, "\u2013", sort=False).reset_index()
 
     after = f'<ol class="srlib-notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ol>' if notes else ""
     if idle.any():
@@ -567,23 +547,14 @@ def scoreboard(frame: pd.DataFrame, caption: str = "") -> Shown:
 
 
 def ledger(frame: pd.DataFrame, caption: str = "") -> Shown:
-    """What differs between print, release and ours (``tables.ledger``), the entries of one explanation in one block."""
-    blocks: list[str] = []
-    groups: Any = frame.fillna("").astype(str).groupby(["kind", "explanation", "evidence"], sort=False)
-    for (kind, why, evidence), part in groups:
-        lines = []
-        for place, some in part.groupby(["table", "dataset", "metric", "printed", "ours", "verdict"], sort=False):
-            number, dataset, metric, printed, ours, verdict = (escape(text) for text in place)
-            where = " ".join(filter(None, (number and f"Table {number}", dataset, METRICS.get(metric, metric.upper()))))
-            said = (
-                f"{where} print: {printed} " + (f"here: {ours} " if ours else "") + (badge(verdict) if verdict else "")
-            )
-            lines.append(f"<li><b>{escape(', '.join(some.row.unique()))}</b> <small>{said}</small></li>")
-        name = papers.slug(" ".join(("ledger", kind, *part.iloc[0][["paper", "table", "row", "metric"]])))
-        said = f"<p>{escape(why)}</p><p><small>Evidence: {escape(evidence)}</small></p>"
-        blocks.append(f'<article id="{name}"><ul>{"".join(lines)}</ul>{said}</article>')
-    head = f'<p class="srlib-caption">{escape(caption)}</p>' if caption else ""
-    return Shown(f'<div class="srlib-ledger">{head}{"".join(blocks)}</div>', f"{caption} {len(frame)} entries.")
+    """What differs between print, release and ours (``tables.ledger``), the rows of one difference in one line."""
+    lines: Any = frame.fillna("").astype(str)
+    place = lines.table.map(lambda number: f"Table {number} " if number else "") + lines.dataset + " "
+    lines["place"] = place + lines.metric.map(lambda metric: METRICS.get(metric, metric.upper()))
+    keys = ["place", "printed", "ours", "verdict", "explanation", "evidence"]
+    rows = lines.groupby(keys, sort=False).row.agg(lambda some: ", ".join(some.unique())).reset_index()
+    names = {"row": "what", "printed": "print", "ours": "here", "explanation": "why"}
+    return table(rows[["row", *keys]].rename(columns=names), caption)
 
 
 def claims(frame: pd.DataFrame, caption: str = "") -> Shown:
@@ -594,7 +565,7 @@ def claims(frame: pd.DataFrame, caption: str = "") -> Shown:
 def forward(*things: Any) -> Shown:
     """The source of functions, and of the ``forward`` of modules or their classes, highlighted, with file and line: the
     code beside a page's equations."""
-    parts, names, root = [], [], Path(papers.__file__).parents[2]
+    parts, root = [], Path(papers.__file__).parents[2]
     for thing in things:
         owner = type(thing) if isinstance(thing, torch.nn.Module) else thing
         function = inspect.unwrap(getattr(owner, "forward", owner))
@@ -603,5 +574,4 @@ def forward(*things: Any) -> Shown:
         place = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
         code = highlight(textwrap.dedent("".join(lines)), PythonLexer(), HtmlFormatter())
         parts.append(f'{code}<p class="srlib-caption">{escape(function.__qualname__)}: {place}, line {first}</p>')
-        names.append(function.__qualname__)
-    return Shown(f'<div class="srlib-source">{"".join(parts)}</div>', f"Source of {', '.join(names)}.")
+    return Shown(f'<div class="srlib-source">{"".join(parts)}</div>', f"Source of {len(parts)} functions of srlib.")

@@ -40,7 +40,8 @@
     const deepest = Math.max(1, width / SMALLEST);
     const view = { zoom: 1, x: 0.5, y: 0.5 };
     const kept = chosenLast(), pair = {};
-    for (const side of ["left", "right"]) pair[side] = images.has(kept[side]) ? kept[side] : grid.dataset[side];
+    const [left, right] = [...images.keys()].slice(-2);
+    for (const [side, usual] of [["left", left], ["right", right]]) pair[side] = images.has(kept[side]) ? kept[side] : usual;
 
     // --- what is added ---
     const layers = {}, lists = {}, scores = {}, chooser = made("div", { className: "srlib-tools srlib-sides" });
