@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -48,8 +49,7 @@ class Attribution:
 
     @property
     def completeness(self) -> float:
-        """The sum of the values over the detector's gain: 1 but for the error of few steps and for a network's jumps,
-        which gradients don't see."""
+        """The sum of the values over the detector's gain: 1 but for few steps' error and for jumps of the network."""
         return self.values.sum().item() / (self.found[1] - self.found[0])
 
     @property
@@ -88,14 +88,11 @@ def attribute(
 ) -> Attribution:
     """The local attribution map of a ``patch`` of the output for one image ``lr``, (3, h, w) or (1, 3, h, w).
 
-    The path is walked in ``steps`` straight edges, short at the blurred end, where detectors bend most. The gradient is
-    taken in the middle of each and multiplied with the edge, which is exact up to second order. (The authors' code
-    takes 50 even steps, with the gradient at their ends.) A network should be in evaluation mode. ``detector`` is
-    ``gradients`` by default.
-
-    Gradients pass through what a network computes and not through what it decides: SeemoRe's weight of an expert is
-    differentiated, which expert it takes is not; MoEISR's mapper only decides. Raises ``InputError`` for an image,
-    scale or patch that can't be, for an upscaler without a gradient, and for values that aren't finite.
+    The path is walked in ``steps`` straight edges, short at the blurred end, where detectors bend most. The gradient in
+    the middle of each times the edge is exact up to second order. (The authors' code takes 50 even steps, with the
+    gradient at their ends.) A network should be in evaluation mode. Its decisions, such as which expert to take, are
+    not differentiated. ``detector`` is ``gradients`` by default. Raises ``InputError`` for an image, scale or patch
+    that can't be, for an upscaler without a gradient, and for values that aren't finite.
     """
     lr = lr[0] if lr.ndim == 4 and len(lr) == 1 else lr
     if lr.ndim != 3 or not lr.is_floating_point() or min(lr.shape[1:]) <= KERNEL // 2:
@@ -114,7 +111,7 @@ def attribute(
     with torch.inference_mode(False), torch.enable_grad():
         image = lr.detach().clone()
         values = torch.zeros(image.shape, dtype=torch.float64, device=image.device)
-        for start, end in zip(points, points[1:], strict=False):
+        for start, end in pairwise(points):
             middle = _blurred(image, (start + end) / 2).to(image.dtype).requires_grad_()
             found = detect(middle[None])
             gradient = torch.autograd.grad(found, middle, allow_unused=True)[0] if found.requires_grad else None

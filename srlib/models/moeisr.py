@@ -324,16 +324,13 @@ class LTE(MoEISR):
         yield from [table] * len(self.decoders)
 
     def predict(self, expert: int, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
-        return self.decoders[expert](self.texture(features, offset, cell))
-
-    def texture(self, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
-        """Amplitude times cosine and sine of pi (frequency . offset + phase) (LTE, Equation 8): (n, 256)."""
+        """An expert's answers from amplitude times cosine and sine of pi (frequency . offset + phase)."""
         amplitude, rows, columns = features.split([FREQUENCIES, FREQUENCIES // 2, FREQUENCIES // 2], 1)
         down, right = (math.pi * offset).split(1, 1)
         angle = torch.addcmul(rows * down, columns, right)
         if self.config.cell:
             angle = angle + math.pi * self.phase(cell.clamp(min=2 / LARGEST_TRAINED))
-        return amplitude * torch.cat([angle.cos(), angle.sin()], 1)
+        return self.decoders[expert](amplitude * torch.cat([angle.cos(), angle.sin()], 1))
 
     def skip(self, x: Tensor, coord: Tensor) -> Tensor:
         grid = coord.flip(-1)[:, :, None].to(x.dtype)
