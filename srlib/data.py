@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -131,7 +132,7 @@ def _stamp(file: Path) -> list[Any]:
 
 def _write(file: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    part = file.with_suffix(f".{os.getpid()}.part")
+    part = file.with_suffix(f".{uuid.uuid4().hex}.part")
     part.write_bytes(content)
     part.replace(file)
 

@@ -311,8 +311,8 @@ def get(
 
     An archive is downloaded into .downloads/ there, its checksum compared, unpacked and removed. One that lies there
     already is taken as it is, so that a large one can be fetched by other means (``curl -C - -O`` goes on where it
-    stopped). ``hr_only`` leaves out archives of LR images, which are made from HR when needed. ``say`` gets the terms
-    of use. Raises InputError for a dataset without a public address and for a download that fails.
+    stopped). What is there whole isn't fetched again. ``hr_only`` leaves out archives of LR images, which are made
+    from HR when needed. ``say`` gets the terms of use. Raises InputError for a dataset without a public address and for a download that fails.
     """
     import pooch
 
@@ -322,9 +322,11 @@ def get(
         if not dataset.archives:
             raise InputError(f"{dataset.absent(base)} ({dataset.terms})")
         say(f"{dataset.name}, published by {dataset.publisher}, {dataset.page}; terms of use: {dataset.terms}")
+        whole = {row.what for row in _status(dataset, base) if row.found == row.expected}
         for archive in dataset.archives:
             url = archive["url"]
-            if hr_only and "_LR_" in url:
+            scale = re.search(r"_LR_bicubic_X(\d)", url)
+            if (f"x{scale[1]}" if scale else "HR") in whole or (scale and hr_only):
                 continue
             say(f"from {url}")
             unpack = (pooch.Unzip if url.endswith(".zip") else pooch.Untar)(archive["folders"], base / archive["into"])

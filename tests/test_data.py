@@ -143,6 +143,8 @@ def test_a_damaged_png_is_never_read_wrong(tmp_path, draws):
 def test_a_store_holds_what_the_files_show(images, store):
     assert (store.name, store.names, len(store), store.notes) == ("images", ("a", "b", "c"), 3, ())
     assert torch.equal(store.hr(2), torch.from_numpy(decode(images / "c.png"))) and store.hr(2).dtype == torch.uint8
+    (images / "link.png").symlink_to("c.png")
+    assert torch.equal(Store.open(str(images), store.cache.parent).hr(3), store.hr(2))
     store.hr(2).zero_()
     assert store.hr(2).any(), "what is written to an image stays out of the cache"
 

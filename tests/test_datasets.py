@@ -182,6 +182,8 @@ def test_get_unpacks_checks_and_cleans_up(offered):
     assert [(row.found, row.problems) for row in rows] == [(5, ())] and "terms of use" in said[0]
     assert not (offered / ".downloads" / "five.zip").exists() and not (offered / "benchmark" / "Other").exists()
     assert datasets.find("Set5", offered).name == "Set5"
+    datasets.get("Set5", offered, say=said.append)
+    assert sum(line.startswith("from") for line in said) == 1, "what is whole is not fetched again"
 
 
 def test_an_archive_with_another_checksum_is_not_unpacked(offered, monkeypatch):

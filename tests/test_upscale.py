@@ -195,7 +195,7 @@ def test_beside_has_bicubic_on_the_left(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of a process's memory is Linux's")
 def test_a_photograph_of_12_megapixels_is_enlarged_in_6_gb(tmp_path):
     """By the memory that is in use, as several threads reserve more addresses than that."""
-    pictures.write(Picture(noise(3, np.uint8, (3000, 4000))), tmp_path / "a.png")
+    pictures.write(Picture(np.full((3000, 4000, 3), 99, np.uint8)), tmp_path / "a.png")
     code = (
         "import sys, resource, torch; from pathlib import Path; from torch.nn import functional as F\n"
         "from srlib import upscale; torch.set_num_threads(1)\n"
