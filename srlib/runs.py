@@ -271,7 +271,7 @@ class Session:
         self, config: RunConfig, held_out: data.Store, run: Run, fabric: Fabric, signals: Signals, title: str
     ) -> None:
         self.config, self.held_out, self.folder = config, held_out, run.folder
-        self.fabric, self.signals, self.title = fabric, signals, title
+        self.fabric, self.signals = fabric, signals
         self.mean = partial(mean, fabric)
         row_every, self.save_every, self.validate_every = rhythm(config.train.steps)
         self.log = Log(row_every, config.train.steps, title, fabric.is_global_zero)
@@ -355,8 +355,8 @@ class Session:
         return asked | {"lr_origin": found.lr_origin, "psnr": found.psnr, "ssim": found.ssim}
 
     def finish(self, state: State, collapse: Diverged | None, made: dict[str, Any]) -> None:
-        """Write the weights and, last of all, the record; say it in one line. Of a run that collapsed these are the
-        weights of the last good checkpoint, or those that it began with."""
+        """Write the weights and, last of all, the record. Of a run that collapsed these are the weights of the last
+        good checkpoint, or those that it began with."""
         seconds, steps, rows = state.seconds, self.config.train.steps, self.log.rows
         if collapse:
             state = State(initial(self.config, self.folder.parent).to(self.fabric.device), self.config.train)
@@ -374,9 +374,6 @@ class Session:
         record = {"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": made_by}
         self.write({"run.json": json.dumps(record, indent=1).encode()})
         checkpoints.clear(self.folder)
-        if self.log.bar.disable:
-            psnr = f"held-out PSNR {scores['psnr']:.2f} dB"
-            print(f"{self.title}: {Run(self.folder).ending}, {psnr}, {seconds:.0f} s", flush=True)
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Write files of the run's folder by name, each whole or not at all."""
