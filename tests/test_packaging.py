@@ -1,9 +1,12 @@
-"""What is installed, and how it is said: three files in step, a light core, no address or path of one machine."""
+"""What is installed, and how it is said: files in step, a light core, layers, no address or path of one machine."""
 
+import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -12,121 +15,166 @@ import srlib
 
 yaml = pytest.importorskip("yaml")
 requirements = pytest.importorskip("packaging.requirements")
-utils = pytest.importorskip("packaging.utils")
 specifiers = pytest.importorskip("packaging.specifiers")
+canonical = pytest.importorskip("packaging.utils").canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = SETTINGS["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 
+def named(texts: list[str]) -> set[str]:
+    """The names of requirements."""
+    return {canonical(requirements.Requirement(text).name) for text in texts}
+
+
 def pins() -> dict[str, str]:
-    """The pinned versions by normalised name."""
+    """The pinned versions by name."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-    found = dict(line.split("==") for line in lines)
+    found = {canonical(name): version for name, version in (line.split("==") for line in lines)}
     assert len(found) == len(lines)
-    return {utils.canonicalize_name(name): version for name, version in found.items()}
+    return found
+
+
+# --- Requirements ---
 
 
 @pytest.mark.parametrize("text", PROJECT["dependencies"] + sum(EXTRAS.values(), []))
-def test_dependency_is_pinned_to_an_allowed_version(text: str) -> None:
+def test_a_requirement_is_pinned_to_an_allowed_version(text: str) -> None:
     asked = requirements.Requirement(text)
-    assert pins()[utils.canonicalize_name(asked.name)] in asked.specifier
+    assert pins()[canonical(asked.name)] in asked.specifier
 
 
-def test_pins_are_exact_plain_versions() -> None:
+def test_pins_are_plain_versions() -> None:
     """No local suffix, so that any build of a version satisfies its pin; no CUDA package, as a CPU build needs none."""
     for name, version in pins().items():
         assert re.fullmatch(r"\d+(\.\w+)*", version), f"{name}=={version}"
         assert not name.startswith(("nvidia", "cuda")) and name != "triton"
 
 
-def test_conda_file_installs_the_same() -> None:
-    """environment.yml hands this project with all extras and the same pins to pip, under a Python that is allowed."""
-    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    (pip,) = [item["pip"] for item in listed if isinstance(item, dict)]
-    assert pip[0] == "-c constraints.txt" and len(pip) == 2
-    extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", pip[1])
-    assert extras and set(extras[1].split(",")) == set(EXTRAS)
-    named = dict(item.split("=") for item in listed if isinstance(item, str) and "=" in item)
-    assert set(named) == {"python"} and "pip" in listed
-    assert named["python"] in specifiers.SpecifierSet(PROJECT["requires-python"])
+def imports(path: Path) -> set[str]:
+    """The packages that a file or the cells of a notebook import."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
+        text = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found - sys.stdlib_module_names - {"srlib", "IPython"}  # which the kernel is
 
 
-def test_makefile_installs_every_extra_under_the_pins() -> None:
-    text = (ROOT / "Makefile").read_text()
-    extras = re.search(r"--editable '\.\[([a-z,]+)\]'", text)
-    assert extras and set(extras[1].split(",")) == set(EXTRAS)
-    assert "--constraint constraints.txt" in text
+@pytest.mark.parametrize(("folder", "pattern"), [("srlib", "*.py"), ("notebooks", "*.ipynb"), ("notebooks", "*.py")])
+def test_what_code_imports_is_required(folder: str, pattern: str) -> None:
+    """Also that the core needs no more than its own: ``viz`` alone draws."""
+    own = {path.stem for path in (ROOT / folder).glob("*.py")}
+    providers = {name: {canonical(one) for one in owners} for name, owners in packages_distributions().items()}
+    core, more = named(PROJECT["dependencies"]), named(EXTRAS["book"])
+    for path in sorted((ROOT / folder).rglob(pattern)):
+        allowed = core if folder == "srlib" and path.stem != "viz" else core | more
+        for name in imports(path) - own:
+            assert providers.get(name, set()) & allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_the_published_build_calls_make_and_may_do_no_more_than_it_must() -> None:
-    """GitHub's workflow: targets that the Makefile has, GitHub's own actions by major version, a limit for each job,
-    and the right to publish in one job alone, which runs nothing of this project."""
-    text = (ROOT / ".github" / "workflows" / "book.yml").read_text()
-    jobs = yaml.safe_load(text)["jobs"]
-    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.M))
-    called = [step["run"].split() for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert [words[:2] for words in called] == [["make", "lint"], ["make", "book"], ["make", "test"]]
-    assert {words[1] for words in called} <= targets
-    for used in re.findall(r"uses: (\S+)", text):
-        assert re.fullmatch(r"actions/[a-z-]+@v\d+", used)
-    assert all(job["timeout-minutes"] <= 120 for job in jobs.values())
-    assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
-    granted = {name: job["permissions"] for name, job in jobs.items() if "permissions" in job}
-    assert granted == {"publish": {"pages": "write", "id-token": "write"}}
-    assert "main" in jobs["publish"]["if"] and jobs["publish"]["needs"] == "build"
-
-
-def test_core_is_light() -> None:
-    names = {requirements.Requirement(text).name for text in PROJECT["dependencies"]}
-    assert not names & {"jupyterlab", "jupyter-book", "papermill", "snakemake", "matplotlib", "pandas", "pytest"}
-    heavy = "('IPython', 'matplotlib', 'pandas', 'seaborn')"
-    code = f"import sys, srlib.cli, srlib.runs; print([name for name in {heavy} if name in sys.modules])"
+def test_the_core_is_light() -> None:
+    core = named(PROJECT["dependencies"])
+    assert not core & {"jupyterlab", "jupyter-book", "snakemake", "matplotlib", "pytest", "fvcore", "tifffile"}
+    heavy = "('IPython', 'matplotlib', 'skimage')"
+    code = f"import sys, srlib.cli, srlib.results; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_version_is_said_once() -> None:
-    assert "version" not in PROJECT and PROJECT["dynamic"] == ["version"]
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == srlib.__version__ and citation["license"] == PROJECT["license"]
+def test_conda_and_make_install_every_extra_under_the_pins() -> None:
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = [item["pip"] for item in listed if isinstance(item, dict)]
+    (python,) = [item.partition("=")[2] for item in listed if str(item).startswith("python=")]
+    assert python in specifiers.SpecifierSet(PROJECT["requires-python"])
+    makefile = (ROOT / "Makefile").read_text()
+    assert pip[0] == "-c constraints.txt" and "--constraint constraints.txt" in makefile
+    for asked in (re.search(r"\.\[([a-z,]+)\]", pip[1]), re.search(r"--editable '\.\[([a-z,]+)\]'", makefile)):
+        assert asked and set(asked[1].split(",")) == set(EXTRAS)
+
+
+def test_the_wheel_carries_every_data_file() -> None:
+    """Whatever git keeps beside the code, weights among it, is named as data of its package."""
+    known = SETTINGS["tool"]["setuptools"]["package-data"]
+    folders = {package: ROOT.joinpath(*package.split(".")) for package in known}
+    packed = {path for package, patterns in known.items() for one in patterns for path in folders[package].glob(one)}
+    assert packed == {path for path in tracked() if path.is_relative_to(ROOT / "srlib") and path.suffix != ".py"}
+    assert any(path.suffix == ".safetensors" for path in packed)
+
+
+# --- Layers ---
+
+
+def test_modules_import_only_from_lower_layers() -> None:
+    cli = pytest.importorskip("importlinter.cli", reason="layers need the extra: pip install -e .[lint]")
+    assert cli.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_every_module_has_a_layer_and_lazy_imports_count() -> None:
+    contracts = SETTINGS["tool"]["importlinter"]["contracts"]
+    layers = {name for layer in contracts[0]["layers"] for name in layer.split(" | ")}
+    modules = {path.stem for path in (ROOT / "srlib").glob("*.py")} | {"models", "papers"}
+    assert layers == modules - {"__init__"}
+    for contract in contracts:
+        assert not {"ignore_imports", "unmatched_ignore_imports_alerting"} & set(contract)
+
+
+# --- What the repository says ---
 
 
 def tracked() -> list[Path]:
-    """The text files that git knows."""
+    """The files that git knows and that are here."""
     try:
         done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, timeout=30)
     except FileNotFoundError:
-        pytest.skip("git is not installed: the tracked files are not known")
+        pytest.skip("no git here")
     if done.returncode:
-        pytest.skip("not a git clone: the tracked files are not known")
-    paths = [ROOT / name for name in done.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:4096]]
+        pytest.skip("no git repository here")
+    return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
-def test_no_address_of_an_index_and_no_path_of_a_machine() -> None:
-    """Where packages come from is the user's setting; where the project lies is nobody's business."""
+def test_no_file_names_a_package_mirror_or_a_path_of_one_machine() -> None:
+    """Which index pip uses is a user's setting; where the project lies is nobody's business."""
     index = (
         r"--(extra-)?index-url|--find-links|--trusted-host|https?://[^\s\"')]*/(simple|whl)\b|download\.pytorch\.org"
     )
     machine = r"(?<![\w.:/~$}{*-])/(home|Users|root|opt|work)/\w"
     for path in tracked():
-        if path == Path(__file__):
+        if path == Path(__file__) or path.suffix in (".safetensors", ".png"):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             found = re.search(f"{index}|{machine}", line)
             assert not found, f"{path.relative_to(ROOT)}:{number}: {found[0]}"
 
 
-def test_the_wheel_carries_every_data_file() -> None:
-    """Whatever git keeps beside the code, weights among it, is named as data of its package."""
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    packed = {path for name, patterns in known.items() for one in patterns for path in place(name).glob(one)}
-    beside = {path for path in place("srlib").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-    assert packed == beside and any(path.suffix == ".safetensors" for path in packed)
+def test_the_version_and_the_licence_are_said_alike() -> None:
+    assert "version" not in PROJECT and PROJECT["dynamic"] == ["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == srlib.__version__ and citation["license"] == PROJECT["license"]
 
 
-def place(package: str) -> Path:
-    """The folder of a package."""
-    return ROOT.joinpath(*package.split("."))
+def test_ci_and_hooks_run_what_make_runs() -> None:
+    """The published build has GitHub's own actions, limits, and the right to publish in one job alone."""
+    makefile = (ROOT / "Makefile").read_text()
+    text = (ROOT / ".github" / "workflows" / "book.yml").read_text()
+    jobs = yaml.safe_load(text)["jobs"]
+    called = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert called == ["make lint", "make book", "make test"]
+    assert re.search("for target in (.*); do", (ROOT / ".ci" / "run").read_text())[1] == "lint book test"
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", used) for used in re.findall(r"uses: (\S+)", text))
+    assert all(job["timeout-minutes"] <= 90 for job in jobs.values())
+    granted = {name: job["permissions"] for name, job in jobs.items() if "permissions" in job}
+    assert granted == {"publish": {"pages": "write", "id-token": "write"}}
+    assert yaml.safe_load(text)["permissions"] == {"contents": "read"} and "main" in jobs["publish"]["if"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"], "nothing is fetched from elsewhere"
+    for hook in hooks[0]["hooks"]:
+        assert f"$(BIN)/{hook['entry'].split()[0].removeprefix('.venv/bin/')} " in makefile, hook["id"]
