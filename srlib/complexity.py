@@ -151,15 +151,13 @@ def _macs(operator: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one call took: the median of ``repeats`` calls and the spread, in seconds, or in units of ``unit`` seconds,
-    and what it ran on."""
+    """What a call took: median and spread of ``repeats`` calls, in units of ``unit`` seconds, and what it ran on."""
 
     median: float
     minimum: float
     maximum: float
     repeats: int
     device: str
-    threads: int
     unit: float = 1.0
 
 
@@ -207,7 +205,7 @@ def _timed(call: Call, device: Device) -> float:
 
 def _timing(values: list[float], device: Device, unit: float = 1.0) -> Timing:
     spread = statistics.median(values), min(values), max(values)
-    return Timing(*spread, len(values), describe_device(device), torch.get_num_threads(), unit)
+    return Timing(*spread, len(values), describe_device(device), unit)
 
 
 def peak_memory(call: Call, device: Device = "cpu") -> int:

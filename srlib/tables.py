@@ -16,7 +16,6 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
-import torch
 
 from srlib import complexity, papers, results
 from srlib.errors import InputError
@@ -85,8 +84,8 @@ def verdict(printed: str, ours: float | Decimal, tolerance: str | None = None) -
 
 
 def scoreboard(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """How many cells have each verdict and each trend, one line a table, its own networks and peers apart."""
-    cells = pd.concat(frames, ignore_index=True)
+    """How many cells have each verdict and each trend, one line a table: own networks, then peers."""
+    cells = pd.concat(frames, ignore_index=True).sort_values("own", ascending=False, kind="stable")
     marks = {mark: cells.verdict.eq(mark) | cells.trend.eq(mark) for mark in (*VERDICTS, *TRENDS)}
     keys = ["paper", "table", "own"]
     return cells[keys].assign(**marks).groupby(keys, sort=False).sum().reset_index()
@@ -180,9 +179,7 @@ def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:
 @cache
 def _counts(model: str, config: Any) -> complexity.Counts:
     """What a network costs for an output of 1280x720."""
-    with torch.device("meta"):  # shapes are all that counting needs
-        network = create(model, config.scale, config)
-    return complexity.count(network, complexity.lr_size(config.scale))
+    return complexity.count(create(model, config.scale, config), complexity.lr_size(config.scale))
 
 
 def _counted(row: papers.Row, cell: Cell) -> tuple[float | None, str]:
@@ -209,7 +206,7 @@ def _not_run(about: papers.Paper, number: str, row: papers.Row | None, cell: Cel
         return about.not_run[number]
     if cell["row"] == "Bicubic":
         return f"bicubic has no scores on {cell['dataset']}"
-    if row is None and not about.own(number, cell["row"]):
+    if not about.own(number, cell["row"]):
         return "peer, as printed"
     if cell["metric"] in ("time", "gpu_memory", "runtime"):
         return "needs the paper's GPU (the page has its own measurement)"
