@@ -140,6 +140,16 @@ def test_protocols_are_those_of_the_releases() -> None:
     assert papers.recipe("lte-edsr").protocol_on("Set5") == liif
 
 
+def test_ledger_and_claims_have_their_columns() -> None:
+    for slug in SLUGS:
+        entries = papers.ledger(slug)
+        assert tuple(entries.columns) == papers.LEDGER and set(entries.kind) <= {"cell", "print", "release", "choice"}
+        assert set(entries.table) <= {"", *papers.tables(slug)} and not entries.duplicated().any()
+    claims = papers.claims()
+    assert {*papers.CLAIMS, "paper"} <= set(claims.columns) and (claims[["claim", "why"]] != "").all(axis=None)
+    assert set(claims.verdict) <= {"holds", "holds in part", "not seen here", "can't be told here"}
+
+
 def test_a_label_makes_a_file_name() -> None:
     assert papers.slug("CCM -> Channel MLP") == "ccm-to-channel-mlp"
     assert papers.slug("LN -> None, lr=1x10^-3 *") == "ln-to-none-lr-1x10-3"
