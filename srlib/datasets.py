@@ -312,7 +312,8 @@ def get(
     An archive is downloaded into .downloads/ there, its checksum compared, unpacked and removed. One that lies there
     already is taken as it is, so that a large one can be fetched by other means (``curl -C - -O`` goes on where it
     stopped). What is there whole isn't fetched again. ``hr_only`` leaves out archives of LR images, which are made
-    from HR when needed. ``say`` gets the terms of use. Raises InputError for a dataset without a public address and for a download that fails.
+    from HR when needed. ``say`` gets the terms of use. Raises InputError for a dataset without a public address and
+    for a download that fails.
     """
     import pooch
 
