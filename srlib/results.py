@@ -22,9 +22,8 @@ import safetensors.torch
 import scipy.stats
 from torch import nn
 
-from srlib import papers
+from srlib import checkpoints, papers
 from srlib import runs as training
-from srlib.checkpoints import write
 from srlib.data import Store
 from srlib.errors import InputError
 from srlib.evaluate import bicubic, score_under, upscaler
@@ -266,7 +265,7 @@ def _write(where: Path, name: str, frame: pd.DataFrame) -> None:
     if name == "scores":
         both = both.drop_duplicates(["run", "dataset", "scale", "protocol", "image"])
     both = both.sort_values("run", key=lambda run: run.where(run != "bicubic", ""), kind="stable")
-    write(path, both.to_csv(index=False, lineterminator="\n").encode())
+    checkpoints.write(path, both.to_csv(index=False, lineterminator="\n").encode())
 
 
 def _ship(run: training.Run, network: nn.Module, file: str, found: pd.DataFrame, root: Path | str | None) -> None:
@@ -282,7 +281,7 @@ def _ship(run: training.Run, network: nn.Module, file: str, found: pd.DataFrame,
     metadata = {"model": config["model"], "config": json.dumps(config["network"]), "training": json.dumps(settings)}
     metadata |= {"provenance": json.dumps(run.provenance), "precision": "float16"}
     tensors = {key: value.contiguous() for key, value in network.half().state_dict().items()}
-    write(WEIGHTS / file, safetensors.torch.save(tensors, metadata))
+    checkpoints.write(WEIGHTS / file, safetensors.torch.save(tensors, metadata))
     network.float()
 
 
@@ -310,7 +309,7 @@ def load(model: str, scale: int | None = None) -> nn.Module:
     if not path.is_file():
         known = ", ".join(path.stem for path in sorted(WEIGHTS.glob("*.safetensors")))
         raise InputError(f"no weights {path.stem} come with srlib (there are {known}): train some with srlib train")
-    return training.load(path, model, (scale or 4) if takes_scale(model) else None).eval()
+    return checkpoints.load(path, model, (scale or 4) if takes_scale(model) else None).eval()
 
 
 def _file(model: str, scale: int | None) -> str:

@@ -396,7 +396,8 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
         circle = radii[:, None, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
         rims = axes.transData.transform(points[[xlabel, ylabel]])[:, None] + circle
         rims = axes.transData.inverted().transform(rims.reshape(-1, 2))
-        adjust_text(texts, *rims.T, ax=axes, arrowprops={"arrowstyle": "-", "color": INK, "linewidth": 0.7})
+        lines = {"arrowstyle": "-", "color": INK, "linewidth": 0.7}
+        adjust_text(texts, *rims.T, ax=axes, arrowprops=lines, iter_lim=200)  # no time limit, which varies
         said = ", ".join(f"{label} at {x:.4g} and {y:.4g}" for label, x, y, _ in points.itertuples())
         return _chart(axes, f"{ylabel} against {xlabel}: {said}.", caption)
 

@@ -65,13 +65,6 @@ def test_an_ablation_s_runs_are_of_rows_that_its_paper_prints() -> None:
         assert run.row in [row.name for row in papers.rows(run.paper, run.table)]
 
 
-def test_times_are_given_in_units_of_a_convolution() -> None:
-    found = results.speed()
-    assert found[(found.network == "safmn") & (found.implementation == "released")].units.tolist() == [31, 22]
-    timed = found.dropna(subset="seconds")
-    assert np.allclose(timed.units * timed.unit_ms, timed.seconds * 1000)
-
-
 def test_without_records_the_tables_are_empty_and_one_line_says_so(tmp_path: Path, capsys) -> None:
     assert results.runs(tmp_path).empty and list(results.scores(tmp_path)) == results.COLUMNS["scores"].split()
     assert results.means(root=tmp_path).empty
@@ -110,13 +103,6 @@ def test_interval_of_seeds_and_images_by_hand() -> None:
     variance = 2.0 / 2 + 0.5 / 2  # of the seeds' means 1.5 and 3.5, of the images' means 2 and 3
     half = scipy.stats.t.ppf(0.975, variance**2 / (1.0**2 + 0.25**2)) * math.sqrt(variance)
     assert gap == pytest.approx((2.5, 2.5 - half, 2.5 + half, 4))
-
-
-def test_interval_of_seeds_alone_is_student_s() -> None:
-    samples = np.repeat([[0.1], [0.2], [0.4]], 5, axis=1)
-    gap = crossed(samples)
-    half = 4.302652730 * np.std([0.1, 0.2, 0.4], ddof=1) / math.sqrt(3)  # t of two degrees of freedom
-    assert (gap.low, gap.high) == pytest.approx((7 / 30 - half, 7 / 30 + half))
 
 
 @pytest.mark.parametrize(
