@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from srlib import checkpoints, papers, runs
 from srlib.data import Store, degraded
-from srlib.errors import InputError
+from srlib.errors import InputError, Stopped
 from srlib.evaluate import score
 from srlib.models import names, takes_scale
 from srlib.models.encoders import EDSR, ENCODERS
@@ -266,6 +266,21 @@ def test_a_collapse_keeps_the_last_good_weights(store, tmp_path, monkeypatch, at
     assert {path.name for path in run.folder.iterdir()} - {".lock"} == FILES
     with pytest.raises(InputError, match=f"collapsed at step {at}: go on from a run"):
         runs.fine_tune(run, store)
+
+
+def test_a_collapse_is_the_same_whether_interrupted_or_not(store, tmp_path, monkeypatch):
+    """Stopped while the loss is high: the watch goes on where it was, and the good checkpoint is still there."""
+    with monkeypatch.context() as first:
+        collapsing(first, 19, 50.0)
+        after = runs.Session.after_step
+        stopping = lambda self, state, loss: (stop_at(22)(state.step), after(self, state, loss))  # noqa: E731
+        first.setattr(runs.Session, "after_step", stopping)
+        with pytest.raises(Stopped, match="stopped at step 22, saved"):
+            tiny.train(store, tmp_path / "runs", steps=40)
+    collapsing(monkeypatch, 1, 50.0)
+    run = tiny.train(store, tmp_path / "runs", steps=40)
+    assert run.provenance["resumed_at"] == 22
+    assert (run.metrics["collapsed_at"], run.metrics["weights_at"]) == (19, 10)
 
 
 def test_weights_that_are_not_finite_never_take_the_place_of_good_ones(store, tmp_path, monkeypatch):

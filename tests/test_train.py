@@ -168,7 +168,12 @@ def test_learning_rates_follow_the_schedules():
     assert rates(SETTINGS) == pytest.approx(cosine)
     multistep = replace(SETTINGS, schedule="multistep", milestones=(4, 7))
     assert rates(multistep) == pytest.approx([1e-3] * 4 + [5e-4] * 3 + [2.5e-4] * 4)
-    assert isinstance(make_optimizer(tiny(), replace(SETTINGS, optimizer="adamw")), torch.optim.AdamW)
+
+
+def test_the_optimiser_is_the_recipes():
+    optimizer = make_optimizer(tiny(), replace(SETTINGS, optimizer="adamw", weight_decay=0.01))
+    assert type(optimizer) is torch.optim.AdamW and type(make_optimizer(tiny(), SETTINGS)) is torch.optim.Adam
+    assert (optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == ((0.9, 0.99), 0.01)
 
 
 def test_queries_are_trained_with_the_balance_between_experts():
