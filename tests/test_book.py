@@ -1,6 +1,5 @@
 """The book's pages, notebooks, references and settings fit together."""
 
-import importlib
 import importlib.util
 import json
 import re
@@ -12,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import srlib
 from srlib import papers
 
 yaml = pytest.importorskip("yaml")
@@ -117,30 +115,10 @@ def test_no_page_of_the_built_book_shows_an_error() -> None:
 # --- References ---
 
 
-def texts() -> Iterator[tuple[str, str]]:
-    """What Sphinx reads: prose, notebooks' text cells, and the library's docstrings."""
-    yield from ((path.name, path.read_text()) for path in (*PROSE, *sorted((ROOT / "srlib").rglob("*.py"))))
-    yield from ((path.name, source) for path in SOURCES for kind, source, _, _ in cells(path) if kind == "markdown")
-
-
-def test_every_citation_is_in_the_bibliography() -> None:
-    bibtex = pytest.importorskip("pybtex.database")
-    entries = bibtex.parse_file(str(BOOK / "refs.bib")).entries
-    for key, entry in entries.items():
-        assert entry.persons.get("author") and entry.fields.get("title"), key
-    pattern = r"(?:\{|:)cite(?::\w+)?(?:\}|:)`([^`]+)`"
-    cited = {
-        (where, key.strip()) for where, text in texts() for keys in re.findall(pattern, text) for key in keys.split(",")
-    }
-    assert cited and {(where, key) for where, key in cited if key not in entries} == set()
-    assert {paper.citation for paper in papers.all_papers().values()} <= set(entries)
-
-
-def test_api_pages_show_modules_that_exist() -> None:
-    for path in PROSE:
-        for name in re.findall(r"^\.\. automodule:: (\S+)$|\{automodule\} (\S+)$", path.read_text(), re.M):
-            assert importlib.import_module("".join(name)).__doc__
-    assert srlib.__doc__
+def test_every_paper_is_in_the_bibliography() -> None:
+    """What pages cite is checked by the build, which takes a warning for an error."""
+    entries = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "refs.bib").read_text(), re.M))
+    assert {paper.citation for paper in papers.all_papers().values()} <= entries
 
 
 @pytest.mark.parametrize("path", PROSE, ids=title_of)
@@ -173,13 +151,8 @@ def test_documented_commands_exist() -> None:
 # --- Settings and the extension ---
 
 
-def test_settings_are_those_of_jupyter_book_1_and_execute_nothing() -> None:
-    build = pytest.importorskip("jupyter_book.config")
-    build.validate_yaml(CONFIG, raise_on_errors=True)
+def test_the_build_executes_nothing_and_no_page_fetches_from_elsewhere() -> None:
     assert CONFIG["execute"]["execute_notebooks"] == CONFIG["sphinx"]["config"]["nb_execution_mode"] == "off"
-
-
-def test_no_button_leads_nowhere_and_nothing_is_fetched_from_elsewhere() -> None:
     html = CONFIG["html"]
     assert not any(html[key] for key in ("use_edit_page_button", "use_repository_button", "use_issues_button"))
     assert not CONFIG["launch_buttons"]["thebe"] and CONFIG["sphinx"]["config"]["nb_ipywidgets_js"] == {}

@@ -112,21 +112,6 @@ def test_bad_input_is_one_line_and_exit_code_2(command: Srlib, arguments: tuple[
     assert mend in refused(command(*arguments))
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("train", "safmn", "--budget", "huge"),
-        ("train", "safmn", "--steps", "0"),
-        ("upscale", "a.png", "b.png", "--quality", "101"),
-        ("speed", "safmn", "--threads", "0"),
-        ("upscale", "--qqq"),
-    ],
-)
-def test_a_wrong_option_is_named_with_its_choices(command: Srlib, arguments: tuple[str, ...]) -> None:
-    result = command(*arguments)
-    assert result.exit_code == 2 and (arguments[-2] in result.stderr or arguments[-1] in result.stderr)
-
-
 def test_a_reader_that_leaves_early_ends_the_command_without_a_word() -> None:
     read, write = os.pipe()
     os.close(read)
