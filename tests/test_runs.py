@@ -169,7 +169,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(trained, store, t
         slowly = partial(lambda: (tiny.after_each_step(tiny.slow), tiny.train(store, root)))
         process = tiny.fork(slowly if number % 2 else half_written, tmp_path / "said")
         if number % 2:
-            time.sleep(chance.uniform(0.1, 0.8))
+            time.sleep(chance.uniform(0.1, 0.4))
             process.kill()
         process.join(30)
         kills += process.exitcode == -signal.SIGKILL
