@@ -49,14 +49,14 @@ CODE = {name: depends.code(Path(f"notebooks/{name}.ipynb")) for name in NOTEBOOK
 def trained(wildcards):
     """The records of the networks that a notebook trains; none where it shows recorded ones."""
     networks = [] if BUDGET == "recorded" else depends.TRAINED.findall(CODE[wildcards.notebook])
-    return [f".cache/trained/{BUDGET}/{model}/main/x{scale}/seed0.json" for model, scale in networks]
+    return [f".cache/trained/{BUDGET}/{model}/main/x{scale or 4}/seed0.json" for model, scale in networks]
 
 
 def options(wildcards):
-    """The options of `srlib train` that name a run: a row of a table, or a model at its scale ("xNone": at all)."""
+    """The options of `srlib train` that name a run: a row of a table by its slug, or a model at a scale ("x4")."""
     if wildcards.table != "main":
         return f"--table {wildcards.table} --row {wildcards.row}"
-    return "" if wildcards.row == "xNone" else f"--scale {wildcards.row[1:]}"
+    return f"--scale {wildcards.row[1:]}"
 
 
 # Snakemake's own lock outlives a killed run and then blocks the next. This one is the system's: it goes with its owner.

@@ -14,7 +14,7 @@ DATA = {  # what a module reads besides its own source
     "srlib.results": ("book/results/*.csv", "srlib/weights/*.safetensors"),
 }
 TIMING = re.compile(r"\b(in_units|latency|operator_times|yardstick)\(")
-TRAINED = re.compile(r"""\btrained\(\s*["']([\w-]+)["'],\s*(\d|None)""")  # results.trained("safmn", 4, budget)
+TRAINED = re.compile(r"""\btrained\(\s*["']([\w-]+)["'](?:,\s*(?:scale=)?(\d))?""")  # results.trained("safmn", 4)
 
 
 def code(notebook: Path) -> str:

@@ -124,8 +124,10 @@ def train(
     elif one:
         config = engine.configure_row(one, store, scale=scale, **length)
     else:
-        scale = scale or (4 if models.takes_scale(model) else None)
-        config = engine.configure(model, scale, store, ablation=ablation, **length)
+        fixed = models.takes_scale(model)
+        if scale and not fixed:
+            say(f"{model} is trained for every scale at once, whatever --scale says")
+        config = engine.configure(model, (scale or 4) if fixed else None, store, ablation=ablation, **length)
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, wait=wait)
     if int(os.environ.get("RANK", 0)):  # of several processes the first one says it
         return
@@ -166,7 +168,7 @@ def score(
     for store, factor in product(open_stores(data, data_root), [scale] if scale else EVERY_SCALE if network else [4]):
         usual = papers.recipe(model).protocol_on(store.name) if network else metrics.MATLAB
         protocols = [papers.protocol(name) for name in protocol or ()] or [usual]
-        if luma:
+        if luma and not network:
             frames.append(evaluate.luma_bicubic(store, factor).frame().assign(model="bicubic"))
             continue
         for name in dict.fromkeys((model, "bicubic")):
