@@ -47,11 +47,8 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
 
     ``config`` is a configuration of that network (for ``safmn`` a ``SAFMNConfig``), the released one where it is None.
     A network for one scale maps LR images (B, 3, H, W) in [0, 1] to (B, 3, scale H, scale W); its configuration's scale
-    is replaced by ``scale``. One for every scale (see ``takes_scale``) is built without, and told the output's size at
-    each call.
-
-    Raises ``InputError`` for an unknown name, a configuration of another network, a scale that the network lacks, and
-    one that is missing or not wanted.
+    is replaced by ``scale``. One for every scale (see ``takes_scale``) is told the output's size at each call instead.
+    Raises ``InputError`` for an unknown name, a configuration of another network, and a scale that doesn't fit.
     """
     usual = default_config(name)
     config = usual if config is None else config

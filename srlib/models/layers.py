@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib.errors import InputError
@@ -17,23 +16,22 @@ from srlib.errors import InputError
 class Config:
     """Base of all networks' configurations: every field is checked against its annotation.
 
-    ``int`` is a whole number from 1 up, ``float`` a finite number above 0, ``tuple[int, ...]`` one or more whole
-    numbers (a list, as JSON has it, becomes a tuple); ``bool`` and ``Literal`` are what they say. ``InputError`` for
-    any other value. A subclass adds what else must hold by ``require``, and ``build`` makes its network.
+    ``int`` is a whole number from 1 up, ``float`` a number above 0, ``tuple`` one or more such whole numbers (a list,
+    as JSON has it, becomes a tuple). ``InputError`` for any other value. A subclass says by ``require`` what else must
+    hold, and its ``build()`` gives the network, with fresh random weights.
     """
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
+            value, choices = getattr(self, name), get_args(kind)
             if get_origin(kind) is Literal:
-                self.require(value in get_args(kind), name, f"choose one of: {', '.join(map(str, get_args(kind)))}")
+                self.require(value in choices, name, f"choose one of: {', '.join(map(str, choices))}")
             elif kind is bool:
                 self.require(isinstance(value, bool), name, "give True or False")
             elif kind is int:
                 self.require(_whole(value), name, "give a whole number from 1 up")
             elif kind is float:
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                self.require(number and 0 < value < math.inf, name, "give a number above 0")
+                self.require(type(value) in (int, float) and 0 < value < math.inf, name, "give a number above 0")
             elif get_origin(kind) is tuple:
                 whole = isinstance(value, list | tuple) and len(value) > 0 and all(map(_whole, value))
                 self.require(whole, name, "give one or more whole numbers from 1 up")
@@ -44,19 +42,20 @@ class Config:
         if not holds:
             raise InputError(f"{type(self).__name__} has {name}={getattr(self, name)!r}; {advice}")
 
-    def build(self) -> nn.Module:
-        """The network of this configuration, with fresh random weights."""
-        raise NotImplementedError
-
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return type(value) is int and value >= 1
 
 
 def check_images(x: Tensor) -> None:
     """Raise ``InputError`` unless ``x`` is a batch of RGB images, (B, 3, H, W) with at least one pixel."""
     if x.ndim != 4 or x.shape[1] != 3 or not x.numel():
         raise InputError(f"a network got a tensor of shape {tuple(x.shape)}; give a batch of RGB images (B, 3, H, W)")
+
+
+def conv(channels: int, out: int, kernel: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution that keeps an image's size, by zero padding; point-wise unless told otherwise."""
+    return nn.Conv2d(channels, out, kernel, padding=kernel // 2, groups=groups)
 
 
 def pad_reflect(x: Tensor, multiple: int) -> Tensor:
@@ -72,19 +71,14 @@ def pad_reflect(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """Layer normalisation over the channels of each pixel, with a learnt weight and bias (Ba et al., 2016).
 
-    Feature maps (B, C, H, W) in and out. In memory the channels lie last, so that one fused call does it; the
-    result is in the ``channels_last`` memory format.
+    (B, C, H, W) in and out; in memory the channels lie last (``channels_last``), so that one fused call does it.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -7,14 +7,15 @@ differ, the released code's behaviour is built. Names of attributes give the rel
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.models.layers import Config, LayerNorm, check_images
+from srlib.models.layers import Config, LayerNorm, check_images, conv
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,8 @@ CONFIGS = {"safmn": SAFMNConfig()}
 class L2Norm(nn.Module):
     """Each pixel's channels divided by their L2 norm (Table 3, "LN -> L2 normalization"); nothing is learnt."""
 
-    def __init__(self, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1, eps=self.eps)
+        return F.normalize(x, dim=1, eps=1e-6)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -67,42 +64,29 @@ class FrozenBatchNorm(nn.Module):
     They are buffers that start as the identity (weight 1, bias 0, mean 0, variance 1), so it has no parameters.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-        self.eps = eps
+        self.weight = nn.Buffer(torch.ones(channels))
+        self.bias = nn.Buffer(torch.zeros(channels))
+        self.running_mean = nn.Buffer(torch.zeros(channels))
+        self.running_var = nn.Buffer(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        slope = self.weight * (self.running_var + self.eps).rsqrt()
+        slope = self.weight * torch.rsqrt(self.running_var + 1e-5)
         offset = self.bias - self.running_mean * slope
         return x * slope.view(-1, 1, 1) + offset.view(-1, 1, 1)
 
 
-def norm(config: SAFMNConfig) -> nn.Module:
-    """The normalisation before SAFM and before CCM (Equation 4; Table 3, "Normalization")."""
-    match config.norm:
-        case "layer":
-            return LayerNorm(config.channels)
-        case "batch":
-            return nn.BatchNorm2d(config.channels)
-        case "frozen_batch":
-            return FrozenBatchNorm(config.channels)
-        case "l2":
-            return L2Norm()
-    return nn.Identity()
-
-
-def pool(x: Tensor, size: tuple[int, int], kind: str) -> Tensor:
-    """Bring (B, C, H, W) to a smaller ``size`` (Equation 1, the down arrow; Table 3 for kinds other than "max")."""
-    match kind:
-        case "max":
-            return F.adaptive_max_pool2d(x, size)
-        case "average":
-            return F.adaptive_avg_pool2d(x, size)
-    return F.interpolate(x, size, mode="nearest")
+# What Table 3 puts in the place of a norm, of Equation 1's down arrow and of Equation 3's function.
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": LayerNorm,
+    "none": nn.Identity,
+    "batch": nn.BatchNorm2d,
+    "frozen_batch": FrozenBatchNorm,
+    "l2": lambda channels: L2Norm(),
+}
+POOLS: dict[str, Any] = {"max": F.adaptive_max_pool2d, "average": F.adaptive_avg_pool2d, "nearest": F.interpolate}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "none": lambda x: x, "sigmoid": torch.sigmoid}
 
 
 class SAFM(nn.Module):
@@ -117,29 +101,22 @@ class SAFM(nn.Module):
         super().__init__()
         width = config.channels // config.levels
         self.config = config
-        self.mfr = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=width) for _ in range(config.levels))
-        self.aggr = nn.Conv2d(config.channels, config.channels, 1) if config.aggregation else nn.Identity()
+        self.mfr = nn.ModuleList(conv(width, width, 3, groups=width) for _ in range(config.levels))
+        self.aggr = conv(config.channels, config.channels) if config.aggregation else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         groups = x.chunk(self.config.levels, dim=1)
-        filtered = [self.mfr[0](groups[0])]
+        parts = [self.mfr[0](groups[0])]
         for level in range(1, self.config.levels):
             if self.config.multi_scale:  # Eq. (1)
-                small = self.mfr[level](pool(groups[level], self.size(level, x), self.config.pooling))
-                filtered.append(F.interpolate(small, x.shape[-2:], mode="nearest"))
+                size = [max(1, side // 2**level) for side in x.shape[-2:]]
+                small = self.mfr[level](POOLS[self.config.pooling](groups[level], size))
+                parts.append(F.interpolate(small, x.shape[-2:], mode="nearest"))
             else:
-                filtered.append(self.mfr[level](groups[level]))
-        attention = self.aggr(torch.cat(filtered, dim=1))  # Eq. (2)
-        match self.config.gate:
-            case "gelu":
-                attention = F.gelu(attention)
-            case "sigmoid":
-                attention = torch.sigmoid(attention)
+                parts.append(self.mfr[level](groups[level]))
+        attention = self.aggr(torch.cat(parts, dim=1))  # Eq. (2)
+        attention = GATES[self.config.gate](attention)
         return attention * x if self.config.modulation else attention  # Eq. (3)
-
-    def size(self, level: int, x: Tensor) -> tuple[int, int]:
-        """The size that a group of ``x`` is pooled to: its sides over 2^level, at least 1."""
-        return max(1, x.shape[-2] // 2**level), max(1, x.shape[-1] // 2**level)
 
 
 class SqueezeExcitation(nn.Module):
@@ -148,13 +125,8 @@ class SqueezeExcitation(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         squeezed = max(1, channels // 4)
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(channels, squeezed, 1),
-            nn.GELU(),
-            nn.Conv2d(squeezed, channels, 1),
-            nn.Sigmoid(),
-        )
+        bottleneck = conv(channels, squeezed), nn.GELU(), conv(squeezed, channels)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), *bottleneck, nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gate(x)
@@ -172,12 +144,12 @@ class CCM(nn.Module):
         super().__init__()
         channels, hidden = config.channels, 2 * config.channels
         kernel = 1 if config.ccm == "channel_mlp" else 3
-        layers = [nn.Conv2d(channels, hidden, kernel, padding=kernel // 2), nn.GELU()]
+        layers: list[nn.Module] = [conv(channels, hidden, kernel), nn.GELU()]
         if config.ccm == "se":
             layers += [SqueezeExcitation(hidden)]
         if config.ccm == "inverted_residual":
-            layers += [nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden), nn.GELU()]
-        self.ccm = nn.Sequential(*layers, nn.Conv2d(hidden, channels, 1))
+            layers += [conv(hidden, hidden, 3, groups=hidden), nn.GELU()]
+        self.ccm = nn.Sequential(*layers, conv(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ccm(x)
@@ -193,9 +165,9 @@ class FMM(nn.Module):
         super().__init__()
         self.config = config
         if config.safm == "safm":
-            self.norm1, self.safm = norm(config), SAFM(config)
+            self.norm1, self.safm = NORMS[config.norm](config.channels), SAFM(config)
         if config.ccm != "none":
-            self.norm2, self.ccm = norm(config), CCM(config)
+            self.norm2, self.ccm = NORMS[config.norm](config.channels), CCM(config)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.config.safm == "safm":
@@ -215,12 +187,9 @@ class SAFMN(nn.Module):
     def __init__(self, config: SAFMNConfig) -> None:
         super().__init__()
         self.config = config
-        self.to_feat = nn.Conv2d(3, config.channels, 3, padding=1)
+        self.to_feat = conv(3, config.channels, 3)
         self.feats = nn.Sequential(*[FMM(config) for _ in range(config.blocks)])
-        self.to_img = nn.Sequential(
-            nn.Conv2d(config.channels, 3 * config.scale**2, 3, padding=1),
-            nn.PixelShuffle(config.scale),
-        )
+        self.to_img = nn.Sequential(conv(config.channels, 3 * config.scale**2, 3), nn.PixelShuffle(config.scale))
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)

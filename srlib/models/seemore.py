@@ -1,25 +1,25 @@
 """SeemoRe: See More Details, Efficient Image Super-Resolution by Experts Mining (Zamfir et al., ICML 2024).
 
-The file reads like Section 3 of the paper: the configuration with its three sizes, the rank modulating expert RME with
-its mixture of low-rank expertise MoRE (Section 3.1, Algorithm 1), the spatial modulating expert SME with its spatial
-enhancement expertise SEE (Section 3.2), and the network (Figure 2). Where paper and released code differ, the released
-code's behaviour is built. Names of attributes give the released files' state-dict keys.
+The file reads like Section 3 of the paper: the mixture of low-rank expertise MoRE (Section 3.1, Algorithm 1) of the
+rank modulating expert RME, the spatial enhancement expertise SEE (Section 3.2) of the spatial modulating expert SME,
+and the network (Figure 2). Where paper and released code differ, the released code's behaviour is built.
+Names of attributes give the released files' state-dict keys.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.models.layers import Config, LayerNorm, check_images
+from srlib.models.layers import Config, LayerNorm, check_images, conv
 
-RGB_MEAN = (0.4488, 0.4371, 0.4040)
 STRIDE = 4  # side and stride of the recursive convolution of Equation 1
-FUSED_MB_GROWTH = 16  # channels that ShuffleMixer's Fused-MBConv adds in its middle
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class SeemoReConfig(Config):
 
     ``scale``: 2, 3 or 4. ``groups``: number of residual groups N. ``channels``: width C. ``growth``: rank of expert i,
     the expressions as printed. ``experts``: number of low-rank experts, ``top_k`` of them used for an image.
-    ``recursion``: steps t of Equation 1. ``kernel``: side of SEE's striped convolution, odd. Raises ``InputError`` for
-    any other value.
+    ``recursion``: steps t of Equation 1. ``kernel``: side of SEE's striped convolution, odd. ``InputError`` otherwise.
     """
 
     scale: int = 4
@@ -55,13 +54,8 @@ class SeemoReConfig(Config):
     @property
     def ranks(self) -> tuple[int, ...]:
         """The experts' ranks R_i, smallest first (Table 5a)."""
-        growth = {
-            "2^i": lambda i: 2 ** (i + 1),
-            "2*i+2": lambda i: 2 * i + 2,
-            "i+2": lambda i: i + 2,
-            "2^(i+1)": lambda i: 2 ** (i + 2),
-        }
-        return tuple(growth[self.growth](i) for i in range(self.experts))
+        steps = range(1, self.experts + 1)
+        return tuple({"2^i": 2**i, "2*i+2": 2 * i, "i+2": i + 1, "2^(i+1)": 2 ** (i + 1)}[self.growth] for i in steps)
 
     def build(self) -> SeemoRe:
         return SeemoRe(self)
@@ -75,18 +69,11 @@ CONFIGS = {
 }
 
 
-class StripedConv2d(nn.Module):
+def striped_conv(channels: int, kernel: int) -> nn.Sequential:
     """A depth-wise convolution of k x k as two stripes, 1 x k and then k x 1. (B, C, H, W) in and out."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(channels, channels, (1, kernel), padding=(0, kernel // 2), groups=channels),
-            nn.Conv2d(channels, channels, (kernel, 1), padding=(kernel // 2, 0), groups=channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+    row = nn.Conv2d(channels, channels, (1, kernel), padding=(0, kernel // 2), groups=channels)
+    column = nn.Conv2d(channels, channels, (kernel, 1), padding=(kernel // 2, 0), groups=channels)
+    return nn.Sequential(OrderedDict(conv=nn.Sequential(row, column)))
 
 
 class Router(nn.Module):
@@ -107,31 +94,22 @@ class Router(nn.Module):
 
 
 class LowRankExpert(nn.Module):
-    """The weights of one expert E_i (Equation 3): W3(W1 x_a * W2 x_b), in ``rank`` channels."""
+    """One expert E_i, in ``rank`` channels. Two views (B, C, H, W) give (B, C, H, W)."""
 
     def __init__(self, channels: int, rank: int) -> None:
         super().__init__()
-        self.conv_1 = nn.Conv2d(channels, rank, 1)
-        self.conv_2 = nn.Conv2d(channels, rank, 1)
-        self.conv_3 = nn.Conv2d(rank, channels, 1)
+        self.conv_1, self.conv_2, self.conv_3 = conv(channels, rank), conv(channels, rank), conv(rank, channels)
 
     def forward(self, x_a: Tensor, x_b: Tensor) -> Tensor:
-        return self.conv_3(self.conv_1(x_a) * self.conv_2(x_b))
-
-
-def side_by_side(x: Tensor, convs: list[nn.Conv2d]) -> Tensor:
-    """What several 1x1 convolutions make of ``x``, computed as one: their channels one after the other."""
-    return F.conv2d(x, torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs]))
+        return self.conv_3(self.conv_1(x_a) * self.conv_2(x_b))  # Eq. (3)
 
 
 class LowRankMixture(nn.Module):
     """The mixture of low-rank experts: sum of G(x_a)_i E_i(x_a, x_b) (Equation 4 without its residual; Algorithm 1).
 
-    ``x_a`` and ``x_b``, (B, C, H, W), give (B, C, H, W); each image takes its own route. In training every expert is
-    computed, as one set of wider 1x1 convolutions, and the gates are zero where an expert isn't chosen. In evaluation
-    mode images of the same route are grouped and only their experts are computed. A graph that has to hold for any
-    image, that of ``torch.compile``, ``torch.export`` and ONNX, computes every expert; ``torch.jit.trace`` keeps the
-    route of the image that it traced, and warns of it.
+    ``x_a`` and ``x_b``, (B, C, H, W), give (B, C, H, W). In training, and in a graph that has to hold for any image
+    (``torch.compile``, ``torch.export``, ONNX), every expert is computed, and gates are zero for those that aren't
+    chosen. In evaluation mode images of the same route are grouped, and only their experts are computed.
     """
 
     def __init__(self, config: SeemoReConfig) -> None:
@@ -142,27 +120,27 @@ class LowRankMixture(nn.Module):
     def forward(self, x_a: Tensor, x_b: Tensor) -> Tensor:
         gates = self.gate(x_a)
         if self.training or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
-            return self.mix(x_a, x_b, gates, list(range(len(self.experts))))
+            return self.mix(x_a, x_b, gates, range(len(self.experts)))
         groups: dict[tuple[int, ...], list[int]] = {}  # route -> images
         for image, gate in enumerate(gates.tolist()):
             groups.setdefault(tuple(i for i, weight in enumerate(gate) if weight), []).append(image)
         if len(groups) == 1:
-            return self.mix(x_a, x_b, gates, list(*groups))
-        parts = [self.mix(x_a[images], x_b[images], gates[images], list(route)) for route, images in groups.items()]
-        order = torch.tensor(sum(groups.values(), []), device=x_a.device).argsort()
-        return torch.cat(parts)[order]
+            return self.mix(x_a, x_b, gates, *groups)
+        parts = [self.mix(x_a[images], x_b[images], gates[images], route) for route, images in groups.items()]
+        return torch.cat(parts)[torch.tensor(sum(groups.values(), []), device=x_a.device).argsort()]
 
-    def mix(self, x_a: Tensor, x_b: Tensor, gates: Tensor, route: list[int]) -> Tensor:
-        """The weighted sum of the experts in ``route``, in one go: their ranks lie side by side."""
-        experts = [self.experts[i] for i in route]
-        gates = gates[:, route].to(x_a.dtype)  # (B, experts of the route)
-        first = side_by_side(x_a, [expert.conv_1 for expert in experts])  # (B, sum of ranks, H, W)
-        second = side_by_side(x_b, [expert.conv_2 for expert in experts])
-        ranks = torch.tensor([expert.conv_1.out_channels for expert in experts], device=gates.device)
-        weighted = first * second * gates.repeat_interleave(ranks, dim=1)[:, :, None, None]
-        third = torch.cat([expert.conv_3.weight for expert in experts], dim=1)
-        bias = (gates[:, :, None] * torch.stack([expert.conv_3.bias for expert in experts])).sum(dim=1)  # (B, C)
-        return F.conv2d(weighted, third) + bias[:, :, None, None]
+    def mix(self, x_a: Tensor, x_b: Tensor, gates: Tensor, route: Sequence[int]) -> Tensor:
+        """Equation 4 over the experts in ``route``, computed as one expert in which their ranks lie side by side."""
+        experts: list[Any] = [self.experts[i] for i in route]
+        first, second = (
+            F.conv2d(x, torch.cat([conv.weight for conv in convs]), torch.cat([conv.bias for conv in convs]))
+            for x, convs in ((x_a, [e.conv_1 for e in experts]), (x_b, [e.conv_2 for e in experts]))
+        )  # each (B, sum of ranks, H, W)
+        gates = gates[:, route, None].to(x_a.dtype)
+        ranked = torch.cat([gates[:, i].expand(-1, e.conv_1.out_channels) for i, e in enumerate(experts)], dim=1)
+        y = F.conv2d(first * second * ranked[:, :, None, None], torch.cat([e.conv_3.weight for e in experts], dim=1))
+        bias = (gates * torch.stack([e.conv_3.bias for e in experts])).sum(dim=1)  # (B, C)
+        return y + bias[:, :, None, None]
 
 
 class MoRE(nn.Module):
@@ -175,51 +153,35 @@ class MoRE(nn.Module):
     def __init__(self, config: SeemoReConfig) -> None:
         super().__init__()
         channels, self.config = config.channels, config
-        self.conv_1 = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, 2 * channels, 1)
-        )
+        self.conv_1 = nn.Sequential(conv(channels, channels, 3), nn.GELU(), conv(channels, 2 * channels))
         self.agg_conv = nn.Sequential(nn.Conv2d(channels, channels, STRIDE, STRIDE, groups=channels), nn.GELU())
-        self.conv = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.Conv2d(channels, channels, 1)
-        )
-        self.conv_2 = nn.Sequential(StripedConv2d(channels, 3), nn.GELU())
+        self.conv = nn.Sequential(conv(channels, channels, 3, groups=channels), conv(channels, channels))
+        self.conv_2 = nn.Sequential(striped_conv(channels, 3), nn.GELU())
         self.moe_layer = LowRankMixture(config)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.proj = conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_1(x)  # (B, 2C, H, W)
         if self.config.shuffle:
             x = F.channel_shuffle(x, 2)
         x_a, x_b = x.chunk(2, dim=1)
-        x_a = self.conv_2(x_a)
-        x_b = x_b + F.interpolate(self.context(x_b), x_b.shape[-2:], mode="bilinear", align_corners=False)  # Eq. (2)
-        y = self.moe_layer(x_a, x_b)  # Eq. (4), the sum of Eq. (3) over the experts
-        match self.config.residual:
-            case "dconv":
-                y = y + x_a
-            case "aggregation":
-                y = y + x_b
-        return self.proj(y)
-
-    def context(self, x_b: Tensor) -> Tensor:
-        """The contextual features before they are enlarged: 1 / 4^t of the size, at least 1 x 1 (Equation 1)."""
-        for _ in range(self.config.recursion):
-            missing = [max(0, STRIDE - side) for side in x_b.shape[-2:]]
-            x_b = self.agg_conv(F.pad(x_b, (0, missing[1], 0, missing[0])) if any(missing) else x_b)
-        return self.conv(x_b)
+        x_a, context = self.conv_2(x_a), x_b
+        for _ in range(self.config.recursion):  # Eq. (1), to 1 / 4^t of the size, at least 1 x 1
+            missing = [max(0, STRIDE - side) for side in context.shape[-2:]]
+            context = self.agg_conv(F.pad(context, (0, missing[1], 0, missing[0])) if any(missing) else context)
+        x_b = x_b + F.interpolate(self.conv(context), x_b.shape[-2:], mode="bilinear")  # Eq. (2)
+        y = self.moe_layer(x_a, x_b)  # Eqs. (3) and (4)
+        return self.proj(y + {"dconv": x_a, "aggregation": x_b, "none": 0}[self.config.residual])
 
 
 class GatedFFN(nn.Module):
-    """Gated feed-forward network (Chen et al., 2023; Section 3.1). (B, C, H, W) in and out.
-
-    A point-wise convolution to 2C channels; one half, through a depth-wise 3x3 convolution, gates the other.
-    """
+    """Gated feed-forward network (Chen et al., 2023; Section 3.1). (B, C, H, W) in and out."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fn_1 = nn.Sequential(nn.Conv2d(channels, 2 * channels, 1), nn.GELU())
-        self.gate = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
-        self.fn_2 = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.GELU())
+        self.fn_1 = nn.Sequential(conv(channels, 2 * channels), nn.GELU())
+        self.gate = conv(channels, channels, 3, groups=channels)
+        self.fn_2 = nn.Sequential(conv(channels, channels), nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         x, gate = self.fn_1(x).chunk(2, dim=1)
@@ -227,72 +189,58 @@ class GatedFFN(nn.Module):
 
 
 class SEE(nn.Module):
-    """Spatial enhancement expertise (Section 3.2, Equation 5): a striped k x k convolution of one projection modulates
-    the other. (B, C, H, W) in and out.
-    """
+    """Spatial enhancement expertise (Section 3.2): large-kernel modulation. (B, C, H, W) in and out."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.to_qv = nn.Sequential(nn.Conv2d(channels, 2 * channels, 1), nn.GELU())
-        self.attn = StripedConv2d(channels, kernel)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.to_qv = nn.Sequential(conv(channels, 2 * channels), nn.GELU())
+        self.attn = striped_conv(channels, kernel)
+        self.proj = conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         q, v = self.to_qv(x).chunk(2, dim=1)
-        return self.proj(self.attn(q) * v)
+        return self.proj(self.attn(q) * v)  # Eq. (5)
 
 
 class Conv2FormerBlock(nn.Module):
-    """The convolutional modulation of Conv2Former (Hou et al., 2024), in place of SEE (Table 10, "C2F").
-
-    As SEE, but with a full k x k depth-wise convolution and GELU on its branch alone. (B, C, H, W) in and out.
-    """
+    """The convolutional modulation of Conv2Former (Hou et al., 2024) in place of SEE (Table 10, "C2F"): a full k x k
+    depth-wise convolution, and GELU on its branch alone. (B, C, H, W) in and out."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.attn = nn.Sequential(
-            nn.Conv2d(channels, channels, 1),
-            nn.GELU(),
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels),
-        )
-        self.to_v = nn.Conv2d(channels, channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        wide = conv(channels, channels), nn.GELU(), conv(channels, channels, kernel, groups=channels)
+        self.attn = nn.Sequential(*wide)
+        self.to_v = conv(channels, channels)
+        self.proj = conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.attn(x) * self.to_v(x))
 
 
 def rank_block(config: SeemoReConfig) -> nn.Module:
-    """What stands in RME's first half: MoRE, or the plain convolutions of the baselines (Tables 4a and 7)."""
+    """The first half of RME, the rank modulating expert: MoRE, or the baselines' convolutions (Tables 4a and 7)."""
     if config.rme == "more":
         return MoRE(config)
-    channels = config.channels
-    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv2d(channels, channels, 1))
+    return nn.Sequential(conv(config.channels, config.channels, 3), nn.GELU(), conv(config.channels, config.channels))
 
 
 def spatial_block(config: SeemoReConfig) -> nn.Module:
-    """What stands in SME's first half: SEE, or what Tables 4a, 7 and 10 put in its place."""
+    """The first half of SME, the spatial modulating expert: SEE, or what Tables 4a, 7 and 10 put in its place."""
     channels = config.channels
     match config.sme:
-        case "see":
-            return SEE(channels, config.kernel)
         case "plain":
-            return nn.Conv2d(channels, channels, 1)
+            return conv(channels, channels)
         case "striped":
-            return nn.Sequential(nn.Conv2d(channels, channels, 1), StripedConv2d(channels, config.kernel))
-        case "fused_mb":
-            hidden = channels + FUSED_MB_GROWTH
-            return nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.SiLU(), nn.Conv2d(hidden, channels, 1))
+            return nn.Sequential(conv(channels, channels), striped_conv(channels, config.kernel))
+        case "fused_mb":  # ShuffleMixer's Fused-MBConv, wider by 16 in its middle
+            return nn.Sequential(conv(channels, channels + 16, 3), nn.SiLU(), conv(channels + 16, channels))
         case "conv2former":
             return Conv2FormerBlock(channels, config.kernel)
+    return SEE(channels, config.kernel)
 
 
 class ModulatingExpert(nn.Module):
-    """What RME and SME share (Figure 2): layer norm, a block and a skip, then layer norm, GatedFFN and a skip.
-
-    (B, C, H, W) in and out. The block of RME, the rank modulating expert (Section 3.1), is MoRE; that of SME, the
-    spatial modulating expert (Section 3.2), is SEE.
-    """
+    """What RME and SME share (Figure 2): a block and a GatedFFN, each with norm and skip. (B, C, H, W) in and out."""
 
     def __init__(self, channels: int, block: nn.Module) -> None:
         super().__init__()
@@ -309,15 +257,15 @@ class ResidualGroup(nn.Module):
 
     def __init__(self, config: SeemoReConfig) -> None:
         super().__init__()
-        self.config = config
-        self.local_block = ModulatingExpert(config.channels, rank_block(config))
+        channels, self.rank_first = config.channels, config.order == "rank-spatial"
+        self.local_block = ModulatingExpert(channels, rank_block(config))  # RME
         no_sme = config.sme == "none"
-        self.global_block = nn.Identity() if no_sme else ModulatingExpert(config.channels, spatial_block(config))
+        self.global_block = nn.Identity() if no_sme else ModulatingExpert(channels, spatial_block(config))  # SME
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.config.order == "spatial-rank":
-            return self.local_block(self.global_block(x))
-        return self.global_block(self.local_block(x))
+        if self.rank_first:
+            return self.global_block(self.local_block(x))
+        return self.local_block(self.global_block(x))
 
 
 class SeemoRe(nn.Module):
@@ -331,15 +279,12 @@ class SeemoRe(nn.Module):
     def __init__(self, config: SeemoReConfig) -> None:
         super().__init__()
         channels, self.config = config.channels, config
-        self.register_buffer("mean", torch.tensor(RGB_MEAN).view(3, 1, 1), persistent=False)
-        self.conv_1 = nn.Conv2d(3, channels, 3, padding=1)
+        self.mean = nn.Buffer(torch.tensor([0.4488, 0.4371, 0.4040]).view(3, 1, 1), persistent=False)
+        self.conv_1 = conv(3, channels, 3)
         self.body = nn.Sequential(*[ResidualGroup(config) for _ in range(config.groups)])
         self.norm = LayerNorm(channels)
-        self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.upsampler = nn.Sequential(
-            nn.Conv2d(channels, 3 * config.scale**2, 3, padding=1),
-            nn.PixelShuffle(config.scale),
-        )
+        self.conv_2 = conv(channels, channels, 3)
+        self.upsampler = nn.Sequential(conv(channels, 3 * config.scale**2, 3), nn.PixelShuffle(config.scale))
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)

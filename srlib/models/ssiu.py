@@ -1,13 +1,14 @@
 """SSIU: structural-similarity-inspired unfolding network for lightweight image super-resolution (Ni et al., 2025).
 
-The file reads like Section III of the paper: the configuration, the mixed-scale gating module MSGM (Section III-D), the
-efficient sparse attention module ESAM (Section III-E), the stage SSReM that unfolds one iteration (Section III-C), the
-selector MoEFS (Section III-F), and the network (Figure 2). Where paper and released code differ, the released code's
-behaviour is built. Names of attributes give the released files' state-dict keys.
+The file reads like Section III of the paper: the mixed-scale gating module MSGM (III-D), the efficient sparse attention
+module ESAM (III-E), the stage SSReM that unfolds one iteration (III-C), the selector MoEFS (III-F), and the network
+(Figure 2). Where paper and released code differ, the released code's behaviour is built. Names of attributes give the
+released files' state-dict keys.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.models.layers import Config, LayerNorm, check_images, pad_reflect
+from srlib.models.layers import Config, LayerNorm, check_images, conv, pad_reflect
 
 HEADS = 4
 BLOCK = 8  # side of ESAM's blocks of queries
@@ -58,20 +59,14 @@ def conv3x3(channels: int, out: int, groups: int = 1) -> nn.Conv2d:
 
 
 class MSGM(nn.Module):
-    """Mixed-scale gating module (Section III-D, Figure 3): what stands for a soft threshold S_tau.
-
-    (B, C, H, W) in and out.
-    """
+    """Mixed-scale gating module (Section III-D, Figure 3), for a soft threshold S_tau. (B, C, H, W) in and out."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.project_in1 = nn.Conv2d(channels, channels, 1)
-        self.project_in2 = nn.Sequential(
-            nn.Conv2d(channels, channels, 1),
-            conv3x3(channels, channels, groups=channels),
-            nn.Conv2d(channels, channels, 1),
-        )
-        self.project_out = nn.Conv2d(channels, channels, 1)
+        self.project_in1 = conv(channels, channels)
+        narrow, spread = conv(channels, channels), conv3x3(channels, channels, groups=channels)
+        self.project_in2 = nn.Sequential(narrow, spread, conv(channels, channels))
+        self.project_out = conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project_out(F.gelu(self.project_in1(x)) * self.project_in2(x))  # Eq. (15)
@@ -103,36 +98,21 @@ class ESAM(nn.Module):
         return F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Self-attention of each block to its window (Equation 17)."""
+        """Self-attention of each block to its window (Equation 17). (B, C, H, W) in and out."""
+        batch, channels, height, width = x.shape
         q, k, v = self.qkv_conv(x).permute(0, 2, 3, 1).chunk(3, dim=-1)  # (B, H, W, C) each
         q = windows(q, BLOCK)
         k, v = (windows(F.pad(part, (0, 0, HALO, HALO, HALO, HALO)), WINDOW) for part in (k, v))
-        k = (
-            k
-            + torch.cat([self.rel_h.expand(-1, -1, WINDOW, -1), self.rel_w.expand(-1, WINDOW, -1, -1)], dim=-1)[
-                :, :, :, None
-            ]
-        )
-        y = F.scaled_dot_product_attention(*(part.flatten(0, 2).flatten(1, 2).transpose(1, 2) for part in (q, k, v)))
-        y = y.transpose(1, 2).reshape(q.shape)
-        return y.transpose(2, 3).flatten(5).flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+        embedding = torch.cat([self.rel_h.expand(1, WINDOW, WINDOW, -1), self.rel_w.expand(1, WINDOW, WINDOW, -1)], -1)
+        y = F.scaled_dot_product_attention(q, k + embedding.flatten(1, 2), v).transpose(1, 2)  # (..., 64, heads, c)
+        y = y.reshape(batch, height // BLOCK, width // BLOCK, BLOCK, BLOCK, channels).transpose(2, 3)
+        return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def windows(x: Tensor, side: int) -> Tensor:
-    """The square of ``side`` pixels about each block: (B, rows, columns, side, side, heads, C / heads)."""
-    x = x.unfold(1, side, BLOCK).unfold(2, side, BLOCK)  # (B, rows, columns, C, side, side)
-    return x.permute(0, 1, 2, 4, 5, 3).unflatten(-1, (HEADS, -1))
-
-
-class Norm(nn.Module):
-    """The layer norm before a stage, under the name that the release gives it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+    """The squares of ``side`` pixels about all blocks of (B, H, W, C): (B blocks, heads, side^2, C / heads)."""
+    x = x.unfold(1, side, BLOCK).unfold(2, side, BLOCK).permute(0, 1, 2, 4, 5, 3)  # (B, rows, columns, side, side, C)
+    return x.flatten(0, 2).flatten(1, 2).unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
 class SSReM(nn.Module):
@@ -144,12 +124,10 @@ class SSReM(nn.Module):
     def __init__(self, config: SSIUConfig) -> None:
         super().__init__()
         self.s3b = config.s3b
-        self.norm = Norm(config.channels)
-        self.s1 = MSGM(config.channels)
-        self.s2 = MSGM(config.channels)
+        self.norm = nn.Sequential(OrderedDict(body=LayerNorm(config.channels)))
+        self.s1, self.s2 = MSGM(config.channels), MSGM(config.channels)
         self.s3 = ESAM(config)
-        self.s4 = MSGM(config.channels)
-        self.ffn = MSGM(config.channels)
+        self.s4, self.ffn = MSGM(config.channels), MSGM(config.channels)
 
     def forward(self, a: Tensor, f: Tensor) -> Tensor:
         a = self.norm(a)
@@ -170,15 +148,13 @@ class MoEFS(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc_a = nn.Conv2d(channels, channels, 1)
-        self.fc_b = nn.Conv2d(channels, channels, 1)
-        self.fc_c = nn.Conv2d(channels, channels, 1)
-        self.fuse = nn.Conv2d(channels, channels, 1)
+        self.fc_a, self.fc_b, self.fc_c = (conv(channels, channels) for _ in range(3))
+        self.fuse = conv(channels, channels)
 
     def forward(self, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         gates = torch.stack([self.fc_a(a), self.fc_b(b), self.fc_c(c)]).softmax(0)  # Eq. (19), (3, B, C, H, W)
-        s = a * gates[0] + b * gates[1] + c * gates[2]  # Eq. (20)
-        return s + self.fuse(s)
+        s = a * gates[0] + b * gates[1] + c * gates[2]
+        return s + self.fuse(s)  # Eq. (20)
 
 
 class SSIU(nn.Module):
@@ -197,7 +173,7 @@ class SSIU(nn.Module):
         self.body = nn.ModuleList(SSReM(config) for _ in range(config.stages))
         if config.moe_fs:
             self.moe = MoEFS(channels)
-        enlarge = [(nn.Conv2d(channels, channels * r * r, 1), nn.PixelShuffle(r), nn.GELU()) for r in steps]
+        enlarge = [(conv(channels, channels * r * r), nn.PixelShuffle(r), nn.GELU()) for r in steps]
         self.tail = nn.Sequential(*[layer for step in enlarge for layer in step], conv3x3(channels, 3))
 
     def forward(self, x: Tensor) -> Tensor:
