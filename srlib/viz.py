@@ -55,6 +55,7 @@ BADGES = {"exact": "=", "within": "~", "differs": "\u2260", "not-run": "\u00b7"}
 BADGES |= {"agrees": "=", "opposite": "\u2260", "undecided": "\u00b7"}
 BADGES |= {"holds": "=", "holds in part": "~", "not seen here": "\u2260", "can't be told here": "\u00b7"}
 """Verdicts of cells, trends of rows and judgements of claims, each with the symbol before its words."""
+TRENDS = ("agrees", "opposite", "undecided")
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def _pixels(value: Any, label: str) -> np.ndarray:
         raise InputError(f"panel {label!r} of shape {array.shape} is no image of 1 or 3 channels with finite values")
     if array.dtype != np.uint8:
         array = np.floor(np.clip(array.astype(float), 0, 1) * 255 + 0.5).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    return np.array(np.broadcast_to(array, (*array.shape[:2], 3)), order="C")  # a copy: stored images are read-only
 
 
 def _painted(plane: np.ndarray, colours: str) -> np.ndarray:
@@ -462,14 +463,17 @@ def _cell(value: Any, digits: int) -> str:
     return f"{value:,.{places}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def _head(caption: str) -> str:
+    return f'<p class="srlib-caption">{escape(caption)}</p>' if caption else ""
+
+
 def _html(frame: pd.DataFrame, caption: str, alt: str = "", after: str = "") -> Shown:
     """A frame of HTML as a table that scrolls in its own box; the first column names the rows."""
     html = frame.style.hide(axis="index").to_html(exclude_styles=True)
     html = re.sub(r"(<tr>\s*)<td\s*>(.*?)</td>", r'\1<th scope="row">\2</th>', html, flags=re.DOTALL)
     box = f'<div class="srlib-scroll" role="region" tabindex="0" aria-label="{escape(caption)}">{html}</div>'
-    head = f'<p class="srlib-caption">{escape(caption)}</p>' if caption else ""
     alt = alt or f"{caption} {len(frame)} rows, {len(frame.columns)} columns."
-    return Shown(f'<div class="srlib-table">{head}{box}{after}</div>', alt)
+    return Shown(f'<div class="srlib-table">{_head(caption)}{box}{after}</div>', alt)
 
 
 def table(frame: pd.DataFrame, caption: str = "", *, digits: int = 4) -> Shown:
@@ -491,8 +495,9 @@ def heat(frame: pd.DataFrame, caption: str = "", *, reference: str, digits: int 
     return _html(cells, f"{caption} Compared with {reference}.")
 
 
-def _printed(cell: Any, notes: dict[str, int]) -> str:
-    """A printed number; below it ours with its verdict, our score at a smaller budget, or our gap with its trend."""
+def _printed(cell: Any, notes: dict[str, int], records: str) -> str:
+    """A printed number; below it ours with its verdict, our score at a smaller budget, or our gap with its trend, which
+    lead to the record of the (first) run."""
     printed, note = escape(str(cell.printed)), cell.note
     if cell.verdict != "not-run":
         digits = len(str(cell.printed).partition(".")[2]) + (cell.verdict != "exact")
@@ -505,14 +510,17 @@ def _printed(cell: Any, notes: dict[str, int]) -> str:
         said, note = f"{cell.trained:.2f}", cell.budget
     else:
         said = badge("not-run")
+    if cell.runs:
+        number, _, rest = said.partition(" <")
+        said = link(number, f"{records}#{cell.runs.split()[0]}").html + (f" <{rest}" if rest else "")
     mark = f"<sup>{notes.setdefault(note, len(notes) + 1)}</sup>" if note else ""
     return f"{printed}<br><small>{said}{mark}</small>"
 
 
-def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
+def printed_table(frame: pd.DataFrame, caption: str = "", records: str = "../records.html") -> Shown:
     """A printed table (``tables.table``): rows by datasets and metrics as in the paper; in a cell the printed number,
     below it ours with its verdict, or our score at a smaller budget with its trend; notes are numbered below the table.
-    Other papers' rows are folded away as far as nothing of them is run."""
+    Other papers' rows are folded away as far as nothing of them is run. ``records`` is where the runs are listed."""
     notes: dict[str, int] = {}
     small = frame.variant.map(lambda variant: f" <small>{escape(variant)}</small>" if variant else "")
     names = frame.row.map(escape) + small
@@ -522,7 +530,7 @@ def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
     index = [*cells]
     cells["metric"] = [METRICS.get(name, name.upper()) for name in frame.metric]
     cells["metric"] += frame.unit.map(lambda unit: f" [{unit}]" if unit else "")
-    cells["cell"] = [_printed(cell, notes) for cell in frame.itertuples()]
+    cells["cell"] = [_printed(cell, notes, records) for cell in frame.itertuples()]
     cells["dataset"] = frame.dataset
     idle = ~(frame.own | (frame.verdict != "not-run")).groupby([cells[name] for name in index]).transform("any")
 
@@ -539,10 +547,11 @@ def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
 
 
 def scoreboard(frame: pd.DataFrame, caption: str = "") -> Shown:
-    """Counts of verdicts and trends (``tables.scoreboard``), with a bar of the verdicts' shares in each line."""
+    """Counts of verdicts (``tables.scoreboard``) or of judgements, with a bar of their shares in each line."""
     stacks: Any = []
     for line in frame.to_dict("records"):
-        parts = "".join(f'<i class="verdict-{k}" style="flex:{line.get(k, 0)}"></i>' for k in [*BADGES][:4])
+        named = [word for word in BADGES if word in line and word not in TRENDS]
+        parts = "".join(f'<i class="verdict-{papers.slug(k)}" style="flex:{line[k]}"></i>' for k in named)
         stacks.append(Shown(f'<span class="srlib-stack" aria-hidden="true">{parts}</span>', ""))
     return table(frame.assign(share=stacks), caption)
 
@@ -559,8 +568,47 @@ def ledger(frame: pd.DataFrame, caption: str = "") -> Shown:
 
 
 def claims(frame: pd.DataFrame, caption: str = "") -> Shown:
-    """What papers say in words (``tables.claims``), with our evidence, a judgement and why."""
-    return table(frame[["claim", "place", "verdict", "evidence", "why"]], caption)
+    """What papers say in words (``tables.claims``), each with its place, our judgement and why, and the evidence with
+    the page that has it. A claim is an article with an address, such as #safmn-claim-3, on a page of chapters."""
+    parts = []
+    for number, line in zip(frame.groupby("paper").cumcount() + 1, frame.itertuples(), strict=True):
+        name, (page, mark, anchor) = f"{line.paper}-claim-{number}", line.link.partition("#")
+        page = page.removeprefix("/")
+        address = (
+            f"{page.removeprefix('chapters/') if page.startswith('chapters/') else f'../{page}'}.html{mark}{anchor}"
+        )
+        here = f'<a href="#{name}" aria-label="Address of claim {number}">#{number}</a>'
+        said = f"{badge(line.verdict)} <b>{escape(line.claim)}</b> <small>{escape(line.place)} {here}</small>"
+        found = f"{escape(line.evidence)} {link(page.removeprefix('chapters/'), address).html}"
+        parts.append(f'<article id="{name}"><p>{said}</p><p>{escape(line.why)}</p><p>Here: {found}</p></article>')
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in frame.verdict.value_counts().items())
+    return Shown(f'<div class="srlib-ledger">{_head(caption)}{"".join(parts)}</div>', f"{caption} Claims: {counts}.")
+
+
+def link(text: str, address: str = "", anchor: str = "") -> Shown:
+    """Text that leads to an ``address``, such as "records.html#equal-safmn-seed0", or that others lead to by its
+    ``anchor``; for cells of a table, too."""
+    named = f' id="{escape(anchor)}"' if anchor else ""
+    leads = f' href="{escape(address)}"' if address else ""
+    return Shown(f"<a{named}{leads}>{escape(text)}</a>" if address else f"<span{named}>{escape(text)}</span>", text)
+
+
+def folded(parts: Mapping[str, Shown], find: str = "") -> Shown:
+    """Parts that are folded away under their names; ``find`` says what a reader may search in them, row by row, where
+    scripts run (book.js)."""
+    inner = "".join(f"<details><summary>{escape(name)}</summary>{part.html}</details>" for name, part in parts.items())
+    data = f' data-find="{escape(find)}"' if find else ""
+    return Shown(f'<div class="srlib-folded"{data}>{inner}</div>', f"Folded away: {'; '.join(parts)}.")
+
+
+def numbers(values: Mapping[str, Any], caption: str = "") -> Shown:
+    """A few large numbers, each above what it counts."""
+    inner = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in values.items()
+    )
+    said = "; ".join(f"{name}: {value}" for name, value in values.items())
+    html = f'<div class="srlib-table"><dl class="srlib-numbers">{inner}</dl>{_head(caption)}</div>'
+    return Shown(html, f"{said}. {caption}")
 
 
 def forward(*things: Any) -> Shown:
