@@ -570,8 +570,9 @@ def ledger(frame: pd.DataFrame, caption: str = "") -> Shown:
 def claims(frame: pd.DataFrame, caption: str = "") -> Shown:
     """What papers say in words (``tables.claims``), each with its place, our judgement and why, and the evidence with
     the page that has it. A claim is an article with an address, such as #safmn-claim-3, on a page of chapters."""
-    parts = []
-    for number, line in zip(frame.groupby("paper").cumcount() + 1, frame.itertuples(), strict=True):
+    parts: list[str] = []
+    lines: Any = frame.itertuples()
+    for number, line in zip(frame.groupby("paper").cumcount() + 1, lines, strict=True):
         name, (page, mark, anchor) = f"{line.paper}-claim-{number}", line.link.partition("#")
         page = page.removeprefix("/")
         address = (

@@ -301,13 +301,33 @@ def test_a_printed_table_shows_counts_with_verdicts_and_gaps_with_trends() -> No
     cells.loc[0, ["ours", "verdict", "printed"]] = [239.52, "exact", "239.52"]
     shown = viz.printed_table(cells, "Table 3.")
     assert '239.52 <span class="verdict verdict-exact">= exact</span>' in shown.html
-    assert re.search(r"gap [+-]0\.\d\d <span class=\"verdict verdict-opposite\"", shown.html)
+    record = r'<a href="../records.html#ablation-safmn-3-[\w-]+-seed0">gap [+-]0\.\d\d</a> '
+    assert re.search(record + '<span class="verdict verdict-opposite"', shown.html)
     assert "seeds" in Page(shown.html).text  # the note says how the rows were trained
 
 
 def test_the_scoreboard_has_a_bar_of_verdicts() -> None:
     shown = viz.scoreboard(tables.scoreboard([tables.table("safmn", "5", counts=False)]), "Scores.")
     assert 'class="verdict-not-run" style="flex:' in shown.html and "not-run" in Page(shown.html).text
+
+
+def test_claims_have_addresses_and_lead_to_the_page_with_the_evidence() -> None:
+    line = {"paper": "safmn", "claim": "3x <smaller>", "place": "abstract", "evidence": "Counted.", "verdict": "holds"}
+    frame = pd.DataFrame(
+        [line | {"link": "/chapters/safmn/3-ablations#t", "why": ""}, line | {"link": "/data", "why": ""}]
+    )
+    shown = viz.claims(frame)
+    assert '<article id="safmn-claim-2">' in shown.html and "3x &lt;smaller&gt;" in shown.html
+    assert re.findall(r'href="([^#][^"]*)"', shown.html) == ["safmn/3-ablations.html#t", "../data.html"]
+    assert "2 holds" in shown.alt
+
+
+def test_parts_are_folded_away_and_numbers_named() -> None:
+    part = viz.table(pd.DataFrame({"run": [viz.link("a", "records.html#x", "b")], "gain": [1.0]}))
+    shown = viz.folded({"SAFMN": part}, find="runs")
+    assert '<div class="srlib-folded" data-find="runs"><details><summary>SAFMN</summary>' in shown.html
+    assert '<a id="b" href="records.html#x">a</a>' in shown.html
+    assert viz.numbers({"exact": 243}).alt == "exact: 243. "
 
 
 def test_the_ledger_names_the_rows_of_one_difference_in_one_line() -> None:

@@ -1,4 +1,5 @@
-// Tables are sorted by the head of a column; boxes that scroll sideways are reached by the Tab key.
+// Tables are sorted by the head of a column, what is folded away is searched; boxes that scroll sideways are reached by
+// the Tab key.
 "use strict";
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -42,6 +43,33 @@ document.addEventListener("DOMContentLoaded", () => {
       });
     });
   }
+
+  // A field above what is folded away: rows without its words are hidden, and what holds the others is opened.
+  for (const folded of document.querySelectorAll(".srlib-folded[data-find]")) {
+    const rows = [...folded.querySelectorAll("tbody tr, article")].map((row) => [row, row.textContent.toLowerCase()]);
+    const field = Object.assign(document.createElement("input"), { type: "search" });
+    const said = document.createElement("output"), box = document.createElement("label");
+    box.className = "srlib-find";
+    box.append(`Search ${folded.dataset.find} `, field, said);
+    folded.prepend(box);
+    field.addEventListener("input", () => {
+      const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const [row, text] of rows) row.hidden = !words.every((word) => text.includes(word));
+      for (const part of folded.querySelectorAll("details")) {
+        part.open = words.length > 0 && part.querySelector(":is(tbody tr, article):not([hidden])") !== null;
+      }
+      said.textContent = words.length ? `${rows.filter(([row]) => !row.hidden).length} of ${rows.length}` : "";
+    });
+  }
+
+  // A link that leads to something folded away opens it.
+  const reveal = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (let part = target?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+    if (target?.closest("details")) target.scrollIntoView();
+  };
+  window.addEventListener("hashchange", reveal);
+  reveal();
 
   for (const box of document.querySelectorAll(".pst-scrollable-table-container, .bd-article pre, .bd-article .cell_output > .output")) {
     new ResizeObserver(() => { box.tabIndex = box.scrollWidth > box.clientWidth + 1 ? 0 : -1; }).observe(box);
