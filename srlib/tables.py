@@ -124,7 +124,8 @@ class _Evidence:
         rows, cells = papers.rows(paper, number), papers.printed(paper, number).query("metric == 'psnr'")
         self.baseline = next((row for row in rows if row.baseline), None)
         named = ((cell, _built(rows, cell)) for cell in cells.to_dict("records"))
-        self.printed = {cell["dataset"]: Decimal(cell["printed"]) for cell, row in named if row and row.baseline}
+        base = [cell for cell, row in named if row and row.baseline]
+        self.printed = {(cell["dataset"], cell["scale"]): Decimal(cell["printed"]) for cell in base}
 
     def bicubic(self, cell: Cell) -> dict[str, Any]:
         """Bicubic's mean for a cell, and how it was scored."""
@@ -137,11 +138,12 @@ class _Evidence:
         gap to the baseline with its trend."""
         found: dict[str, Any] = {}
         mine, other = self._runs(row), self._runs(self.baseline) if self.baseline else None
-        if other is not None and not row.baseline and cell["metric"] == "psnr" and cell["dataset"] in self.printed:
-            found["gap_printed"] = float(Decimal(cell["printed"]) - self.printed[cell["dataset"]])
+        base = self.printed.get((cell["dataset"], cell["scale"]))
+        if other is not None and not row.baseline and cell["metric"] == "psnr" and base is not None:
+            found["gap_printed"] = float(Decimal(cell["printed"]) - base)
             steps = max({*mine.steps} & {*other.steps}, default=None)  # a gap is between trainings of one length
             mine, other = mine[mine.steps == (steps or mine.steps.max())], other[other.steps == steps]
-            if steps:
+            if steps and cell["scale"] in results.SCALES:
                 gap = results.gaps([*mine.run], [*other.run], scale=cell["scale"])
                 found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
                 found["trend"] = results.trend(found["gap_printed"], gap)

@@ -188,6 +188,11 @@ def test_a_row_s_gap_to_the_baseline_has_a_trend(evidence: Any) -> None:
         tables.ablation("safmn", "1")
 
 
+def test_a_gap_is_to_the_baseline_at_the_same_scale() -> None:
+    found = tables.ablation("moeisr", "4").query("row == 'RDN-MoEISR(LIIF) -b'").set_index("scale").gap_printed
+    assert found.to_dict() == {2: 0.06, 3: 0.08, 4: 0.06, 6: 0.04, 8: 0.05}
+
+
 @pytest.mark.parametrize(("budget", "verdict"), [("short", "not-run"), ("paper", "exact")])
 def test_only_the_paper_s_whole_training_gets_a_verdict(evidence: Any, budget: str, verdict: str) -> None:
     ships = ("ships-ssiu-x4", "ships", "ssiu", 4, None, None, None, 0, budget, 1000, 40, 64, "DF2K", "f9")
