@@ -19,12 +19,12 @@ def record(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, Ten
     Modules that run several times give the last output; those that don't run are left out. Raises ``InputError`` for a
     name that the network lacks.
     """
-    return _watch(network, image, watched, lambda inputs, output: output[0].detach().cpu())
+    return _watch(network, image, watched, lambda inputs, output: output[0].detach().cpu().clone())
 
 
 def record_inputs(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, tuple[Tensor, ...]]:
     """The tensors that each watched module is given, (1, C, h, w) each; otherwise as ``record``."""
-    return _watch(network, image, watched, lambda inputs, output: tuple(x.detach().cpu() for x in inputs))
+    return _watch(network, image, watched, lambda inputs, output: tuple(x.detach().cpu().clone() for x in inputs))
 
 
 def sharpness(maps: Tensor) -> Tensor:
@@ -38,7 +38,8 @@ def sharpness(maps: Tensor) -> Tensor:
 
 
 def _watch(network: nn.Module, image: Tensor, watched: Watched, keep: Callable[[Any, Any], Any]) -> dict[str, Any]:
-    """By label, what ``keep`` makes of each watched module's inputs and output."""
+    """By label, what ``keep`` makes of each watched module's inputs and output: copies, as the next module may work in
+    place."""
     labelled = watched if isinstance(watched, Mapping) else {name: name for name in watched}
     known, kept, hooks = dict(network.named_modules(remove_duplicate=False)), {}, []
     if unknown := [module for module in labelled.values() if isinstance(module, str) and module not in known]:
