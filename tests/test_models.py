@@ -1,154 +1,347 @@
-"""Networks by name, and the layers that papers share."""
+"""Networks by name, what every network keeps to in every configuration, and the released networks' outputs."""
 
-from dataclasses import replace
+import copy
+import json
+import pickle
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from srlib import models
 from srlib.errors import InputError
-from srlib.models import create, default_config, names, takes_scale
-from srlib.models.layers import LayerNorm, fill_in_strips, strips, strips_pay
-from srlib.models.moeisr import CONFIGS, MoEISRConfig
+from srlib.models import create, names, takes_scale
+from srlib.models.layers import Config, LayerNorm, pad_reflect
 from srlib.models.safmn import SAFMNConfig
+from srlib.models.seemore import SeemoReConfig
+from srlib.models.ssiu import SSIUConfig
 
-FIXED = [name for name in names() if takes_scale(name)]
-ANY = [name for name in names() if not takes_scale(name)]
+TINY = {
+    "safmn": SAFMNConfig(blocks=2, channels=8),
+    "seemore-t": SeemoReConfig(groups=2, channels=8),
+    "ssiu": SSIUConfig(stages=3, channels=16),
+}
+OTHERS: dict[str, list[dict[str, Any]]] = {
+    "safmn": [{"levels": 2}, {"multi_scale": False, "modulation": False, "aggregation": False}],
+    "seemore-t": [{"top_k": 2}, {"recursion": 1}, {"experts": 5, "growth": "i+2"}, {"rme": "plain", "sme": "plain"}],
+    "ssiu": [{"stages": 1, "moe_fs": False}, {"channels": 8}],
+}
 
 
-@pytest.mark.parametrize("name", FIXED)
+def variants(name: str) -> list[tuple[str, Config]]:
+    """A tiny network and all that differ from it by one choice of its configuration, and some more."""
+    tiny, kinds = TINY[name], get_type_hints(type(TINY[name]))
+    changes: list[dict[str, Any]] = [{}, {"scale": 2}, {"scale": 3}, *OTHERS[name]]
+    for field in fields(tiny):
+        choices = (True, False) if kinds[field.name] is bool else get_args(kinds[field.name])
+        changes += [{field.name: choice} for choice in choices if choice != field.default]
+    return [
+        pytest.param(name, replace(tiny, **change), id="-".join([name, *map(str, change.values())]))
+        for change in changes
+    ]
+
+
+VARIANTS = [variant for name in TINY for variant in variants(name)]
+KINDS = [pytest.param(name, config, id=name) for name, config in TINY.items()]
+
+
+def images(count: int, height: int, width: int) -> Tensor:
+    """Images of different colours and contrasts, so that networks which choose have something to choose by."""
+    generator = torch.Generator().manual_seed(1)
+    mean, contrast = torch.rand(count, 3, 1, 1, generator=generator), torch.rand(count, 1, 1, 1, generator=generator)
+    noise = torch.randn(count, 3, height, width, generator=generator)
+    return (mean + contrast * noise / 2).clamp(0, 1)
+
+
+def network(name: str, config: Config) -> nn.Module:
+    torch.manual_seed(0)
+    return create(name, config.scale, config)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_those_of_the_papers() -> None:
+    fixed = [name for name in names() if takes_scale(name)]
+    assert fixed == ["safmn", "seemore-b", "seemore-l", "seemore-t", "ssiu"]
+    assert len(names()) == 23 and {"liif-edsr", "lte-rdn", "moeisr-lte-s-swinir"} < set(names())
+
+
+@pytest.mark.parametrize("name", ["safmn", "seemore-b", "seemore-l", "seemore-t", "ssiu"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_every_name_enlarges_by_its_scale(name: str, scale: int) -> None:
+def test_a_network_enlarges_by_its_scale(name: str, scale: int) -> None:
     with torch.inference_mode():
-        assert create(name, scale).eval()(torch.rand(1, 3, 8, 11)).shape == (1, 3, 8 * scale, 11 * scale)
+        assert create(name, scale).eval()(torch.rand(1, 3, 5, 7)).shape == (1, 3, 5 * scale, 7 * scale)
 
 
-@pytest.mark.parametrize("name", [name for name in ANY if name.endswith("edsr")])
-def test_every_other_name_enlarges_to_any_size(name: str) -> None:
+def test_a_network_for_every_scale_enlarges_to_any_size() -> None:
     with torch.inference_mode():
-        assert create(name).eval()(torch.rand(1, 3, 8, 11), size=(19, 40)).shape == (1, 3, 19, 40)
+        assert create("moeisr-liif-s-edsr").eval()(torch.rand(1, 3, 5, 7), size=(19, 40)).shape == (1, 3, 19, 40)
 
 
-def test_names_for_every_scale_are_moeisr_and_its_backbones() -> None:
-    assert ANY == sorted(CONFIGS) and len(ANY) == 18
-    assert FIXED == ["safmn", "seemore-b", "seemore-l", "seemore-t", "ssiu"]
+def test_a_config_is_used_and_its_scale_replaced() -> None:
+    assert create("safmn", 2, replace(TINY["safmn"], scale=4)).config == replace(TINY["safmn"], scale=2)
 
 
-def test_a_network_for_every_scale_takes_none() -> None:
-    tiny = MoEISRConfig(depths=(2, 3), hidden=8)
-    assert create("moeisr-liif-b-edsr", config=tiny).config == tiny
-    with pytest.raises(InputError, match=r"got scale 4: leave it out.*size=") as error:
-        create("liif-edsr", 4)
+def test_a_file_in_the_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from torch import nn\n"
+        "from srlib.models.layers import Config\n"
+        "@dataclass(frozen=True)\n"
+        "class ToyConfig(Config):\n"
+        "    scale: int = 2\n"
+        "    def build(self):\n"
+        "        return nn.Upsample(scale_factor=self.scale)\n"
+        "CONFIGS = {'toy': ToyConfig()}\n"
+    )
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    assert "toy" in names() and takes_scale("toy")
+    assert create("toy", 3)(torch.rand(1, 3, 2, 2)).shape == (1, 3, 6, 6)
+    sys.modules.pop("srlib.models.toy")
+    monkeypatch.undo()
+    assert "toy" not in names()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: create("nosuch", 4), "unknown model 'nosuch'; choose one of: liif-edsr, .*safmn"),
+        (lambda: create("safmn"), r"built for one scale .* as in create\('safmn', 4\)"),
+        (lambda: create("liif-edsr", 4), "serves every scale: leave scale out"),
+        (lambda: create("safmn", 4, TINY["ssiu"]), "safmn got a SSIUConfig .* give a SAFMNConfig"),
+        *((lambda scale=scale: create("ssiu", scale), "scale=") for scale in (0, 1, 5, 2.0, "4", True)),
+    ],
+)
+def test_create_refuses_in_one_line(call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        call()
     assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=r"got none: give it, as in create\('safmn', 4\)"):
-        create("safmn")
 
 
-def test_config_is_used_and_its_scale_replaced() -> None:
-    model = create("safmn", 2, SAFMNConfig(scale=4, blocks=1, channels=8))
-    assert model.config == SAFMNConfig(scale=2, blocks=1, channels=8)
+# --- layers ----------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'nosuch'.*safmn") as error:
-        create("nosuch", 4)
-    assert "\n" not in str(error.value)
+@dataclass(frozen=True)
+class Toy(Config):
+    width: int = 4
+    depths: tuple[int, ...] = (1,)
+    rate: float = 0.5
+    norm: Literal["layer", "none"] = "layer"
+    skip: bool = True
 
 
-def test_config_of_another_network_is_refused() -> None:
-    with pytest.raises(InputError, match="SAFMNConfig"):
-        create("safmn", 4, config={"blocks": 8})
+def test_a_config_takes_what_its_annotations_say() -> None:
+    assert Toy(8, [2, 3], 1, "none", False) == Toy(8, (2, 3), 1.0, "none", False)  # a list, as JSON has it
 
 
-@pytest.mark.parametrize("scale", [0, -2, 2.0, 2.5, "4", True, None, 1, 5])
-def test_scales_that_do_not_exist_are_refused_in_one_line(scale: object) -> None:
-    with pytest.raises(InputError, match="scale") as error:
-        create("safmn", scale)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        *(({"width": value}, "a whole number from 1 up") for value in (0, -1, 2.0, True, "4", None)),
+        *(({"depths": value}, "one or more whole numbers") for value in ((), 3, (0,), (1.5,), "12", (True,))),
+        *(({"rate": value}, "a number above 0") for value in (0, -1.0, True, "1", float("nan"), float("inf"))),
+        *(({"norm": value}, "choose one of: layer, none") for value in ("batch", None, ["layer"])),
+        *(({"skip": value}, "True or False") for value in (1, "yes", None)),
+    ],
+    ids=str,
+)
+def test_a_config_refuses_anything_else_in_one_line(change: dict[str, Any], advice: str) -> None:
+    with pytest.raises(InputError, match=f"Toy has {next(iter(change))}=.*{advice}"):
+        Toy(**change)
+
+
+@pytest.mark.parametrize(
+    ("config", "change"),
+    [
+        (SAFMNConfig, {"channels": 30}),
+        (SeemoReConfig, {"kernel": 10}),
+        (SeemoReConfig, {"top_k": 4}),
+        (SSIUConfig, {"channels": 60}),
+        (SSIUConfig, {"stages": 8}),
+        *((config, {"scale": 8}) for config in (SAFMNConfig, SeemoReConfig, SSIUConfig)),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_refused(config: type[Config], change: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=f"{config.__name__} has {next(iter(change))}="):
+        config(**change)
 
 
 def test_layer_norm_is_over_the_channels_of_a_pixel() -> None:
     torch.manual_seed(0)
-    norm = LayerNorm(6)
+    norm, x = LayerNorm(6), 3 * torch.randn(2, 6, 5, 4) + 1
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    x = 3 * torch.randn(2, 6, 5, 4) + 1
-    mean = x.mean(1, keepdim=True)
-    scaled = (x - mean) / (((x - mean) ** 2).mean(1, keepdim=True) + 1e-6).sqrt()
-    expected = norm.weight.view(-1, 1, 1) * scaled + norm.bias.view(-1, 1, 1)
-    torch.testing.assert_close(norm(x), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_layer_norm_divides_nothing_by_zero() -> None:
+    scaled = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(norm(x), norm.weight.view(-1, 1, 1) * scaled + norm.bias.view(-1, 1, 1))
     assert torch.equal(LayerNorm(4)(torch.full((1, 4, 2, 2), 0.7)), torch.zeros(1, 4, 2, 2))
 
 
-@pytest.mark.parametrize("height", [1, 16, 17, 33, 50])
-@pytest.mark.parametrize("scale", [1, 2])
-def test_strips_give_the_whole_result(height: int, scale: int) -> None:
+def mirrored(place: int, side: int) -> int:
+    """Which of ``side`` pixels is seen at ``place`` in a hall of mirrors."""
+    while side > 1 and place >= side:
+        place = abs(2 * (side - 1) - place)
+    return min(place, side - 1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 16), (3, 40), (9, 17), (16, 32), (31, 20)], ids=str)
+def test_padding_reflects_to_multiples(size: tuple[int, int]) -> None:
+    x = images(2, *size)
+    rows, columns = ([mirrored(i, side) for i in range(-(-side // 16) * 16)] for side in size)
+    assert torch.equal(pad_reflect(x, 16), x[:, :, rows][:, :, :, columns])
+
+
+# --- every network, in every configuration ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "config"), VARIANTS)
+def test_each_image_has_a_result_of_its_own_in_both_modes(name: str, config: Config) -> None:
+    """Whatever the batch; in double precision, where nothing but another route could make a difference."""
+    model, x = network(name, config).double(), images(3, 21, 13).double()
+    together = model(x)
+    together.square().mean().backward()
+    assert together.shape == (3, 3, 21 * config.scale, 13 * config.scale)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    training = [model] if getattr(config, "norm", "") != "batch" else []  # its statistics are those of the batch
+    with torch.inference_mode():
+        for mode in [*training, copy.deepcopy(model).eval()]:
+            torch.testing.assert_close(mode(x), torch.cat([mode(image[None]) for image in x]), atol=1e-12, rtol=0)
+            torch.testing.assert_close(mode(x), (training or [mode])[0](x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "config"), VARIANTS)
+def test_the_smallest_images_work(name: str, config: Config) -> None:
+    model = network(name, config).eval()
+    with torch.inference_mode():
+        for height, width in ((1, 1), (1, 9), (7, 1), (3, 2), (5, 4)):
+            result = model(images(2, height, width))
+            assert result.shape == (2, 3, config.scale * height, config.scale * width) and result.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "config"), KINDS)
+def test_feature_maps_keep_their_channels_last_in_memory(name: str, config: Config) -> None:
+    """One layer that puts them first would make every later one copy or mix formats, at several times the cost."""
+    model, seen = network(name, config).eval(), {}
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda _, __, out, path=path: seen.update({path: out}))
+    model(images(2, 24, 20))
+    whole = {path: out for path, out in seen.items() if out.ndim == 4 and out.shape[1] in (8, 16)}
+    assert len(whole) > 20
+    assert [path for path, out in whole.items() if not out.is_contiguous(memory_format=torch.channels_last)] == []
+
+
+@pytest.mark.parametrize(("name", "config"), KINDS)
+def test_nothing_is_kept_on_the_network_and_it_can_be_copied(name: str, config: Config) -> None:
+    model, x = network(name, config).eval(), images(2, 18, 20)
+    before, kept = pickle.dumps(model), x.clone()
+    with torch.inference_mode():
+        result = model(x)
+        assert torch.equal(pickle.loads(before)(x), result)
+    assert pickle.dumps(model) == before and torch.equal(x, kept)
+
+
+@pytest.mark.parametrize(("name", "config"), KINDS)
+def test_bfloat16_autocast_agrees_with_float32(name: str, config: Config) -> None:
+    model, x = network(name, config).eval(), images(4, 21, 13)
+    with torch.inference_mode():
+        expected = model(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(model(x).float(), expected, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8), (0, 3, 8, 8)], ids=str)
+@pytest.mark.parametrize(("name", "config"), KINDS)
+def test_other_shapes_than_rgb_batches_are_refused(name: str, config: Config, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="give a batch of RGB images"):
+        network(name, config)(torch.zeros(shape))
+
+
+# --- what was released, and what runs that are on record started from ------------------------------------------------
+
+TWINS = sorted((Path(__file__).parent / "released").glob("*.json"))
+
+
+def by_formula(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """Weights of the given names and shapes: sines, scaled as in a network that was trained."""
+    weights = {}
+    for j, name in enumerate(sorted(shapes)):
+        shape, size = shapes[name], int(torch.tensor(shapes[name]).prod())
+        values = torch.sin(0.37 * torch.arange(size, dtype=torch.double) + 1.3 * j).reshape(shape)
+        vector = 0.1 * values + name.endswith("weight")
+        weights[name] = (values / (size / shape[0]) ** 0.5 if len(shape) > 1 else vector).float()
+    return weights
+
+
+def image_by_formula(height: int, width: int) -> Tensor:
+    """A smooth wave, a chirp and a checkerboard as red, green and blue, (1, 3, H, W)."""
+    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    checkers = 0.3 + 0.4 * ((x // 5 + y // 7) % 2)
+    return torch.stack([0.5 + 0.4 * (0.21 * x + 0.13 * y).sin(), 0.5 + 0.4 * (0.017 * x * y).cos(), checkers])[
+        None
+    ].float()
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=[path.stem for path in TWINS])
+def test_the_released_network_s_output_for_weights_by_formula(twin: Path) -> None:
+    facts = json.loads(twin.read_text())
+    model = create(facts["model"], facts.get("scale")).eval()
+    left = model.load_state_dict(by_formula(facts["shapes"]), strict=False)
+    assert not left.missing_keys
+    assert all(
+        "_mean." in key for key in left.unexpected_keys
+    )  # EDSR's shift by the mean colour, which LIIF leaves out
+    size = {"size": tuple(facts["size"])} if "size" in facts else {}
+    with torch.inference_mode():
+        output = model(image_by_formula(*facts["input"]), **size)
+    expected = facts["output"]
+    assert list(output.shape) == expected["shape"]
+    found = output.flatten()[expected["index"]]
+    torch.testing.assert_close(found, torch.tensor(expected["value"]), atol=1e-5, rtol=1e-5)
+    assert float(output.mean()) == pytest.approx(expected["mean"], abs=1e-5)
+
+
+@pytest.mark.parametrize("stem", ["safmn_x2", "safmn_x4", "seemore_t_x2", "seemore_t_x4", "ssiu_x4"])
+def test_released_weights_give_the_released_output(golden: Path, stem: str) -> None:
+    tensors = load_file(golden / f"{stem}.safetensors")
+    name, scale = stem.replace("_t_", "-t_").split("_x")
+    model = create(name, int(scale))
+    model.load_state_dict({k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")})
+    torch.testing.assert_close(model(tensors["input"]), tensors["output"], atol=1e-5, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(tensors["input"]), tensors["output"], atol=1e-5, rtol=0)
+        batch = torch.cat([tensors["input"], 1 - tensors["input"]])
+        torch.testing.assert_close(model(batch)[:1], tensors["output"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(models.__file__).parent.parent / "weights").glob("*.safetensors")), ids=str
+)
+def test_weights_that_ship_have_the_names_and_shapes_of_their_network(file: Path) -> None:
+    name, _, scale = file.stem.partition("-x")
+    with safe_open(file, "pt") as tensors:
+        shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+    assert shapes == {
+        key: tuple(value.shape) for key, value in create(name, int(scale) if scale else None).state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("safmn", 715881.968580),
+        ("seemore-t", 3296105.418899),
+        ("seemore-l", 32001716.759983),
+        ("ssiu", 12206627.512672),
+    ],
+)
+def test_a_seed_gives_the_first_weights_that_recorded_runs_started_from(name: str, total: float) -> None:
     torch.manual_seed(0)
-    conv = nn.Sequential(nn.Conv2d(4, 4 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
-    x = torch.randn(2, 4, height, 7)
-    seen = []
-    with torch.inference_mode():
-        result = torch.full((2, 4, scale * height, scale * 7), torch.nan)
-        for strip in strips(result, halo=1, scale=scale, step=16):
-            part = x[:, :, strip.rows]
-            seen.append(part.shape[2])
-            strip.out.copy_(conv(part)[:, :, strip.inner])
-        torch.testing.assert_close(result, conv(x), atol=1e-6, rtol=0)
-    assert len(seen) == -(-height // 16)
-    assert max(seen) <= 18
-
-
-@pytest.mark.parametrize("height", [1, 16, 17, 50])
-def test_filling_in_strips_gives_the_whole_result(height: int) -> None:
-    torch.manual_seed(0)
-    conv, x = nn.Conv2d(4, 4, 5, padding=2), torch.randn(1, 4, height, 1100)
-    with torch.inference_mode():
-        result = torch.full_like(x, torch.nan)
-        fill_in_strips(result, lambda rows: conv(x[:, :, rows]), halo=2)
-        torch.testing.assert_close(result, conv(x), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("name", FIXED)
-def test_strips_keep_the_kind_of_number_under_autocast(name: str) -> None:
-    model, x = create(name, 4).eval(), torch.rand(1, 3, 64, 70)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        in_strips = model(x)
-        model.register_forward_hook(lambda *_: None)
-        assert in_strips.dtype == model(x).dtype
-
-
-def test_strips_pay_only_in_evaluation_unwatched_and_without_gradients() -> None:
-    layer, x = nn.Sequential(nn.Conv2d(1, 1, 1)).eval(), torch.rand(1, 1, 4, 4)
-    assert not strips_pay(layer, x)
-    with torch.inference_mode():
-        assert not strips_pay(nn.Sequential(nn.Conv2d(1, 1, 1)), x)
-        assert strips_pay(layer, x)
-        hook = layer[0].register_forward_hook(lambda *_: None)
-        assert not strips_pay(layer, x)
-        hook.remove()
-        assert strips_pay(layer, x)
-
-
-def test_a_name_says_decoder_encoder_and_whether_there_are_experts() -> None:
-    """Depths and widths are free, as in MoEISR's Table 4; what the name promises is not."""
-    usual = default_config("liif-edsr")
-    assert create("liif-edsr", config=replace(usual, depths=(4,))).config.depths == (4,)
-    for other in ({"decoder": "lte"}, {"encoder": "rdn"}, {"depths": (2, 3)}):
-        with pytest.raises(InputError, match="'liif-edsr' got the configuration of another"):
-            create("liif-edsr", config=replace(usual, **other))
-
-
-def test_networks_for_every_scale_need_single_precision() -> None:
-    network = create("liif-edsr").bfloat16()
-    with pytest.raises(InputError, match="places need single precision, not torch.bfloat16"):
-        network(torch.rand(1, 3, 4, 4).bfloat16(), size=(8, 8))
-
-
-def test_a_size_may_hold_numpys_whole_numbers() -> None:
-    network = create("liif-edsr").eval()
-    with torch.inference_mode():
-        assert network(torch.rand(1, 3, 2, 3), size=(np.int64(4), np.int64(5))).shape == (1, 3, 4, 5)
+    parameters = create(name, 4).parameters()
+    weighted = sum(i * float(p.detach().double().abs().sum()) for i, p in enumerate(parameters))
+    assert weighted == pytest.approx(total, rel=1e-9)
