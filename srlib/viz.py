@@ -507,7 +507,7 @@ def _printed(cell: Any, notes: dict[str, int], records: str) -> str:
     elif cell.trend:
         said, note = f"gap {cell.gap:+.2f} {badge(cell.trend)}", f"{cell.budget}; print: gap {cell.gap_printed:+.2f}"
     elif pd.notna(cell.trained):
-        said, note = f"{cell.trained:.2f}", cell.budget
+        said, note = f"{cell.trained:.{len(str(cell.printed).partition('.')[2])}f}", cell.budget
     else:
         said = badge("not-run")
     if cell.runs:
