@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from srlib.models.safmn import SAFMNConfig
 from srlib.models.seemore import SeemoReConfig
 from srlib.models.ssiu import SSIUConfig
 
+FIXED = ["safmn", "seemore-b", "seemore-l", "seemore-t", "ssiu"]
 TINY = {
     "safmn": SAFMNConfig(blocks=2, channels=8),
     "seemore-t": SeemoReConfig(groups=2, channels=8),
@@ -68,21 +68,15 @@ def network(name: str, config: Config) -> nn.Module:
 
 
 def test_names_are_those_of_the_papers() -> None:
-    fixed = [name for name in names() if takes_scale(name)]
-    assert fixed == ["safmn", "seemore-b", "seemore-l", "seemore-t", "ssiu"]
-    assert len(names()) == 23 and {"liif-edsr", "lte-rdn", "moeisr-lte-s-swinir"} < set(names())
+    assert {name for name in names() if takes_scale(name)} >= {*FIXED}
+    assert {name for name in names() if not takes_scale(name)} >= {"liif-edsr", "lte-rdn", "moeisr-lte-s-swinir"}
 
 
-@pytest.mark.parametrize("name", ["safmn", "seemore-b", "seemore-l", "seemore-t", "ssiu"])
+@pytest.mark.parametrize("name", FIXED)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_a_network_enlarges_by_its_scale(name: str, scale: int) -> None:
     with torch.inference_mode():
         assert create(name, scale).eval()(torch.rand(1, 3, 5, 7)).shape == (1, 3, 5 * scale, 7 * scale)
-
-
-def test_a_network_for_every_scale_enlarges_to_any_size() -> None:
-    with torch.inference_mode():
-        assert create("moeisr-liif-s-edsr").eval()(torch.rand(1, 3, 5, 7), size=(19, 40)).shape == (1, 3, 19, 40)
 
 
 def test_a_config_is_used_and_its_scale_replaced() -> None:
@@ -91,15 +85,19 @@ def test_a_config_is_used_and_its_scale_replaced() -> None:
 
 def test_a_file_in_the_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "toy.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from torch import nn\n"
-        "from srlib.models.layers import Config\n"
-        "@dataclass(frozen=True)\n"
-        "class ToyConfig(Config):\n"
-        "    scale: int = 2\n"
-        "    def build(self):\n"
-        "        return nn.Upsample(scale_factor=self.scale)\n"
-        "CONFIGS = {'toy': ToyConfig()}\n"
+        """from dataclasses import dataclass
+from torch import nn
+from srlib.models.layers import Config
+
+@dataclass(frozen=True)
+class ToyConfig(Config):
+    scale: int = 4
+
+    def build(self):
+        return nn.Upsample(scale_factor=self.scale)
+
+CONFIGS = {"toy": ToyConfig()}
+"""
     )
     monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
     assert "toy" in names() and takes_scale("toy")
@@ -130,7 +128,7 @@ def test_create_refuses_in_one_line(call: Any, message: str) -> None:
 
 @dataclass(frozen=True)
 class Toy(Config):
-    width: int = 4
+    scale: int = 4
     depths: tuple[int, ...] = (1,)
     rate: float = 0.5
     norm: Literal["layer", "none"] = "layer"
@@ -144,7 +142,7 @@ def test_a_config_takes_what_its_annotations_say() -> None:
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        *(({"width": value}, "a whole number from 1 up") for value in (0, -1, 2.0, True, "4", None)),
+        *(({"scale": value}, "a whole number from 1 up") for value in (0, -1, 2.0, True, "4", None)),
         *(({"depths": value}, "one or more whole numbers") for value in ((), 3, (0,), (1.5,), "12", (True,))),
         *(({"rate": value}, "a number above 0") for value in (0, -1.0, True, "1", float("nan"), float("inf"))),
         *(({"norm": value}, "choose one of: layer, none") for value in ("batch", None, ["layer"])),
@@ -157,20 +155,12 @@ def test_a_config_refuses_anything_else_in_one_line(change: dict[str, Any], advi
         Toy(**change)
 
 
-@pytest.mark.parametrize(
-    ("config", "change"),
-    [
-        (SAFMNConfig, {"channels": 30}),
-        (SeemoReConfig, {"kernel": 10}),
-        (SeemoReConfig, {"top_k": 4}),
-        (SSIUConfig, {"channels": 60}),
-        (SSIUConfig, {"stages": 8}),
-        *((config, {"scale": 8}) for config in (SAFMNConfig, SeemoReConfig, SSIUConfig)),
-    ],
-)
-def test_numbers_that_do_not_fit_together_are_refused(config: type[Config], change: dict[str, int]) -> None:
-    with pytest.raises(InputError, match=f"{config.__name__} has {next(iter(change))}="):
-        config(**change)
+def test_numbers_that_do_not_fit_together_are_refused() -> None:
+    odd = {"channels": 30}, {"kernel": 10}, {"top_k": 4}, {"channels": 60}, {"stages": 8}, {"scale": 8}
+    configs = SAFMNConfig, SeemoReConfig, SeemoReConfig, SSIUConfig, SSIUConfig, SSIUConfig
+    for config, change in zip(configs, odd, strict=True):
+        with pytest.raises(InputError, match=f"{config.__name__} has {next(iter(change))}="):
+            config(**change)
 
 
 def test_layer_norm_is_over_the_channels_of_a_pixel() -> None:
@@ -317,18 +307,6 @@ def test_released_weights_give_the_released_output(golden: Path, stem: str) -> N
         torch.testing.assert_close(model.eval()(tensors["input"]), tensors["output"], atol=1e-5, rtol=0)
         batch = torch.cat([tensors["input"], 1 - tensors["input"]])
         torch.testing.assert_close(model(batch)[:1], tensors["output"], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    "file", sorted((Path(models.__file__).parent.parent / "weights").glob("*.safetensors")), ids=str
-)
-def test_weights_that_ship_have_the_names_and_shapes_of_their_network(file: Path) -> None:
-    name, _, scale = file.stem.partition("-x")
-    with safe_open(file, "pt") as tensors:
-        shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
-    assert shapes == {
-        key: tuple(value.shape) for key, value in create(name, int(scale) if scale else None).state_dict().items()
-    }
 
 
 @pytest.mark.parametrize(
