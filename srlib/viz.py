@@ -220,8 +220,12 @@ def _panel(pixels: np.ndarray, label: str, note: str, said: str, quality: int = 
 
 def _img(pixels: np.ndarray, alt: str, quality: int = 0) -> str:
     """Pixels as PNG, or as WebP of some quality, which a photograph needs a tenth of the bytes for."""
-    file, kind = io.BytesIO(), "webp" if quality else "png"
-    Image.fromarray(pixels).save(file, kind, **({"quality": quality} if quality else {"optimize": True}))
+    file, kind, image = io.BytesIO(), "webp" if quality else "png", Image.fromarray(pixels)
+    colours, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    if not quality and len(colours) <= 256:  # such as a painted plane: a palette takes a third of the bytes
+        image = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8))
+        image.putpalette(colours.tobytes())
+    image.save(file, kind, **({"quality": quality} if quality else {"optimize": True}))
     address = f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
     size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
     return f'<img class="dark-light" {size} src="{address}" alt="{escape(alt)}">'
