@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -173,18 +174,11 @@ def test_layer_norm_is_over_the_channels_of_a_pixel() -> None:
     assert torch.equal(LayerNorm(4)(torch.full((1, 4, 2, 2), 0.7)), torch.zeros(1, 4, 2, 2))
 
 
-def mirrored(place: int, side: int) -> int:
-    """Which of ``side`` pixels is seen at ``place`` in a hall of mirrors."""
-    while side > 1 and place >= side:
-        place = abs(2 * (side - 1) - place)
-    return min(place, side - 1)
-
-
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 16), (3, 40), (9, 17), (16, 32), (31, 20)], ids=str)
 def test_padding_reflects_to_multiples(size: tuple[int, int]) -> None:
     x = images(2, *size)
-    rows, columns = ([mirrored(i, side) for i in range(-(-side // 16) * 16)] for side in size)
-    assert torch.equal(pad_reflect(x, 16), x[:, :, rows][:, :, :, columns])
+    expected = np.pad(x.numpy(), ((0, 0), (0, 0), *((0, -side % 16) for side in size)), "reflect")
+    assert np.array_equal(pad_reflect(x, 16).numpy(), expected)
 
 
 # --- every network, in every configuration ---------------------------------------------------------------------------
@@ -271,21 +265,16 @@ def by_formula(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 def image_by_formula(height: int, width: int) -> Tensor:
     """A smooth wave, a chirp and a checkerboard as red, green and blue, (1, 3, H, W)."""
     y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
-    checkers = 0.3 + 0.4 * ((x // 5 + y // 7) % 2)
-    return torch.stack([0.5 + 0.4 * (0.21 * x + 0.13 * y).sin(), 0.5 + 0.4 * (0.017 * x * y).cos(), checkers])[
-        None
-    ].float()
+    wave, chirp = 0.5 + 0.4 * (0.21 * x + 0.13 * y).sin(), 0.5 + 0.4 * (0.017 * x * y).cos()
+    return torch.stack([wave, chirp, 0.3 + 0.4 * ((x // 5 + y // 7) % 2)])[None].float()
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=[path.stem for path in TWINS])
 def test_the_released_network_s_output_for_weights_by_formula(twin: Path) -> None:
     facts = json.loads(twin.read_text())
     model = create(facts["model"], facts.get("scale")).eval()
-    left = model.load_state_dict(by_formula(facts["shapes"]), strict=False)
-    assert not left.missing_keys
-    assert all(
-        "_mean." in key for key in left.unexpected_keys
-    )  # EDSR's shift by the mean colour, which LIIF leaves out
+    unused = {key for key in facts["shapes"] if "_mean." in key}  # EDSR's shift by the mean colour, which LIIF skips
+    model.load_state_dict({key: w for key, w in by_formula(facts["shapes"]).items() if key not in unused})
     size = {"size": tuple(facts["size"])} if "size" in facts else {}
     with torch.inference_mode():
         output = model(image_by_formula(*facts["input"]), **size)
@@ -293,7 +282,6 @@ def test_the_released_network_s_output_for_weights_by_formula(twin: Path) -> Non
     assert list(output.shape) == expected["shape"]
     found = output.flatten()[expected["index"]]
     torch.testing.assert_close(found, torch.tensor(expected["value"]), atol=1e-5, rtol=1e-5)
-    assert float(output.mean()) == pytest.approx(expected["mean"], abs=1e-5)
 
 
 @pytest.mark.parametrize("stem", ["safmn_x2", "safmn_x4", "seemore_t_x2", "seemore_t_x4", "ssiu_x4"])
@@ -309,15 +297,10 @@ def test_released_weights_give_the_released_output(golden: Path, stem: str) -> N
         torch.testing.assert_close(model(batch)[:1], tensors["output"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "total"),
-    [
-        ("safmn", 715881.968580),
-        ("seemore-t", 3296105.418899),
-        ("seemore-l", 32001716.759983),
-        ("ssiu", 12206627.512672),
-    ],
-)
+FIRST = {"safmn": 715881.968580, "seemore-t": 3296105.418899, "seemore-l": 32001716.759983, "ssiu": 12206627.512672}
+
+
+@pytest.mark.parametrize(("name", "total"), FIRST.items())
 def test_a_seed_gives_the_first_weights_that_recorded_runs_started_from(name: str, total: float) -> None:
     torch.manual_seed(0)
     parameters = create(name, 4).parameters()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from test_models import images
 from torch import Tensor, nn
 
 from srlib.complexity import count
@@ -14,13 +15,6 @@ from srlib.models import create, default_config
 from srlib.models.seemore import SEE, GatedFFN, LowRankMixture, MoRE, Router, SeemoReConfig
 
 TINY = SeemoReConfig(groups=2, channels=8)
-
-
-def images(count: int = 6, size: tuple[int, int] = (21, 13)) -> Tensor:
-    """Images of different colours and contrasts."""
-    generator = torch.Generator().manual_seed(1)
-    mean, contrast = torch.rand(count, 3, 1, 1, generator=generator), torch.rand(count, 1, 1, 1, generator=generator)
-    return (mean + contrast * torch.randn(count, 3, *size, generator=generator) / 2).clamp(0, 1)
 
 
 def network(config: SeemoReConfig = TINY) -> nn.Module:
@@ -36,7 +30,7 @@ def network(config: SeemoReConfig = TINY) -> nn.Module:
 
     hooks = [m.register_forward_pre_hook(steer) for m in model.modules() if isinstance(m, Router)]
     with torch.no_grad():
-        model(images())
+        model(images(6, 21, 13))
     for hook in hooks:
         hook.remove()
     return model.eval()
@@ -107,30 +101,8 @@ def test_mixture_and_its_gradients_are_equation_4(top_k: int, training: bool) ->
     torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
-def test_router_keeps_the_softmax_values_of_the_chosen() -> None:
-    torch.manual_seed(0)
-    router, x = Router(8, 4, 2), torch.randn(3, 8, 5, 5)
-    gates, full = router(x), F.softmax(router.body[-1](x.mean((2, 3))), dim=1)
-    assert torch.equal(gates > 0, full >= full.topk(2).values[:, 1:])
-    torch.testing.assert_close(gates[gates > 0], full[gates > 0])  # not renormalised
-
-
-def test_images_of_one_route_are_computed_together_and_by_their_expert_alone() -> None:
-    torch.manual_seed(0)
-    layer, computed = LowRankMixture(TINY).eval(), []
-    layer.gate.register_forward_hook(lambda *_: torch.tensor([[1.0, 0, 0], [0, 0, 0.5], [1.0, 0, 0], [0, 0.7, 0]]))
-    mix = layer.mix
-    layer.mix = lambda x_a, x_b, gates, route: computed.append((len(x_a), *route)) or mix(x_a, x_b, gates, route)
-    x_a, x_b = torch.randn(4, 8, 5, 6), torch.randn(4, 8, 5, 6)
-    result = layer(x_a, x_b)
-    assert sorted(computed) == [(1, 1), (1, 2), (2, 0)]
-    for image, (expert, gate) in enumerate([(0, 1.0), (2, 0.5), (0, 1.0), (1, 0.7)]):
-        expected = gate * layer.experts[expert](x_a[[image]], x_b[[image]])
-        torch.testing.assert_close(result[[image]], expected, atol=1e-6, rtol=1e-5)
-
-
 def test_a_batch_of_different_routes_gives_each_image_its_own_result() -> None:
-    model, x = network(), images()
+    model, x = network(), images(6, 21, 13)
     assert len({tuple(route) for route in routes(model, x)}) >= 3
     with torch.inference_mode():
         alone = torch.cat([model(image[None]) for image in x])
@@ -140,7 +112,7 @@ def test_a_batch_of_different_routes_gives_each_image_its_own_result() -> None:
 
 def test_experts_that_are_not_chosen_cost_nothing() -> None:
     """An expert of rank R has 3 C R multiply-adds a pixel."""
-    model, x = network(), images(1, (16, 20))
+    model, x = network(), images(1, 16, 20)
     (route,) = routes(model, x)
     every, executed = count(model, (16, 20)).macs, count(model, (16, 20), training=False, image=x).macs
     spared = sum(3 * TINY.channels * rank for chosen in route for i, rank in enumerate(TINY.ranks) if i != chosen)
@@ -161,7 +133,7 @@ def exported() -> torch.export.ExportedProgram:
 def test_an_exported_graph_routes_each_image(exported: torch.export.ExportedProgram) -> None:
     model, graph = network(), exported.module()
     for size in SIZES:
-        x = images(6, size)
+        x = images(6, *size)
         assert len({tuple(route) for route in routes(model, x)}) >= 2
         with torch.inference_mode():
             for image in x.split(1):
@@ -176,7 +148,7 @@ def test_onnx_routes_each_image(exported: torch.export.ExportedProgram) -> None:
     torch.onnx.export(exported, dynamo=True, verbose=False).save(buffer)
     session = runtime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
     for size in SIZES:
-        for image in images(6, size).split(1):
+        for image in images(6, *size).split(1):
             (result,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
             with torch.inference_mode():
                 torch.testing.assert_close(torch.from_numpy(result), model(image), atol=1e-5, rtol=0)
