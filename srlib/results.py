@@ -332,8 +332,9 @@ def trained(
     """A trained network: for the budget "recorded" the weights that ship, else a run of that budget, found in the
     folder runs or trained now. ``settings`` are those of :func:`srlib.runs.configure`, and ``device``."""
     if budget == "recorded":
+        network = load(model, scale)
         line = shipped().set_index("file").loc[_file(model, scale)]
-        return Trained(load(model, scale), f"{line.steps:,} steps of batch {line.batch} on {line['data']}")
+        return Trained(network, f"{line.steps:,} steps of batch {line.batch} on {line['data']}")
     store, device = Store.open(train_data), settings.pop("device", "auto")
     config = training.configure(model, scale if takes_scale(model) else None, store, budget=budget, **settings)
     run = training.train_or_load(config, store, Store.open(SETS[0]), device=device, title=f"{model}, {budget}")

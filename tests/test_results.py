@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +144,10 @@ def test_a_shipped_network_scores_as_recorded() -> None:
     assert scored.psnr == pytest.approx(results.means(["ships-safmn-x4"], results.SETS[:1]).psnr.item(), abs=1e-3)
 
 
-def test_a_network_that_does_not_ship_is_refused_with_what_does() -> None:
+@pytest.mark.parametrize("ask", [results.load, results.trained])
+def test_a_network_that_does_not_ship_is_refused_with_what_does(ask: Callable[..., object]) -> None:
     with pytest.raises(InputError, match="no weights safmn-x3.*safmn-x4"):
-        results.load("safmn", 3)
+        ask("safmn", 3)
 
 
 # --- recording a run --------------------------------------------------------------------------------------------------
