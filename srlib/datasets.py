@@ -190,8 +190,8 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     """An image set by one string: "photos/train", "photos/held-out", a dataset's name, or the path of a folder.
 
     Names are taken in any case, and by their aliases ("B100"). A path may be relative to the working folder, to the
-    data folder (``root``, else SRLIB_DATA) or to benchmark/ in it; of a folder with HR/ in it that one is taken, and
-    its LR files. Raises InputError with the choices where nothing fits.
+    data folder (``root``, else SRLIB_DATA) or to benchmark/ or train/ in it; of a folder with HR/ in it that one is
+    taken, and its LR files. Raises InputError with the choices where nothing fits.
     """
     if spec in PHOTOS:
         return _photos(spec)
@@ -201,7 +201,8 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     dataset = known(spec)
     if dataset and base and (place := dataset.place(base)):
         return _image_set(dataset.name, place)
-    for path in [Path(os.path.expanduser(spec))] + ([base / spec, base / "benchmark" / spec] if base else []):
+    below = [base / folder / spec for folder in ("", "benchmark", "train")] if base else []
+    for path in [Path(os.path.expanduser(spec)), *below]:
         if spec and os.path.isdir(path):
             return _image_set(path.resolve().name, path / "HR" if (path / "HR").is_dir() else path)
     if dataset:

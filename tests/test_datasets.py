@@ -65,7 +65,8 @@ def test_a_folder_may_have_any_name_and_place(tmp_path, monkeypatch):
     fill(tmp_path / "data" / "train" / "BSD400", ["a"])
     monkeypatch.chdir(tmp_path)
     assert datasets.find("photos/mine").name == "mine"
-    assert datasets.find("train/BSD400", "data").name == "BSD400"
+    assert datasets.find("train/BSD400", "data") == datasets.find("BSD400", "data")
+    assert datasets.find("BSD400", "data").name == "BSD400"
     with pytest.raises(InputError, match="train holds no images: name a folder below it .BSD400"):
         datasets.find("data/train")
     with pytest.raises(InputError, match="no images called 'none'.*photos/train.*Set5"):
