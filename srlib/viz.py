@@ -516,7 +516,7 @@ def _printed(cell: Any, notes: dict[str, int], records: str) -> str:
         said = badge("not-run")
     if cell.runs:
         number, _, rest = said.partition(" <")
-        said = link(number, f"{records}#{cell.runs.split()[0]}").html + (f" <{rest}" if rest else "")
+        said = f'<a href="{records}#{cell.runs.split()[0]}">{number}</a>' + (f" <{rest}" if rest else "")
     mark = f"<sup>{notes.setdefault(note, len(notes) + 1)}</sup>" if note else ""
     return f"{printed}<br><small>{said}{mark}</small>"
 
@@ -587,7 +587,8 @@ def claims(frame: pd.DataFrame, caption: str = "") -> Shown:
         found = f"{escape(line.evidence)} {link(page.removeprefix('chapters/'), address).html}"
         parts.append(f'<article id="{name}"><p>{said}</p><p>{escape(line.why)}</p><p>Here: {found}</p></article>')
     counts = ", ".join(f"{count} {verdict}" for verdict, count in frame.verdict.value_counts().items())
-    return Shown(f'<div class="srlib-ledger">{_head(caption)}{"".join(parts)}</div>', f"{caption} Claims: {counts}.")
+    html = f'<div class="srlib-ledger srlib-folded" data-find="these claims">{_head(caption)}{"".join(parts)}</div>'
+    return Shown(html, f"{caption} Claims: {counts}.")
 
 
 def link(text: str, address: str = "", anchor: str = "") -> Shown:
@@ -595,7 +596,8 @@ def link(text: str, address: str = "", anchor: str = "") -> Shown:
     ``anchor``; for cells of a table, too."""
     named = f' id="{escape(anchor)}"' if anchor else ""
     leads = f' href="{escape(address)}"' if address else ""
-    return Shown(f"<a{named}{leads}>{escape(text)}</a>" if address else f"<span{named}>{escape(text)}</span>", text)
+    tag = "a" if address else "span"
+    return Shown(f"<{tag}{named}{leads}>{_cell(text, 4)}</{tag}>", text)
 
 
 def folded(parts: Mapping[str, Shown], find: str = "") -> Shown:

@@ -326,7 +326,7 @@ def test_parts_are_folded_away_and_numbers_named() -> None:
     part = viz.table(pd.DataFrame({"run": [viz.link("a", "records.html#x", "b")], "gain": [1.0]}))
     shown = viz.folded({"SAFMN": part}, find="runs")
     assert '<div class="srlib-folded" data-find="runs"><details><summary>SAFMN</summary>' in shown.html
-    assert '<a id="b" href="records.html#x">a</a>' in shown.html
+    assert '<a id="b" href="records.html#x"><span class="srlib-text">a</span></a>' in shown.html
     assert viz.numbers({"exact": 243}).alt == "exact: 243. "
 
 

@@ -1,0 +1,40 @@
+"""What the papers say in words is data, too: complete, judged by known words, and led to a page of the book."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from srlib import papers, tables, viz
+
+yaml = pytest.importorskip("yaml")
+
+CLAIMS = tables.claims()
+VERDICTS = {"holds", "holds in part", "not seen here", "can't be told here"}
+TOC = Path(__file__).resolve().parent.parent / "book" / "_toc.yml"
+
+
+@pytest.mark.parametrize("slug", papers.all_papers())
+def test_a_paper_has_ten_claims_or_more_and_each_is_judged(slug: str) -> None:
+    claims = papers.claims(slug)
+    assert list(claims.columns) == [*papers.CLAIMS, "paper"] and len(claims) >= 10
+    assert not (claims == "").any().any(), "every claim has a place, evidence, link, verdict and reason"
+    assert set(claims.verdict) <= VERDICTS <= set(viz.BADGES)
+    assert not claims.claim.duplicated().any()
+
+
+@pytest.mark.parametrize("column", ["claim", "evidence", "why"])
+def test_sentences_end_as_sentences(column: str) -> None:
+    odd = [text for text in CLAIMS[column] if not text.endswith((".", "?", ")")) or text != text.strip()]
+    assert odd == []
+
+
+def test_places_are_in_the_paper() -> None:
+    """As in "Abstract", "Section 4.2; Table 1, x4" or "Figure 5"."""
+    assert CLAIMS.place.str.contains(r"Abstract|Introduction|Conclusion|Contribution|Section|Table|Figure|Eq").all()
+
+
+def test_links_lead_to_pages_of_the_book() -> None:
+    known = {f"/{line.split(': ')[1].strip()}" for line in TOC.read_text().splitlines() if "file:" in line}
+    assert set(CLAIMS.link.str.partition("#")[0]) <= known
