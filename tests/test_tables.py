@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -208,6 +209,18 @@ def test_the_scoreboard_keeps_peers_apart(every: list[pd.DataFrame]) -> None:
     assert board[[*tables.VERDICTS]].sum().sum() == sum(map(len, every))
     own = board.query("paper == 'safmn' and table == '1' and own").iloc[0]
     assert own.exact == 9 and board.query("paper == 'safmn' and table == '2' and not own")["not-run"].item() == 10
+
+
+def test_the_readme_has_the_numbers_of_today(every: list[pd.DataFrame]) -> None:
+    """Its four numbers, as the first page of the book counts them."""
+    cells, claims = pd.concat(every), tables.claims()
+    run = cells[cells.verdict != "not-run"]
+    counts = run[run.own & run.metric.isin(tables.COUNTED)].verdict == "exact"
+    bicubic = run[run["row"] == "Bicubic"].verdict != "differs"
+    rows = cells[cells.trend != ""].drop_duplicates(["paper", "table", "row", "variant"]).trend == "agrees"
+    held = claims.verdict.isin(["holds", "holds in part"])
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert [f"| {one.sum()} of {len(one)} |" in readme for one in (counts, bicubic, rows, held)] == [True] * 4
 
 
 @pytest.mark.skipif(results.folder() is None, reason="the evidence lies in the repository, in book/results")
