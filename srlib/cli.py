@@ -220,14 +220,13 @@ def enlarge(
     for note in notes:
         say(note)
     for job in made:
-        row = upscale.enlarge_file(job, upscaler, scale or 4, **options, device=where)
-        done.append(row["status"])
-        note = row["notes"].removeprefix(f"{row['input']}: ")
-        if len(sources) == len(made) == 1 and row["status"] != "done":
-            raise InputError(note or f"{job.target} is there already: give another name, or --force")
-        print(f"{row['output']}: {row['status']}", flush=True)
-        if note:
-            say(f"{row['input']}: {note}")
+        status, notes = upscale.enlarge_file(job, upscaler, scale or 4, **options, device=where)
+        done.append(status)
+        if len(sources) == len(made) == 1 and status != "done":
+            raise InputError("; ".join(notes) or f"{job.target} is there already: give another name, or --force")
+        print(f"{job.target}: {status}", flush=True)
+        for note in notes:
+            say(f"{job.source}: {note.removeprefix(f'{job.source}: ')}")
     if "failed" in done:
         raise typer.Exit(1)
 
@@ -315,7 +314,7 @@ def data_check(
     """Check the number and sizes of images, LR against HR; exit code 1 if not whole. Example: srlib data check Set5"""
     from srlib import datasets
 
-    found = [status for name in names or datasets.DATASETS for status in datasets.check(name, data_root)]
+    found = datasets.listing(data_root, names or ())
     show_status(found)
     if any(status.problems or status.found != status.expected for status in found):
         raise typer.Exit(1)

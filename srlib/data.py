@@ -10,114 +10,94 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyvips
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from srlib.datasets import ImageSet, few, find
-from srlib.degradation import RealEsrgan, degrade
+from srlib.degradation import degrade
 from srlib.errors import InputError
 from srlib.resize import imresize
 
-if TYPE_CHECKING:
-    import pyvips
-
 LARGEST = 2 * 89_478_485  # pixels of an image, where Pillow draws the line, too
 CACHE_VERSION = 1  # raise it when decoding, or an output of imresize or degrade, changes
-_DAMAGE = ("premature end", "Huffman", "instead of RST")  # libjpeg's warnings that pixels are missing or wrong
 Degradation = Literal["bicubic", "real-esrgan"]
+
+logging.getLogger("pyvips").setLevel(logging.ERROR)  # what it warns of is raised here, or does no harm
+pyvips.cache_set_max(0)  # a picture is decoded once, and its memory given back
 
 
 def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
-    """The picture in a file, decoded, and notes on what is odd about it.
+    """The picture in a file, decoded, and notes on what was converted or left out.
 
     It has 8 or 16 bits a channel, is grey or RGB, with alpha where the file has it, upright as EXIF says; of several
     pictures it is the first. The content decides the format. Palettes become RGB, CMYK goes through its profile to
     sRGB; other profiles stay attached. Raises InputError for a file that cannot be read, is no picture, lacks pixels,
     has more than ``LARGEST`` of them, or has floating-point ones.
     """
-    os.environ.setdefault("VIPS_WARNING", "0")  # else libvips prints warnings
-    import pyvips
-
-    pyvips.cache_set_max(0)  # a picture is decoded once, and its memory given back
+    notes: tuple[str, ...] = ()
     try:
-        image, notes = _decoded(file.read_bytes())
+        image = _decoded(file.read_bytes())
     except (pyvips.Error, OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({reason(error)}): fetch it again, or take it out") from None
+        raise InputError(
+            f"{file} cannot be read ({' '.join(str(error).split())}): fetch it again, or take it out"
+        ) from None
     if image.format not in ("uchar", "ushort") or image.bands > 4:
         raise InputError(f"{file} has {image.bands} channels of {image.format}: save it as 8-bit or 16-bit RGB")
     if image.interpretation == "cmyk":
-        image, notes = image.icc_transform("srgb", embedded=True, input_profile="cmyk"), (*notes, "CMYK became sRGB")
-    if image.get_typeof("n-pages") and image.get("n-pages") > 1:
-        notes += (f"the first of {image.get('n-pages')} pictures was taken",)
-    return image.autorot(), tuple(f"{file.name}: {note}" for note in notes)
+        image = image.icc_transform("srgb", embedded=True, input_profile="cmyk")
+        notes += ("CMYK became sRGB",)
+    if image.get_n_pages() > 1:
+        notes += (f"the first of {image.get_n_pages()} pictures was taken",)
+    return image.autorot(), notes
 
 
-def reason(error: Exception) -> str:
-    """Why the system, libvips or Pillow could not read or write a file, in a few words."""
-    text = getattr(error, "strerror", None) or getattr(error, "detail", None) or str(error)
-    return text.strip().splitlines()[0]
-
-
-def _decoded(data: bytes) -> tuple[pyvips.Image, tuple[str, ...]]:
-    """A picture in memory. A JPEG that lacks its end marker may have all pixels: libjpeg's warnings tell."""
-    import pyvips
-
-    def load(data: bytes, fail_on: str) -> pyvips.Image:
-        image = pyvips.Image.new_from_buffer(data, "", fail_on=fail_on)
-        if image.width * image.height > LARGEST:
-            raise ValueError(f"it has {image.width}x{image.height} pixels, more than {LARGEST // 10**6} million")
-        return image.copy_memory()
-
+def _decoded(data: bytes) -> pyvips.Image:
     if data.startswith(b"BM"):  # libvips doesn't read BMP
-        return pyvips.Image.new_from_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))), ()
-    if not data.startswith(b"\xff\xd8"):
-        return load(data, "error"), ()
+        return pyvips.Image.new_from_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    jpeg = data.startswith(b"\xff\xd8")
+    data += (
+        b"\xff\xd9" * jpeg
+    )  # phones leave out a JPEG's end marker; libjpeg's warnings tell whether pixels are missing
+    image = pyvips.Image.new_from_buffer(data, "", fail_on="warning" if jpeg else "error")
+    if image.width * image.height > LARGEST:
+        raise ValueError(f"it has {image.width}x{image.height} pixels, more than {LARGEST // 10**6} million")
     try:
-        return load(data, "warning"), ()
-    except pyvips.Error:
-        data += b"\xff\xd9"
-    try:
-        return load(data, "warning"), ("it has no end marker, but all of its pixels",)
+        return image.copy_memory()
     except pyvips.Error as error:
-        if any(word in str(error) for word in _DAMAGE):
+        if not jpeg or any(damage in str(error) for damage in ("premature end", "Huffman", "instead of RST")):
             raise
-        return load(data, "none"), (" ".join(str(error).split()),)
+        return pyvips.Image.new_from_buffer(data, "").copy_memory()
 
 
 def decode(file: str | Path) -> np.ndarray:
-    """The pixels of an image file as networks are trained and scored on them: uint8 (3, H, W), RGB.
+    """The pixels of an image file as networks are trained and scored on them: uint8 (3, H, W), RGB, or (1, H, W), grey.
 
-    Grey is repeated, what is transparent laid over white, 16 bits are divided by 257 and rounded. Raises InputError as
-    ``open_image`` does.
+    What is transparent is laid over white, 16 bits are divided by 257 and rounded. Raises InputError as ``open_image``.
     """
-    pixels = _eight_bits(open_image(Path(file))[0])
-    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])))
-
-
-def _eight_bits(image: pyvips.Image) -> np.ndarray:
-    """Opaque pixels (3, H, W), or (1, H, W) of a grey image."""
+    image, _ = open_image(Path(file))
     if image.hasalpha():
         image = image.flatten(background=[255 if image.format == "uchar" else 65535])
-    pixels = image.numpy().reshape(image.height, image.width, -1).transpose(2, 0, 1)
+    return eight_bits(image.numpy().reshape(image.height, image.width, -1).transpose(2, 0, 1))
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of 8 or 16 bits as those of 8."""
     return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.int32) + 128) // 257).astype(np.uint8)
-
-
-def cpus() -> int:
-    """The number of CPUs that this process may use, which a batch job or a container limits."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _digest(*values: Any) -> str:
@@ -143,33 +123,25 @@ def _mapped(file: Path) -> np.ndarray:
 
 
 class _Cached:
-    """Images in the cache, KEY.npy each, uint8 (3, H, W) or, of a grey one, (1, H, W).
-
-    ``make(i)`` gives those that aren't there; where it raises InputError there is none, and ``errors`` has the message.
-    """
+    """Images in the cache, KEY.npy each, uint8 (3, H, W) or, of a grey one, (1, H, W); ``make(i)`` gives what is not
+    there."""
 
     def __init__(self, cache: Path, keys: Sequence[str], make: Callable[[int], np.ndarray]) -> None:
-        def one(i: int) -> tuple[int, ...] | InputError:
-            file = cache / f"{keys[i]}.npy"
-            try:
-                if not file.exists():
-                    content = io.BytesIO()
-                    np.save(content, make(i))
-                    _write(file, content.getvalue())
-                return np.load(file, mmap_mode="r").shape
-            except InputError as error:
-                return error
+        self.files = [cache / f"{key}.npy" for key in keys]
+
+        def shape(i: int) -> tuple[int, ...]:
+            if not self.files[i].exists():
+                content = io.BytesIO()
+                np.save(content, make(i))
+                _write(self.files[i], content.getvalue())
+            return np.load(self.files[i], mmap_mode="r").shape
 
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor(cpus()) as pool:
-                found = list(pool.map(one, range(len(keys))))
+            with ThreadPoolExecutor() as pool:
+                self.shapes = list(pool.map(shape, range(len(keys))))
         except OSError as error:
             raise InputError(f"cannot write to {cache} ({error.strerror}): set SRLIB_CACHE to another folder") from None
-        self.cache = cache
-        self.errors = {i: str(shape) for i, shape in enumerate(found) if isinstance(shape, InputError)}
-        self.shapes = [shape for shape in found if not isinstance(shape, InputError)]
-        self.files = [cache / f"{key}.npy" for i, key in enumerate(keys) if i not in self.errors]
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, memory-mapped: uint8 (3, H, W)."""
@@ -177,7 +149,7 @@ class _Cached:
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """sha256 over names, sizes and pixels, computed once."""
-        memo = self.cache / f"{_digest([file.name for file in self.files], names)}.sha256"
+        memo = self.files[0].with_name(f"{_digest([file.name for file in self.files], names)}.sha256")
         if not memo.exists():
             digest = hashlib.sha256()
             for i, (name, (_, height, width)) in enumerate(zip(names, self.shapes, strict=True)):
@@ -194,29 +166,15 @@ class Store:
     by ``imresize``, or by Real-ESRGAN's degradation where there is a ``seed`` (see ``degraded``).
 
     ``cache`` is a folder, else SRLIB_CACHE, else ~/.cache/srlib; images are found there by their files' paths, sizes
-    and time stamps. One that cannot be decoded is left out: ``notes`` name it, and ``name`` counts it. Raises
-    InputError where none can be decoded, and for a cache that cannot be written.
+    and time stamps. Raises InputError for an image that cannot be decoded, and a cache that cannot be written.
     """
 
     def __init__(self, image_set: ImageSet, cache: str | Path | None = None, seed: int | None = None) -> None:
         place = Path(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser()
-        self.cache, self.seed = place / "images", seed
-
-        def make(i: int) -> np.ndarray:
-            image, notes = open_image(image_set.files[i])
-            if notes:
-                _write(self.cache / f"{keys[i]}.txt", "\n".join(notes).encode())
-            return _eight_bits(image)
-
+        self.image_set, self.cache, self.seed = image_set, place / "images", seed
+        self.name, self.names, self.notes = image_set.title, image_set.names, image_set.notes
         keys = [_digest(CACHE_VERSION, _stamp(file)) for file in image_set.files]
-        self.images = _Cached(self.cache, keys, make)
-        broken = self.images.errors
-        if not self.images.files:
-            raise InputError(
-                f"{image_set.name} has no image that can be decoded: {next(iter(broken.values()), 'none')}"
-            )
-        self.image_set = image_set.without(broken.keys(), tuple(broken.values()))
-        self.name, self.names = self.image_set.name, self.image_set.names
+        self.images = _Cached(self.cache, keys, lambda i: decode(image_set.files[i]))
         self._lr: dict[int, _Cached] = {}
 
     @classmethod
@@ -225,21 +183,12 @@ class Store:
         return cls(find(image_set) if isinstance(image_set, str) else image_set, cache)
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """A line for each thing that is odd: files that are left out, broken, or read in spite of a fault."""
-        texts = [file.with_suffix(".txt") for file in self.images.files]
-        return self.image_set.notes + tuple(text.read_text() for text in texts if text.exists())
-
-    @property
     def fingerprint(self) -> str:
         """sha256 over the decoded images, their names and order: the same on every machine, wherever the files lie."""
         return self.images.fingerprint(self.names)
 
     def __len__(self) -> int:
-        return len(self.images.files)
-
-    def __repr__(self) -> str:
-        return f"Store({self.name!r}, {len(self)} images, {self.fingerprint[:12]})"
+        return len(self.names)
 
     def hr(self, i: int) -> Tensor:
         """Image ``i`` as it was decoded: uint8 (3, H, W)."""
@@ -275,23 +224,18 @@ class Store:
         of another size.
         """
         if scale not in self._lr:
-            origin, recipe = self.lr_origin(scale), repr(RealEsrgan()) if self.seed is not None else ""
-            keys = []
-            for i, file in enumerate(self.images.files):
-                source = _stamp(self.image_set.lr_files[scale][i]) if origin == "distributed" else []
-                place = i if self.seed is not None else None  # which decides how it is degraded
-                keys.append(f"{file.stem}-x{scale}-{_digest(origin, recipe, source, place)}")
-            made = _Cached(self.cache, keys, lambda i: self._make_lr(i, scale))
-            if made.errors:
-                raise InputError(next(iter(made.errors.values())))
-            self._lr[scale] = made
+            lr_files = self.image_set.lr_files.get(scale)
+            sources = map(_stamp, lr_files) if lr_files else range(len(self))  # a place decides on the degradation
+            files = zip(self.images.files, sources, strict=True)
+            keys = [f"{file.stem}-x{scale}-{_digest(self.lr_origin(scale), source)}" for file, source in files]
+            self._lr[scale] = _Cached(self.cache, keys, lambda i: self._make_lr(i, scale))
         return self._lr[scale]
 
     def _make_lr(self, i: int, scale: int) -> np.ndarray:
         height, width = (side // scale for side in self.images.shapes[i][1:])
         if not height or not width:
             raise InputError(f"{self.names[i]} is too small for x{scale}: use a smaller scale or leave it out")
-        if self.lr_origin(scale) == "distributed":
+        if scale in self.image_set.lr_files:
             file = self.image_set.lr_files[scale][i]
             lr = decode(file)
             if lr.shape[1:] != (height, width):
@@ -312,7 +256,7 @@ def degraded(store: Store, seed: int = 0) -> Store:
 
     Image i is degraded by what (``seed``, step 0, index i) decides, at every scale.
     """
-    return Store(store.image_set, store.cache.parent, seed)
+    return Store(replace(store.image_set, lr_files={}), store.cache.parent, seed)
 
 
 def _words(seed: int, step: int) -> np.random.PCG64:
@@ -368,7 +312,7 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
         """LR (B, 3, p, p) and HR (B, 3, s p, s p) of a step, float32 in [0, 1]."""
         lr, hr = [], []
         small, large = self.patch, self.patch * self.scale
-        for i, y, x, turn in self._draw(step)[self.part]:
+        for i, y, x, turn in self._draw(step):
             top, left = y * self.scale, x * self.scale
             hr.append(_turned(self.store.images[i][:, top : top + large, left : left + large], turn))
             if self._lr:
@@ -378,17 +322,14 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
             return _in_unit_range(lr), target
         return degrade(target, self.scale, self.seed, step, range(self.batch)[self.part].start), target
 
-    def _draw(self, step: int) -> list[list[int]]:
+    def _draw(self, step: int) -> Iterator[tuple[int, int, int, int]]:
         """Image, y and x on its LR grid, and turn of each sample."""
         words = _words(self.seed, step).random_raw(4 * self.batch).reshape(self.batch, 4)
-        high, shift = words >> np.uint64(32), np.uint64(32)
-        image = (high[:, 0] * np.uint64(len(self.store)) >> shift).astype(np.int64)
-        sizes = np.array([shape[1:] for shape in self.store.images.shapes], np.uint64)
-        rooms = sizes // np.uint64(self.scale) - np.uint64(self.patch - 1)  # positions along y and x
-        places = (high[:, 1:3] * rooms[image]) >> shift
-        return np.column_stack(
-            [image, places.astype(np.int64), (words[:, 3] >> np.uint64(61)).astype(np.int64)]
-        ).tolist()
+        for sample in words[self.part].tolist():
+            image, y, x, turn = (word >> 32 for word in sample)  # numbers below 2^32
+            image = image * len(self.store) >> 32
+            height, width = (side // self.scale - self.patch + 1 for side in self.store.images.shapes[image][1:])
+            yield image, y * height >> 32, x * width >> 32, turn >> 29
 
 
 @dataclass
@@ -464,7 +405,10 @@ def loader(
     itself. They don't change the batches, nor torch's random numbers.
     """
     cuda = torch.device(device).type == "cuda"
-    workers = workers if workers is not None else min(8, cpus() - 1) if cuda else 0
-    options: dict[str, Any] = {"num_workers": workers, "pin_memory": cuda}
+    if workers is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(8, cpus - 1) if cuda else 0
     generator = torch.Generator()  # else a loader takes a number from torch's own
-    return iter(DataLoader(batches, batch_size=None, sampler=range(first, last), generator=generator, **options))
+    steps = range(first, last)
+    made = DataLoader(batches, None, sampler=steps, num_workers=workers, pin_memory=cuda, generator=generator)
+    return iter(made)

@@ -1,9 +1,9 @@
 """Datasets that the papers train and test on: who publishes them, where they lie, whether they are whole, how to get
 them.
 
-The catalogue is ``datasets.toml``. ``find`` turns a name or a folder into an ``ImageSet``, ``listing`` and ``check``
-tell what is in the data folder, ``get`` fetches what has a public address; no archive is part of this project. Torch
-isn't imported here, so that lists and errors come at once.
+The catalogue is ``datasets.toml``. ``find`` turns a name or a folder into an ``ImageSet``, ``listing`` tells what is in
+the data folder, ``get`` fetches what has a public address; no archive is part of this project. Torch isn't imported
+here, so that lists and errors come at once.
 """
 
 from __future__ import annotations
@@ -18,26 +18,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from srlib.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 CROPPED = 12  # distributions crop HR to multiples of a scale: by fewer pixels than this each way
-
-# Photographs as shipped in scikit-image 0.26: public domain, CC0 or without known copyright restrictions (see the
-# docstrings of skimage.data); the motorcycle is of the Middlebury 2014 stereo benchmark, both views in one split.
-PHOTOS: dict[str, tuple[str, ...]] = {
-    "photos/train": (
-        *("astronaut.png", "brick.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png"),
-        *("moon.png", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg"),
-    ),
-    "photos/held-out": ("camera.png", "chelsea.png", "coffee.png", "rocket.jpg"),
-}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as it is published, an entry of ``datasets.toml``."""
+    """A dataset as it is published, an entry of ``datasets.toml``, which says what the fields mean."""
 
     name: str
     images: int
@@ -50,37 +42,20 @@ class Dataset:
     aliases: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
 
-    def place(self, base: Path) -> Path | None:
-        """The folder of HR images below a data folder, or below the folder of the benchmarks itself."""
-        places = [parent / hr.removeprefix("benchmark/") for parent in (base / "benchmark", base) for hr in self.hr]
-        return next((place for place in places if place.is_dir()), None)
-
     def absent(self, base: Path | None) -> str:
         """What to do where there is nothing of it."""
         where = f"in {base}" if base else "here: SRLIB_DATA names no data folder"
         get = f"`srlib data get {self.name}` fetches it" if self.archives else f"ask for it at {self.page}"
         return f"no {self.name} {where}; its {self.images} images go to {self.hr[0]} there, and {get}"
 
-    def faults(self, files: Sequence[Path]) -> tuple[str, ...]:
-        """What keeps files from being this dataset: a line on their number, or one on each that is another image."""
-        if len(files) != self.images:
-            return (f"{len(files)} of the {self.images} images of {self.name}",)
-        return tuple(
-            f"{file.name} is {size[0]}x{size[1]}, not {right[0]}x{right[1]}: it is another image"
-            for file, right in zip(files, self.sizes, strict=False)
-            if (size := _size(file)) and any(abs(a - b) >= CROPPED for a, b in zip(size, right, strict=True))
-        )
-
-
-def _size(file: Path) -> tuple[int, int] | None:
-    """Width and height as the file's header says, None where it can't be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError):
-        return None
+    def others(self, files: Sequence[Path]) -> dict[Path, str]:
+        """Those of its files that are other images, by their sizes, with a line on each."""
+        found: dict[Path, str] = {}
+        for file, (width, height) in zip(files, self.sizes, strict=False) if len(files) == self.images else ():
+            size = _size(file) or (width, height)
+            if max(abs(size[0] - width), abs(size[1] - height)) >= CROPPED:
+                found[file] = f"{file.name} is {size[0]}x{size[1]}, not {width}x{height}: it is another image, left out"
+        return found
 
 
 _TABLES = tomllib.loads((Path(__file__).parent / "datasets.toml").read_text(encoding="utf-8"))
@@ -92,13 +67,14 @@ DATASETS: dict[str, Dataset] = {
     name: Dataset(name, **entry | {"archives": tuple(_TABLES["archives"][file] for file in entry["archives"])})
     for name, entry in _TABLES["datasets"].items()
 }
+PHOTOS: dict[str, tuple[str, ...]] = {f"photos/{part}": tuple(files) for part, files in _TABLES["photos"].items()}
 GROUPS = {"df2k": ("DIV2K_train", "Flickr2K"), "div2k": ("DIV2K_train", "DIV2K_val")}
 
 
-def known(name: str) -> Dataset | None:
-    """The dataset of a name or alias in any case, None where there is none."""
-    names = (one for one in DATASETS.values() if name.lower() in (each.lower() for each in (one.name, *one.aliases)))
-    return next(names, None)
+def known(name: str) -> list[Dataset]:
+    """The datasets of a name or alias in any case: one, the two of DIV2K or DF2K, or none."""
+    wanted = [part.lower() for part in GROUPS.get(name.lower(), (name,))]
+    return [one for one in DATASETS.values() if any(each.lower() in wanted for each in (one.name, *one.aliases))]
 
 
 @dataclass(frozen=True)
@@ -106,8 +82,7 @@ class ImageSet:
     """A named, ordered list of image files.
 
     ``lr_files`` are the distributed LR files by scale, in the same order. ``notes`` name what was left out and why,
-    one line each. A set that isn't whole says so in its name, "Set14 (9 of 14 images)"; ``whole`` is the number of
-    images that it should have.
+    one line each. ``whole`` is the number of images that there should be, where it is another.
     """
 
     name: str
@@ -117,24 +92,16 @@ class ImageSet:
     whole: int = 0
 
     @property
+    def title(self) -> str:
+        """The name, which says so of a set that isn't whole: "Set14 (9 of 14 images)"."""
+        found = len(self.files)
+        return f"{self.name} ({found} of {self.whole} images)" if self.whole not in (0, found) else self.name
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The images' names: file names without suffix, or with it where two files would share a name."""
         stems = Counter(file.stem for file in self.files)
         return tuple(file.stem if stems[file.stem] == 1 else file.name for file in self.files)
-
-    def without(self, places: Collection[int], notes: tuple[str, ...]) -> ImageSet:
-        """The set without the images at some places, named accordingly; unchanged where there are none."""
-        if not places:
-            return self
-        kept = [i for i in range(len(self.files)) if i not in places]
-        lr_files = {scale: tuple(files[i] for i in kept) for scale, files in self.lr_files.items()}
-        whole = self.whole or len(self.files)
-        name = _titled(re.sub(r" \(\d+ of \d+ images\)$", "", self.name), len(kept), whole)
-        return ImageSet(name, tuple(self.files[i] for i in kept), lr_files, self.notes + notes, whole)
-
-
-def _titled(name: str, found: int, whole: int) -> str:
-    return name if found == whole else f"{name} ({found} of {whole} images)"
 
 
 def few(names: Collection[str]) -> str:
@@ -142,45 +109,43 @@ def few(names: Collection[str]) -> str:
     return ", ".join(list(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def is_image(path: Path) -> bool:
-    """Whether a file is to be read as an image: by its suffix in any case, or else by its first bytes."""
-    if path.suffix.lower() in SUFFIXES:
-        return True
+def _size(file: Path) -> tuple[int, int] | None:
+    """Width and height as the file's header says, None where it is that of no image."""
     try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError:
-        return False
-    return head.startswith(SIGNATURES) or (head.startswith(b"RIFF") and head.endswith(b"WEBP"))
+        with Image.open(file, formats=FORMATS) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
-def scan(folder: Path) -> tuple[list[Path], list[Path], tuple[str, ...]]:
-    """The images directly in a folder, by name; links to images that lead nowhere; notes on what is left out.
+def is_image(path: Path) -> bool:
+    """Whether a file is to be read as an image: by its suffix in any case, or else by its content."""
+    return path.suffix.lower() in SUFFIXES or _size(path) is not None
 
-    Hidden files are passed over. Raises InputError for a folder that cannot be read.
+
+def scan(folder: Path) -> tuple[list[Path], int, tuple[str, ...]]:
+    """The images directly in a folder, by name; how many there should be; notes on what is left out.
+
+    Hidden files are passed over; a link to an image that leads nowhere counts as missing. Raises InputError for a
+    folder that cannot be read.
     """
     try:
         inside = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda one: one.name)
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}): name a folder of images") from None
-    files = {path: is_image(path) for path in inside if path.is_file()}
-    dangling = [path for path in inside if not path.exists() and path.suffix.lower() in SUFFIXES]
-    others = [path.name for path, image in files.items() if not image]
-    left_out = {"links that lead nowhere": [path.name for path in dangling], "no images": others}
+    images = [path for path in inside if path.is_file() and is_image(path)]
+    others = [path.name for path in inside if path.is_file() and path not in images]
+    dangling = [path.name for path in inside if not path.exists() and path.suffix.lower() in SUFFIXES]
+    left_out = {"links that lead nowhere": dangling, "no images": others}
     notes = tuple(f"{folder}: left out, {why}: {few(names)}" for why, names in left_out.items() if names)
-    return [path for path, image in files.items() if image], dangling, notes
+    return images, len(images) + len(dangling), notes
 
 
-def data_root(root: str | Path | None = None, *, must: bool = False) -> Path | None:
-    """The data folder: ``root``, else the one that SRLIB_DATA names, else None, or InputError if there ``must`` be
-    one. InputError, too, where the one that is named isn't there."""
+def data_root(root: str | Path | None = None) -> Path | None:
+    """The data folder: ``root``, else the one that SRLIB_DATA names, else None. Raises InputError if it isn't there."""
     named = root or os.environ.get("SRLIB_DATA")
-    if not named:
-        if must:
-            raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
-        return None
-    base = Path(named).expanduser().absolute()
-    if not base.is_dir():
+    base = Path(named).expanduser().absolute() if named else None
+    if base and not base.is_dir():
         mend = "name" if root else "set SRLIB_DATA to"
         raise InputError(f"no data folder {base}: {mend} the one with benchmark/Set5/HR, or leave it out")
     return base
@@ -195,18 +160,18 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     """
     if spec in PHOTOS:
         return _photos(spec)
-    base = data_root(root)
-    if spec.lower() == "df2k":
-        return _joined("DF2K", [find(part, base) for part in GROUPS["df2k"]])
-    dataset = known(spec)
-    if dataset and base and (place := dataset.place(base)):
-        return _image_set(dataset.name, place)
-    below = [base / folder / spec for folder in ("", "benchmark", "train")] if base else []
-    for path in [Path(os.path.expanduser(spec)), *below]:
-        if spec and os.path.isdir(path):
-            return _image_set(path.resolve().name, path / "HR" if (path / "HR").is_dir() else path)
-    if dataset:
-        raise InputError(dataset.absent(base))
+    base, datasets = data_root(root), known(spec)
+    if len(datasets) > 1:
+        return _joined(spec.upper(), [find(one.name, base) for one in datasets])
+    folders = [base / hr for one in datasets for hr in one.hr] if base else []
+    folders += [Path(os.path.expanduser(spec))]
+    folders += [base / parent / spec for parent in ("", "benchmark", "train")] if base else []
+    for folder in folders:
+        if os.path.isdir(folder):
+            name = datasets[0].name if datasets else folder.resolve().name
+            return _image_set(name, folder / "HR" if (folder / "HR").is_dir() else folder)
+    if datasets:
+        raise InputError(datasets[0].absent(base))
     where = f" in {base}" if base else " (SRLIB_DATA is not set)"
     raise InputError(f"no images called {spec!r}{where}: use {', '.join([*PHOTOS, *DATASETS])} or a folder's path")
 
@@ -214,40 +179,37 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
 def _photos(name: str) -> ImageSet:
     """Photographs of scikit-image's wheel: nothing is downloaded, and scikit-image isn't imported."""
     package = importlib.util.find_spec("skimage")
-    if package is None or not package.submodule_search_locations:
-        raise InputError("the embedded photographs need scikit-image: install it, or name a folder of images")
-    home = Path(package.submodule_search_locations[0]) / "data"
-    files = tuple(home / file for file in PHOTOS[name])
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise InputError(f"no {few(missing)} in {home}: install scikit-image 0.26, or name a folder of images")
-    return ImageSet(name, files, whole=len(files))
+    folders = package.submodule_search_locations if package else None
+    files = tuple(Path(folder) / "data" / file for folder in folders or () for file in PHOTOS[name])
+    if not files or not all(file.is_file() for file in files):
+        raise InputError("the embedded photographs are those of scikit-image 0.26: install it, or name a folder")
+    return ImageSet(name, files)
 
 
 def _image_set(name: str, hr: Path) -> ImageSet:
-    """The set in a folder, which is whole where nothing of it dangles and, of a dataset, all images are there."""
-    files, dangling, notes = scan(hr)
+    """The set in a folder; of a dataset's name, the images of that dataset."""
+    files, whole, notes = scan(hr)
+    for dataset in known(name):
+        name, whole, others = dataset.name, dataset.images, dataset.others(files)
+        notes += (f"{len(files)} of the {whole} images of {name}",) * (len(files) != whole) + tuple(others.values())
+        files = [file for file in files if file not in others]
     if not files:
         below = few(sorted(child.name for child in hr.iterdir() if child.is_dir()))
         mend = f"name a folder below it ({below})" if below else f"put {', '.join(SUFFIXES)} files there"
         raise InputError("; ".join([f"{hr} holds no images: {mend}", *notes]))
-    whole, right = len(files) + len(dangling), len(files)
-    if dataset := known(name):
-        faults = dataset.faults(files)
-        name, whole, notes = dataset.name, dataset.images, notes + faults
-        right -= len(faults) if right == whole else 0
     lr_files, lr_notes = _lr_files(hr, files)
-    return ImageSet(_titled(name, right, whole), tuple(files), lr_files, notes + lr_notes, whole)
+    return ImageSet(name, tuple(files), lr_files, notes + lr_notes, whole)
 
 
 def _lr_files(hr: Path, files: list[Path]) -> tuple[dict[int, tuple[Path, ...]], tuple[str, ...]]:
     """The LR file of each HR file by scale, in X4 or x4 beside the HR folder, and a note on other folders there."""
     lr = hr.with_name(hr.name.removesuffix("HR") + "LR_bicubic")
-    folders = sorted(child for child in lr.iterdir() if child.is_dir()) if lr.is_dir() else []
-    scales = {folder: int(folder.name[1:]) for folder in folders if re.fullmatch(r"[Xx][1-9]\d*", folder.name)}
-    found: dict[int, tuple[Path, ...]] = {}
-    for folder, scale in scales.items():
-        found.setdefault(scale, tuple(folder / f"{file.stem}x{scale}.png" for file in files))
-    others = [folder.name for folder in folders if folder not in scales]
+    found, others = {}, []
+    for folder in sorted(child for child in lr.iterdir() if child.is_dir()) if lr.is_dir() else []:
+        if named := re.fullmatch(r"[Xx]([1-9]\d*)", folder.name):
+            found.setdefault(int(named[1]), tuple(folder / f"{file.stem}x{named[1]}.png" for file in files))
+        else:
+            others.append(folder.name)
     return found, (f"{lr}: not used: {few(others)}; LR images lie in X2, X3, X4",) * bool(others)
 
 
@@ -256,8 +218,7 @@ def _joined(name: str, parts: list[ImageSet]) -> ImageSet:
     scales = set.intersection(*(set(part.lr_files) for part in parts))
     lr_files = {scale: sum((part.lr_files[scale] for part in parts), ()) for scale in sorted(scales)}
     files, notes = sum((part.files for part in parts), ()), sum((part.notes for part in parts), ())
-    whole = sum(part.whole for part in parts)
-    return ImageSet(_titled(name, len(files), whole), files, lr_files, notes, whole)
+    return ImageSet(name, files, lr_files, notes, sum(part.whole for part in parts))
 
 
 @dataclass(frozen=True)
@@ -272,36 +233,26 @@ class Status:
     problems: tuple[str, ...] = ()
 
 
-def members(name: str) -> list[Dataset]:
-    """The datasets that a name stands for: one, or the two of DIV2K or DF2K. Raises InputError with the choices."""
-    found = [known(part) for part in GROUPS.get(name.lower(), (name,))]
-    if None in found:
-        raise InputError(f"no dataset called {name!r}: choose one of {', '.join([*DATASETS, 'DIV2K', 'DF2K'])}")
-    return [one for one in found if one]
-
-
-def listing(root: str | Path | None = None) -> list[Status]:
-    """Every dataset, and how much of it is in the data folder: HR, and each scale that has LR images."""
+def listing(root: str | Path | None = None, names: Collection[str] = ()) -> list[Status]:
+    """Every dataset, or those of ``names``, and how much of it is in the data folder: HR, and each scale that has LR
+    images. Raises InputError for a name that is none."""
     base = data_root(root)
-    return [row for dataset in DATASETS.values() for row in _status(dataset, base)]
-
-
-def check(name: str, root: str | Path | None = None) -> list[Status]:
-    """The same of one dataset, or of the two of DIV2K or DF2K. Raises InputError where no data folder is named."""
-    base = data_root(root, must=True)
-    return [row for dataset in members(name) for row in _status(dataset, base)]
+    for name in names:
+        if not known(name):
+            raise InputError(f"no dataset called {name!r}: choose one of {', '.join([*DATASETS, 'DIV2K', 'DF2K'])}")
+    return [row for name in names or DATASETS for dataset in known(name) for row in _status(dataset, base)]
 
 
 def _status(dataset: Dataset, base: Path | None) -> list[Status]:
-    place = dataset.place(base) if base else None
-    if place is None:
-        return [Status(dataset.name, "HR", dataset.images, 0, None, (dataset.absent(base),))]
-    files, _, notes = scan(place)
-    rows = [Status(dataset.name, "HR", dataset.images, len(files), place, notes + dataset.faults(files))]
-    for scale, lr_files in _lr_files(place, files)[0].items():
-        there, folder = sum(file.is_file() for file in lr_files), lr_files[0].parent if lr_files else None
-        missing = (f"{there} of {len(files)} LR images at x{scale}",) * (there < len(files))
-        rows.append(Status(dataset.name, f"x{scale}", dataset.images, there, folder, missing))
+    try:
+        found = find(dataset.name, base)
+    except InputError as error:
+        return [Status(dataset.name, "HR", dataset.images, 0, None, (str(error),))]
+    rows = [Status(dataset.name, "HR", dataset.images, len(found.files), found.files[0].parent, found.notes)]
+    for scale, lr_files in found.lr_files.items():
+        there = sum(file.is_file() for file in lr_files)
+        missing = (f"{there} of {len(lr_files)} LR images at x{scale}",) * (there < len(lr_files))
+        rows.append(Status(dataset.name, f"x{scale}", dataset.images, there, lr_files[0].parent, missing))
     return rows
 
 
@@ -318,13 +269,14 @@ def get(
     """
     import pooch
 
-    base = data_root(root, must=True)
-    assert base is not None
-    for dataset in members(name):
+    base, here = data_root(root), listing(root, [name])
+    if base is None:
+        raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
+    for dataset in known(name):
         if not dataset.archives:
             raise InputError(f"{dataset.absent(base)} ({dataset.terms})")
         say(f"{dataset.name}, published by {dataset.publisher}, {dataset.page}; terms of use: {dataset.terms}")
-        whole = {row.what for row in _status(dataset, base) if row.found == row.expected}
+        whole = {row.what for row in here if row.name == dataset.name and row.found == row.expected}
         for archive in dataset.archives:
             url = archive["url"]
             scale = re.search(r"_LR_bicubic_X(\d)", url)
@@ -339,4 +291,4 @@ def get(
             except (OSError, ValueError) as error:
                 raise InputError(f"{url} could not be fetched into {base} ({error}): try again") from None
             Path(file).unlink()
-    return check(name, base)
+    return listing(base, [name])

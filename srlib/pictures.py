@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyvips
 
-from srlib.data import open_image, reason
+from srlib.data import open_image
 from srlib.errors import InputError
 
-FORMATS = {
-    "png": (".png",),
-    "jpeg": (".jpg", ".jpeg", ".jfif", ".jpe"),
-    "webp": (".webp",),
-    "tiff": (".tif", ".tiff"),
-}
+FORMATS = {"png": [".png"], "jpeg": [".jpg", ".jpeg", ".jfif", ".jpe"], "webp": [".webp"], "tiff": [".tif", ".tiff"]}
 SIDES = {"jpeg": 65_500, "webp": 16_383}  # pixels a side, where these formats end
 
 
@@ -38,11 +34,6 @@ class Picture:
     dpi: tuple[float, float] = (72.0, 72.0)
     metadata: Mapping[str, tuple[int, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    @property
-    def icc(self) -> bytes | None:
-        """The colour profile."""
-        return self.metadata.get("icc-profile-data", (0, None))[1]
 
     @property
     def colours(self) -> np.ndarray:
@@ -74,13 +65,10 @@ def write(
 ) -> bool:
     """Write a picture in the format that the suffix says; False where a file is there already and isn't replaced.
 
-    JPEG and WebP hold 8 bits and JPEG no alpha: take those away first. ``quality`` is that of JPEG, whose colours are
-    stored at full resolution, and of WebP, unless ``lossless``. The file is written beside its place and moved there:
-    there is a whole one or none, and one that another process has finished meanwhile stays. Raises InputError for an
-    unknown suffix and where nothing can be written.
+    JPEG and WebP hold 8 bits; in JPEG, what is transparent is laid over white. ``quality`` is that of JPEG, whose
+    colours are stored at full resolution, and of WebP, unless ``lossless``. The file is written beside its place and
+    moved there when it is whole. Raises InputError for an unknown suffix and where nothing can be written.
     """
-    import pyvips
-
     path = Path(path)
     kind = format_of(path)
     if kind is None:
@@ -91,9 +79,9 @@ def write(
     for name, (kind_of_field, value) in picture.metadata.items():
         image.set_type(kind_of_field, name, value)
     image.set_type(pyvips.GValue.gint_type, "orientation", 1)
-    every: dict[str, dict[str, Any]] = {
+    options: dict[str, dict[str, Any]] = {
         "png": {"compression": 3},
-        "jpeg": {"Q": quality, "subsample_mode": "off"},
+        "jpeg": {"Q": quality, "subsample_mode": "off", "background": 255},
         "webp": {"Q": quality, "lossless": lossless, "exact": lossless},
         "tiff": {"compression": "deflate", "predictor": "horizontal", "bigtiff": picture.pixels.nbytes > 3 << 30},
     }
@@ -101,24 +89,12 @@ def write(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            getattr(image, f"{kind}save")(str(part), **every[kind])
-            return _placed(part, path, force)
+            getattr(image, f"{kind}save")(str(part), **options[kind])
+            if path.exists() and not force:
+                return False
+            part.replace(path)
+            return True
         finally:
             part.unlink(missing_ok=True)
     except (pyvips.Error, OSError) as error:
-        raise InputError(f"{path} cannot be written ({reason(error)})") from None
-
-
-def _placed(part: Path, path: Path, force: bool) -> bool:
-    """Move a finished file to its place at once; False where one is there that is not to be replaced."""
-    if not force:
-        try:
-            os.link(part, path)
-            return True
-        except FileExistsError:
-            return False
-        except OSError:  # a file system without hard links
-            if path.exists():
-                return False
-    os.replace(part, path)
-    return True
+        raise InputError(f"{path} cannot be written ({' '.join(str(error).split())})") from None
