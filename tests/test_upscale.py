@@ -81,7 +81,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
     one, other = str(save(tmp_path / "a.png")), str(save(tmp_path / "sub" / "a.png"))
     for sources, out, said in (
         ([one, other], "out", "a.png and .* would both become"),
-        ([one], str(tmp_path), "a picture that is to be read"),
+        ([one], str(tmp_path), "a.png is a picture that is to be read"),
         ([one], "large.gif", "another format than .png, .jpg"),
         ([one, str(tmp_path / "sub")], one, "is a file, and several pictures need a folder"),
         ([str(tmp_path / "*.tif")], "out", "no pictures in .*tif: name files"),
@@ -145,11 +145,10 @@ def test_damaged_weights_are_said():
 
 def test_a_file_is_done_once_and_told_as_a_row(tmp_path):
     job = Job(save(tmp_path / "a.png"), tmp_path / "out" / "a.png")
-    row = enlarge_file(job, nearest, 2)
-    assert (row["status"], row["height"], row["out_width"], row["notes"]) == ("done", 9, 26, "")
+    assert enlarge_file(job, nearest, 2) == ("done", ())
     assert np.array_equal(pictures.read(job.target).pixels, noise().repeat(2, 0).repeat(2, 1))
-    assert enlarge_file(job, None, 2)["status"] == "kept"
-    assert enlarge_file(job, None, 2, force=True)["status"] == "done"
+    assert enlarge_file(job, None, 2) == ("kept", ())
+    assert enlarge_file(job, None, 2, force=True) == ("done", ())
 
 
 def test_a_picture_that_another_process_finished_meanwhile_stays(tmp_path):
@@ -160,8 +159,7 @@ def test_a_picture_that_another_process_finished_meanwhile_stays(tmp_path):
         job.target.write_bytes(b"from another process")
         return nearest(image)
 
-    row = enlarge_file(job, slow, 2)
-    assert row["status"] == "kept" and job.target.read_bytes() == b"from another process"
+    assert enlarge_file(job, slow, 2) == ("kept", ()) and job.target.read_bytes() == b"from another process"
     assert [path.name for path in job.target.parent.iterdir()] == ["a.png"]
 
 
@@ -171,16 +169,16 @@ def test_one_failure_stops_no_other(tmp_path):
     (tmp_path / "in" / "b.png").write_bytes(b"damaged")
     made, _ = jobs([str(tmp_path / "in")], str(tmp_path / "out"))
     rows = [enlarge_file(job, None, 2) for job in made]
-    assert [row["status"] for row in rows] == ["done", "failed", "done"] and "b.png cannot be read" in rows[1]["notes"]
+    assert [status for status, _ in rows] == ["done", "failed", "done"] and "b.png cannot be read" in rows[1][1][0]
 
 
 def test_what_a_format_cannot_hold_is_said(tmp_path):
     pictures.write(Picture(noise(4, np.uint16)), tmp_path / "a.png")
-    row = enlarge_file(Job(tmp_path / "a.png", tmp_path / "a.jpg"), None, 2)
-    assert row["notes"] == "16 bits became 8, as jpeg has no more; transparency was laid over white"
+    _, notes = enlarge_file(Job(tmp_path / "a.png", tmp_path / "a.jpg"), None, 2)
+    assert notes == ("16 bits became 8, as jpeg has no more", "transparency was laid over white")
     assert pictures.read(tmp_path / "a.jpg").pixels.shape == (18, 26, 3)
-    row = enlarge_file(Job(tmp_path / "a.png", tmp_path / "a.webp"), None, 2000)
-    assert row["status"] == "failed" and "webp ends at 16383 pixels a side" in row["notes"]
+    status, notes = enlarge_file(Job(tmp_path / "a.png", tmp_path / "a.webp"), None, 2000)
+    assert status == "failed" and "webp ends at 16383 pixels a side" in notes[0]
 
 
 def test_beside_has_bicubic_on_the_left(tmp_path):
@@ -200,8 +198,8 @@ def test_a_photograph_of_12_megapixels_is_enlarged_in_6_gb(tmp_path):
         "import sys, resource, torch; from pathlib import Path; from torch.nn import functional as F\n"
         "from srlib import upscale; torch.set_num_threads(1)\n"
         "net = None if sys.argv[1] == 'bicubic' else lambda x: F.interpolate(x, scale_factor=4)\n"
-        "row = upscale.enlarge_file(upscale.Job(Path('a.png'), Path(sys.argv[1] + '.png')), net, 4)\n"
-        "assert row['status'] == 'done', row\n"
+        "done = upscale.enlarge_file(upscale.Job(Path('a.png'), Path(sys.argv[1] + '.png')), net, 4)\n"
+        "assert done == ('done', ()), done\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
     for method in ("bicubic", "network"):
