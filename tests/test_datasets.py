@@ -46,18 +46,14 @@ def test_a_folder_is_sorted_and_what_it_leaves_out_is_said(tmp_path):
     fill(folder, ["D"], suffix=".JPG")
     (folder / "a.png").rename(folder / "a.jfif")
     (folder / "notes.txt").write_text("no image")
+    (folder / "e.png").symlink_to("nowhere.png")
     found = datasets.find(str(folder))
-    assert [file.name for file in found.files] == ["D.JPG", "a.jfif", "b.png", "photo"] and found.name == "mine"
-    assert found.notes == (f"{folder}: left out, no images: notes.txt",)
+    assert [file.name for file in found.files] == ["D.JPG", "a.jfif", "b.png", "photo"]
+    assert found.title == "mine (4 of 5 images)", "a link that leads nowhere counts"
+    left_out = ("links that lead nowhere: e.png", "no images: notes.txt")
+    assert found.notes == tuple(f"{folder}: left out, {one}" for one in left_out)
     fill(folder, ["b"], suffix=".bmp")
     assert datasets.find(str(folder)).names[2:4] == ("b.bmp", "b.png"), "names stay different"
-
-
-def test_dangling_links_are_named_and_counted(tmp_path):
-    folder = fill(tmp_path / "mine", ["a", "b"])
-    (folder / "c.png").symlink_to("nowhere.png")
-    found = datasets.find(str(folder))
-    assert found.title == "mine (2 of 3 images)" and "c.png" in found.notes[0] and len(found.files) == 2
 
 
 def test_a_folder_may_have_any_name_and_place(tmp_path, monkeypatch):
@@ -150,11 +146,6 @@ def test_the_list_says_what_is_here(tmp_path):
     assert {row.name for row in datasets.listing(tmp_path, ["DIV2K"])} == {"DIV2K_train", "DIV2K_val"}
     with pytest.raises(InputError, match="no dataset called 'Set6': choose one of Set5"):
         datasets.listing(tmp_path, ["Set6"])
-
-
-def test_the_benchmarks_here_are_whole(data_root):
-    for row in datasets.listing(data_root, ["Set5", "Set14"]):
-        assert (row.found, row.problems) == (row.expected, ()), row
 
 
 @pytest.fixture

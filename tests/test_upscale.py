@@ -108,12 +108,6 @@ def test_bicubic_in_bands_is_imresize(monkeypatch, scale, depth):
     assert made.dtype == depth and np.array_equal(made, np.rint(wanted).astype(depth))
 
 
-def test_halves_round_up_on_every_way():
-    picture = Picture(noise(3, size=(5, 7)))
-    assert enlarge(picture, None, 2.5).pixels.shape == (13, 18, 3)
-    assert enlarge(picture, lambda x: F.interpolate(x, size=(13, 18)), 2.5).pixels.shape == (13, 18, 3)
-
-
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_picture_is_what_the_network_makes_of_it(channels, depth):
@@ -149,6 +143,9 @@ def test_a_file_is_done_once_and_told_as_a_row(tmp_path):
     assert np.array_equal(pictures.read(job.target).pixels, noise().repeat(2, 0).repeat(2, 1))
     assert enlarge_file(job, None, 2) == ("kept", ())
     assert enlarge_file(job, None, 2, force=True) == ("done", ())
+    job.source.write_bytes(b"damaged")
+    status, notes = enlarge_file(job, None, 2, force=True)
+    assert status == "failed" and "a.png cannot be read" in notes[0]
 
 
 def test_a_picture_that_another_process_finished_meanwhile_stays(tmp_path):
@@ -161,15 +158,6 @@ def test_a_picture_that_another_process_finished_meanwhile_stays(tmp_path):
 
     assert enlarge_file(job, slow, 2) == ("kept", ()) and job.target.read_bytes() == b"from another process"
     assert [path.name for path in job.target.parent.iterdir()] == ["a.png"]
-
-
-def test_one_failure_stops_no_other(tmp_path):
-    for name in ("a.png", "b.png", "c.png"):
-        save(tmp_path / "in" / name)
-    (tmp_path / "in" / "b.png").write_bytes(b"damaged")
-    made, _ = jobs([str(tmp_path / "in")], str(tmp_path / "out"))
-    rows = [enlarge_file(job, None, 2) for job in made]
-    assert [status for status, _ in rows] == ["done", "failed", "done"] and "b.png cannot be read" in rows[1][1][0]
 
 
 def test_what_a_format_cannot_hold_is_said(tmp_path):
