@@ -60,13 +60,11 @@ def save(folder: Path, parts: Mapping[str, Any], high_since: int | None = None) 
         (folder / f"state-{step}.pt").unlink()
 
 
-def restore(folder: Path, before: int | None = None) -> dict[str, Any] | None:
-    """The newest checkpoint, on the CPU; None where there is none. With ``before``, the newest whose weights gave a
-    loss before that step. A damaged one is passed over and named on standard error; no code in a file is run."""
-    for step in reversed(steps(folder)):
+def restore(folder: Path, before: float = float("inf")) -> dict[str, Any] | None:
+    """The newest checkpoint whose weights gave a loss ``before`` that step, on the CPU; None where there is none. A
+    damaged one is passed over and named on standard error; no code in a file is run."""
+    for step in reversed([step for step in steps(folder) if step < before - 1]):
         path = folder / f"state-{step}.pt"
-        if before is not None and step >= before - 1:
-            continue
         try:
             if altered := zipfile.ZipFile(path).testzip():  # torch.load does not compare checksums
                 raise ValueError(altered)
@@ -92,51 +90,36 @@ def save_network(network: nn.Module, model: str, path: Path) -> None:
 
 def load(path: Path | str, model: str | None = None, scale: int | None = None) -> nn.Module:
     """The network in a file of weights, in evaluation mode on the CPU: of :func:`save_network`, or an author's released
-    file (.pth, .safetensors), which needs ``model``, and ``scale`` where the network has one. No code in it is run.
+    file, which needs ``model``, and ``scale`` where the network has one. What a file is, is told by its content.
 
-    Raises InputError for a missing or damaged file, and for weights of another network or scale.
+    Raises InputError for a missing or damaged file, one that holds code (none is run), and for another network's.
     """
-    path = Path(path)
-    weights, metadata = _read(path)
-    if "config" in metadata:
-        found, config = metadata["model"], network_config(metadata["model"], json.loads(metadata["config"]))
-        own = getattr(config, "scale", None)
-        if model not in (None, found) or (own and scale not in (None, own)):
-            asked = f"{model or found}{f' at x{scale}' if scale else ''}"
-            raise InputError(f"{path.name} holds {found}{f' at x{own}' if own else ''}, not {asked}: ask for its own")
-        network = create(found, own, config)
-    elif model is None:
-        raise InputError(
-            f"{path.name} does not say which network it holds: give its model, and its scale if it has one"
-        )
-    else:
-        network = create(model, scale if takes_scale(model) else None)
-    return load_released(network, weights, path.name).eval()
-
-
-def _read(path: Path) -> tuple[Any, dict[str, str]]:
-    """What a file of weights holds, told by its content and not by its suffix, and a safetensors file's metadata."""
+    path, config = Path(path), None
+    metadata: Mapping[str, str] = {}
     try:
-        with open(path, "rb") as file:
-            if file.read(9)[8:] != b"{":
-                return torch.load(path, map_location="cpu", weights_only=True), {}
-        with safetensors.safe_open(path, "pt") as tensors:
-            return {key: tensors.get_tensor(key) for key in tensors.keys()}, tensors.metadata() or {}
+        if path.read_bytes()[8:9] == b"{":
+            with safetensors.safe_open(path, "pt") as file:
+                weights, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        if "config" in metadata:
+            config = type(default_config(metadata["model"]))(**json.loads(metadata["config"]))
     except FileNotFoundError:
         raise InputError(f"no weights at {path}: check the path, or train with `srlib train`") from None
     except Exception as error:  # damaged bytes lead to any
-        kind = type(error).__name__
+        reason = f"it is damaged, holds code, or comes from another version of srlib ({type(error).__name__})"
+        raise InputError(f"{path.name} cannot be opened as plain weights: {reason}") from None
+    found, own = metadata.get("model", model), getattr(config, "scale", scale)
+    if found is None:
         raise InputError(
-            f"{path.name} cannot be opened as plain weights ({kind}): it is damaged or holds code"
-        ) from None
-
-
-def network_config(model: str, values: Mapping[str, Any]) -> Any:
-    """A network's configuration from JSON data. Raises InputError where it is none."""
-    try:
-        return type(default_config(model))(**values)
-    except TypeError as error:
-        raise InputError(f"this is no configuration of {model} ({error}): fetch or train the weights again") from None
+            f"{path.name} does not say which network it holds: give its model, and its scale if it has one"
+        )
+    if model not in (None, found) or (takes_scale(found) and scale not in (None, own)):
+        raise InputError(
+            f"{path.name} holds {found} at scale {own}, not {model or found} at scale {scale}: ask for its own"
+        )
+    network = create(found, own if takes_scale(found) else None, config)
+    return load_released(network, weights, path.name).eval()
 
 
 def load_released(network: nn.Module, weights: Any, name: str = "the state dictionary") -> nn.Module:
@@ -146,31 +129,30 @@ def load_released(network: nn.Module, weights: Any, name: str = "the state dicti
     standard error. What a module names as ``UNUSED``, tensors that a release stores beside its weights, is passed over.
     Raises InputError for other names, shapes and values that are not finite.
     """
-    expected, taken = network.state_dict(), list[str]()
-    while inner := [key for key in WRAPPERS if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping)]:
-        weights, taken = weights[inner[0]], [*taken, inner[0]]
-    if not isinstance(weights, Mapping):
-        raise InputError(f"{name} holds a {type(weights).__name__}: give a state dictionary of tensors")
-    tensors = {key: value for key, value in weights.items() if isinstance(value, Tensor)}
-    first = next(iter(expected))
+    taken, wrong = list[str](), ""
+    while isinstance(weights, Mapping) and (keys := [key for key in WRAPPERS if isinstance(weights.get(key), Mapping)]):
+        weights, taken = weights[keys[0]], [*taken, keys[0]]
+    held = weights if isinstance(weights, Mapping) else {}
+    tensors = {key: value for key, value in held.items() if isinstance(value, Tensor)}
+    first = next(iter(network.state_dict()))
     prefix = min((key.removesuffix(first) for key in tensors if key.endswith(first)), key=len, default="")
     tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    if taken or prefix:
-        say(f"{name}: took {', '.join([*taken, *([prefix + '*'] if prefix else [])])}")
+    if prefix:
+        taken.append(f"{prefix}*")
+    if taken:
+        say(f"{name}: took {', '.join(taken)}")
     for place, module in network.named_modules():
         for unused in getattr(module, "UNUSED", ()):
-            tensors.pop(f"{place}.{unused}" if place else unused, None)
-    foreign, missing = sorted(tensors.keys() - expected.keys()), sorted(expected.keys() - tensors.keys())
-    shapes = [key for key in expected.keys() & tensors.keys() if expected[key].shape != tensors[key].shape]
-    wrong = ""
-    if foreign or missing:
-        has, lacks = (f"{', '.join(keys[:3]) or 'nothing else'} ({len(keys)})" for keys in (foreign, missing))
-        wrong = f"it has {has}, and lacks {lacks}"
-    elif shapes:
-        wrong = f"its {shapes[0]} is {tuple(tensors[shapes[0]].shape)} instead of {tuple(expected[shapes[0]].shape)}"
-    elif not all(tensor.isfinite().all() for tensor in tensors.values()):
-        wrong = "it has values that are not finite, as its training failed"
+            tensors.pop(f"{place}.{unused}".removeprefix("."), None)
+    try:
+        missing, foreign = (sorted(names) for names in network.load_state_dict(tensors, strict=False))
+        if foreign or missing:
+            has, lacks = (f"{', '.join(names[:3]) or 'nothing else'} ({len(names)})" for names in (foreign, missing))
+            wrong = f"it has {has}, and lacks {lacks}"
+        elif not all(tensor.isfinite().all() for tensor in tensors.values()):
+            wrong = "it has values that are not finite, as its training failed"
+    except RuntimeError as error:
+        wrong = str(error).splitlines()[-1].strip()  # the last tensor of another shape
     if wrong:
         raise InputError(f"{name} does not fit {type(network).__name__} with this configuration and scale: {wrong}")
-    network.load_state_dict(tensors)
     return network

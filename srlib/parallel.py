@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self, cast
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
-from torch import Tensor
 
 from srlib.errors import InputError, Stopped
 
@@ -36,32 +35,25 @@ def pick_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-class Signals:
-    """Notes signals that ask to stop, while it is entered: Ctrl-C, SIGTERM, a scheduler's warning (Slurm's
-    ``--signal=USR1@60``), a closed terminal. ``asked`` is the first; a second Ctrl-C interrupts at once. An ignored
-    signal (``nohup``) stays so. While ``at_once`` is set, as nothing is lost then, the first raises Stopped."""
+@contextmanager
+def signals() -> Iterator[list[str]]:
+    """The names of the signals that asked to stop up to now: Ctrl-C, SIGTERM, a scheduler's warning (Slurm's
+    ``--signal=USR1@60``), a closed terminal. A second Ctrl-C interrupts at once; an ignored signal (``nohup``) stays
+    so."""
+    asked: list[str] = []
 
-    def __init__(self) -> None:
-        self.asked = ""
-        self.at_once = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
-        if self.at_once:
-            raise Stopped(f"stopped by {self.asked}; the same command goes on")
+        asked.append(signal.Signals(number).name)
+
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Mixed(MixedPrecision):
@@ -69,7 +61,6 @@ class Mixed(MixedPrecision):
     steps of 1/256 between 1/2 and 1."""
 
     def convert_input(self, data: Any) -> Any:
-        """``data`` itself."""
         return data
 
 
@@ -105,17 +96,11 @@ def once(fabric: Fabric, work: Callable[[], Any]) -> Any:
     return fabric.broadcast(work() if fabric.is_global_zero else None)
 
 
-def mean(fabric: Fabric, losses: Tensor) -> Tensor:
-    """The mean over the processes, of a tensor on the device."""
-    return cast(Tensor, fabric.all_reduce(losses, reduce_op="mean"))
-
-
-def stops(fabric: Fabric, signals: Signals, step: int) -> bool:
+def stops(fabric: Fabric, asked: list[str], step: int) -> bool:
     """Whether a signal asked any of the processes to stop; several ask each other every ``AGREE`` steps."""
     if fabric.world_size == 1 or step % AGREE:
-        return fabric.world_size == 1 and bool(signals.asked)
-    asked = torch.tensor(float(bool(signals.asked)), device=fabric.device)
-    return bool(mean(fabric, asked))
+        return fabric.world_size == 1 and bool(asked)
+    return bool(fabric.all_reduce(torch.tensor(len(asked), device=fabric.device), reduce_op="sum"))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 import srlib
 from srlib import checkpoints, data, papers
-from srlib.checkpoints import load, network_config, save_network
+from srlib.checkpoints import load, save_network
 from srlib.complexity import describe_device
 from srlib.errors import InputError, Stopped
 from srlib.evaluate import score, upscaler
 from srlib.logs import Log
-from srlib.models import create
-from srlib.parallel import Signals, launch, lock, mean, once, part, pick_device, stops
+from srlib.models import create, default_config
+from srlib.parallel import launch, lock, once, part, pick_device, signals, stops
 from srlib.train import Diverged, Precision, State, TrainConfig, Watch, make_objective, train
 
 TRAINING_VERSION = 1  # raise it by hand when a change alters trained weights: earlier runs are then other runs
@@ -46,15 +46,15 @@ VALIDATION_SCALE = 4  # at which networks for every scale are scored while they 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a paper's training is run; None stands for the paper's own. ``batch``, ``patch`` and ``ema_decay``
-    are the most that is taken of it. ``common`` has settings that take the place of the paper's, and ``queries`` more
-    of them for networks for every scale."""
+    """How much of a paper's training is run: steps (None: the paper's own), and the most that is taken of its batch,
+    patch and average of weights. ``common`` has settings in place of the paper's, ``queries`` more of them for networks
+    for every scale."""
 
     steps: int | None = None
     ablation_steps: int | None = None
-    batch: int | None = None
-    patch: int | None = None
-    ema_decay: float | None = None
+    batch: int = sys.maxsize
+    patch: int = sys.maxsize
+    ema_decay: float = 1.0
     common: Mapping[str, Any] = field(default_factory=dict)
     queries: Mapping[str, Any] = field(default_factory=dict)
 
@@ -94,16 +94,17 @@ def training(
         raise InputError(f"no budget {budget!r}: choose one of {', '.join(BUDGETS)}")
     cut, recipe = BUDGETS[budget], papers.recipe(model)
     own = {**cut.common, **(cut.queries if recipe.train.queries else {}), **(recipe.smoke if budget == "smoke" else {})}
-    usual = cut.ablation_steps if ablation else own.get("steps", cut.steps)
-    full = replace(recipe.train, **{**own, "steps": recipe.train.steps, **(changes or {})})
-    length = usual or full.steps if steps is None else steps
+    usual = own.pop("steps", cut.steps)
+    full = replace(recipe.train, **{**own, **(changes or {})})
+    length = (cut.ablation_steps if ablation else usual) or full.steps
+    length = length if steps is None else steps
     return replace(
         full,
         steps=length,
         milestones=tuple(round(milestone * length / full.steps) for milestone in full.milestones),
-        batch=min(full.batch, cut.batch or full.batch) if batch is None else batch,
-        patch=min(full.patch, cut.patch or full.patch) if patch is None else patch,
-        ema_decay=min(full.ema_decay, full.ema_decay if cut.ema_decay is None else cut.ema_decay),
+        batch=min(full.batch, cut.batch) if batch is None else batch,
+        patch=min(full.patch, cut.patch) if patch is None else patch,
+        ema_decay=min(full.ema_decay, cut.ema_decay),
         seed=seed,
         precision=precision,
     )
@@ -162,23 +163,22 @@ def configure_row(
 ) -> RunConfig:
     """The configuration of a run of one row of an ablation table: its network and training, at the budget's length for
     ablations. ``scale`` None is the row's own. Raises InputError as :func:`configure` does."""
-    settings = {"ablation": True, "changes": row.train, **settings}
-    scale = row.scale if scale is None else scale
-    return configure(row.model, scale, store, network=row.config, budget=budget, **settings)
+    settings = {"ablation": True, "changes": row.train, "budget": budget, **settings}
+    return configure(row.model, row.scale if scale is None else scale, store, network=row.config, **settings)
 
 
 def fine_tune(run: Run, store: data.Store, *, budget: str = "smoke", **settings: Any) -> RunConfig:
     """The configuration of a run that goes on from ``run`` for real-world images (SeemoRe, Appendix B.2): LR patches by
     Real-ESRGAN's degradation, L1 loss alone, half the paper's steps. The paper does not say at which learning rate:
     here from the schedule's start. Raises InputError for a run that collapsed, and one for every scale."""
-    before, full = run.config, papers.recipe(run.config["model"]).train
-    if before["scale"] is None or run.metrics["collapsed_at"]:
+    model, scale = run.config["model"], run.config["scale"]
+    if scale is None or run.metrics["collapsed_at"]:
         raise InputError(f"{run.folder.name} {run.ending}: go on from a run for one scale that came to its end")
+    full = papers.recipe(model).train
     changes = {"steps": full.steps // 2, "milestones": tuple(step // 2 for step in full.milestones)}
-    settings = {"ablation": True, "changes": changes | {"fft_weight": 0.0, "degradation": "real-esrgan"}, **settings}
-    network = network_config(before["model"], before["network"])
-    config = configure(before["model"], before["scale"], store, network=network, budget=budget, **settings)
-    return replace(config, start=run.folder.name)
+    changes |= {"fft_weight": 0.0, "degradation": "real-esrgan"}
+    settings = {"ablation": True, "changes": changes, "budget": budget, **settings}
+    return replace(configure(model, scale, store, network=run.network().config, **settings), start=run.folder.name)
 
 
 # --- a run in its folder ---------------------------------------------------------------------------------------------
@@ -239,12 +239,11 @@ def train_or_load(
     compile: bool = False,
     wait: bool = True,
     title: str = "",
-    workers: int | None = None,
 ) -> Run:
     """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
 
-    ``held_out`` images are scored on the way under the paper's protocol, and at the end. ``device``: "auto", "cpu" or
-    "cuda"; ``workers``: processes that make batches. Processes that torchrun started train it together.
+    ``held_out`` images are scored on the way under the paper's protocol, and at the end. ``device`` is "auto", "cpu" or
+    "cuda". Processes that torchrun started train it together.
 
     Raises Stopped where a signal ends the training, which is then saved: the same call resumes it. While another
     process trains that run, this one waits, or, without ``wait``, raises Stopped.
@@ -254,13 +253,12 @@ def train_or_load(
         return run
     fabric = launch(pick_device(device), config.train.precision)
     batches = make_batches(config, store, part(fabric, config.train.batch))
-    with lock(fabric, run.folder, wait), Signals() as signals:
-        session = Session(config, held_out, run, fabric, signals, title or config.slug)
+    with lock(fabric, run.folder, wait), signals() as asked:
+        session = Session(config, held_out, run, fabric, asked, title or config.slug)
         if not once(fabric, lambda: run.finished):
-            session.train(batches, compile, workers)
+            session.train(batches, compile)
         elif fabric.is_global_zero:  # other held-out images, or another protocol
-            scores = session.scores(run.network(fabric.device))
-            session.write({"run.json": json.dumps(run.record | {"held_out": scores}, indent=1).encode()})
+            session.write_record(run.record | {"held_out": session.scores(run.network(fabric.device))})
     return run
 
 
@@ -268,117 +266,96 @@ class Session:
     """One process's training of a run: the loop, its log and checkpoints, scores on the way, and how it ends."""
 
     def __init__(
-        self, config: RunConfig, held_out: data.Store, run: Run, fabric: Fabric, signals: Signals, title: str
+        self, config: RunConfig, held_out: data.Store, run: Run, fabric: Fabric, asked: list[str], title: str
     ) -> None:
         self.config, self.held_out, self.folder = config, held_out, run.folder
-        self.fabric, self.signals = fabric, signals
-        self.mean = partial(mean, fabric)
-        row_every, self.save_every, self.validate_every = rhythm(config.train.steps)
-        self.log = Log(row_every, config.train.steps, title, fabric.is_global_zero)
-        self.watch = Watch()
+        self.fabric, self.asked, self.steps = fabric, asked, config.train.steps
+        row_every, self.save_every, self.validate_every = rhythm(self.steps)
+        self.log, self.watch = Log(row_every, self.steps, title, fabric), Watch(self.steps)
 
-    def train(self, batches: data.Patches | data.Queries, compile: bool, workers: int | None) -> None:
+    def train(self, batches: data.Patches | data.Queries, compile: bool) -> None:
         """Train the run, or resume it, and write what it leaves. Raises Stopped."""
-        settings, fabric = self.config.train, self.fabric
+        settings, fabric, collapse = self.config.train, self.fabric, None
         state = State(initial(self.config, self.folder.parent).to(fabric.device), settings)
-        self.resume(state)
-        resumed_at, collapse = state.step, None
-        loader = data.loader(batches, state.step, settings.steps, workers, fabric.device)
+        if found := once(fabric, lambda: checkpoints.restore(self.folder)):
+            state.restore(found)
+            self.log.restore(found["log"], state.step)
+            for step, mean, *_ in self.log.rows["log"]:
+                self.watch.look(int(step), [mean])
+        made = {"compile": compile, "processes": fabric.world_size, "resumed_at": state.step}
+        loader = data.loader(batches, state.step, self.steps, device=fabric.device)
         try:
-            self.validate(state)
-            for loss in train(state, loader, make_objective(settings), settings, fabric, compile=compile):
+            for loss in train(state, loader, make_objective(settings), settings, fabric, compile):
                 self.after_step(state, loss)
         except Diverged as diverged:
             collapse = diverged
         except RuntimeError:
-            if not self.signals.asked:
+            if not self.asked:
                 raise
             # a signal to all processes of a job ends those that make batches, too
             raise Stopped(f"stopped at step {state.step:,}; the same command resumes at the last checkpoint") from None
         finally:
             self.log.bar.close()
-        made = {"compile": compile, "processes": fabric.world_size, "resumed_at": resumed_at}
         once(fabric, lambda: self.finish(state, collapse, made))
 
-    def resume(self, state: State) -> None:
-        """Take over the last checkpoint, where there is one, and its log."""
-        found = once(self.fabric, lambda: checkpoints.restore(self.folder))
-        if not found:
-            return
-        state.restore(found)
-        self.log.restore(found["log"], state.step, self.fabric.device)
-        first = 1
-        for step, loss, *_ in self.log.rows["log"]:
-            self.watch.look(first, [loss])
-            first = int(step) + 1
-
     def after_step(self, state: State, loss: Tensor) -> None:
-        """A row of the log, a checkpoint, scores, or the end where they are due. Raises Diverged and Stopped."""
-        last = state.step == self.config.train.steps
-        if losses := self.log.loss(loss, self.mean, state):
-            self.watch.look(state.step - len(losses) + 1, losses, last)
-        stop = stops(self.fabric, self.signals, state.step) and not last and state.finite()
-        if stop or last or state.step % self.save_every == 0:
-            self.save(state)
+        """A row of the log, scores, a checkpoint, or the end where they are due. Raises Diverged and Stopped."""
+        last = state.step == self.steps
+        if losses := self.log.loss(loss, state):
+            self.watch.look(state.step, losses)
+        stop = stops(self.fabric, self.asked, state.step) and not last and state.finite()
+        if not (stop or last or state.step % self.save_every == 0):
+            return
+        if not state.finite():  # these weights must not take the place of good ones
+            raise Diverged(state.step, "the weights are not finite")
+        if state.step % self.validate_every == 0 and not last:  # the end is scored by finish
+            self.add_scores(state, once(self.fabric, lambda: self.scores(state.network)))
+        log = self.log.parts()
+        once(self.fabric, lambda: checkpoints.save(self.folder, state.parts() | {"log": log}, self.watch.since))
+        once(self.fabric, lambda: self.log.write(self.folder))
         if stop:
             line = f"stopped at step {state.step:,}, saved; the same command resumes"
             raise Stopped(line) if self.fabric.is_global_zero else SystemExit(75)
-        self.validate(state)
-
-    def save(self, state: State) -> None:
-        """Write a checkpoint and the log. Raises Diverged before weights that are not finite replace good ones."""
-        if not state.finite():
-            raise Diverged(state.step, "the weights are not finite")
-        log = self.log.parts(self.mean)
-
-        def write() -> None:
-            checkpoints.save(self.folder, state.parts() | {"log": log}, self.watch.since)
-            self.write(self.log.files())
-
-        once(self.fabric, write)
-
-    def validate(self, state: State) -> None:
-        """Score the held-out images where that is due and has not been done; the end is scored by ``finish``."""
-        rows = self.log.rows["validation"]
-        due = state.step % self.validate_every == 0 and state.step not in (0, self.config.train.steps)
-        if due and not (rows and rows[-1][0] == state.step):
-            scores = once(self.fabric, lambda: self.scores(state.network))
-            rows.append((state.step, scores["psnr"], scores["ssim"], round(state.seconds, 3)))
 
     def scores(self, network: nn.Module) -> dict[str, Any]:
-        """A network's scores on the held-out images. A signal ends the work at once, as nothing is lost."""
+        """A network's scores on the held-out images."""
         asked = scored_on(self.config, self.held_out)
         protocol, scale = papers.protocol(asked["protocol"]), asked["scale"]
-        self.signals.at_once = True
         found = score(upscaler(network, scale), self.held_out, scale, protocol, self.fabric.device, tile=0)
-        self.signals.at_once = False
         return asked | {"lr_origin": found.lr_origin, "psnr": found.psnr, "ssim": found.ssim}
+
+    def add_scores(self, state: State, scores: Mapping[str, Any]) -> None:
+        """Add a row to the scores on the way."""
+        row = (state.step, scores["psnr"], scores["ssim"], round(state.seconds, 3))
+        self.log.rows["validation"].append(row)
 
     def finish(self, state: State, collapse: Diverged | None, made: dict[str, Any]) -> None:
         """Write the weights and, last of all, the record. Of a run that collapsed these are the weights of the last
         good checkpoint, or those that it began with."""
-        seconds, steps, rows = state.seconds, self.config.train.steps, self.log.rows
+        made |= provenance(self.fabric.device) | {"seconds": round(state.seconds, 1)}
         if collapse:
             state = State(initial(self.config, self.folder.parent).to(self.fabric.device), self.config.train)
             state.restore(checkpoints.restore(self.folder, before=collapse.step) or state.parts())
         save_network(state.network, self.config.model, self.folder / "model.safetensors")
         scores = self.scores(state.network)
         if not collapse:
-            rows["validation"].append((steps, scores["psnr"], scores["ssim"], round(seconds, 3)))
-        self.write(self.log.files())
-        loss = rows["log"][-1][1]
-        at, reason = (collapse.step, collapse.reason) if collapse else (None, None)
-        ended: dict[str, Any] = {"steps": steps, "loss": loss if math.isfinite(loss) else None}
-        made_by = provenance(self.fabric.device) | made | {"seconds": round(seconds, 1)}
-        ended |= {"collapsed_at": at, "collapse": reason, "weights_at": state.step}
-        record = {"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": made_by}
-        self.write({"run.json": json.dumps(record, indent=1).encode()})
+            self.add_scores(state, scores)
+        self.log.write(self.folder)
+        loss = self.log.rows["log"][-1][1]
+        ended = {
+            "steps": self.steps,
+            "loss": loss if math.isfinite(loss) else None,
+            "collapsed_at": collapse and collapse.step,
+            "collapse": collapse and collapse.reason,
+            "weights_at": state.step,
+        }
+        config = asdict(self.config)
+        self.write_record({"config": config, "metrics": ended, "held_out": scores, "provenance": made})
         checkpoints.clear(self.folder)
 
-    def write(self, files: Mapping[str, bytes]) -> None:
-        """Write files of the run's folder by name, each whole or not at all."""
-        for name, content in files.items():
-            checkpoints.write(self.folder / name, content)
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write the record of the run, by which it is finished."""
+        checkpoints.write(self.folder / "run.json", json.dumps(record, indent=1).encode())
 
 
 def scored_on(config: RunConfig, held_out: data.Store) -> dict[str, Any]:
@@ -394,7 +371,8 @@ def initial(config: RunConfig, root: Path) -> nn.Module:
         return Run(root / config.start).network()
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
-        return create(config.model, config.scale, network_config(config.model, config.network))
+        network = type(default_config(config.model))(**config.network)
+        return create(config.model, config.scale, network)
 
 
 def make_batches(config: RunConfig, store: data.Store, part: slice = slice(None)) -> data.Patches | data.Queries:
@@ -421,12 +399,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "command": shlex.join(["srlib" if program == "__main__.py" else program, *sys.argv[1:]]),
         "version": TRAINING_VERSION,
-        "srlib": srlib.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": f"{platform.system()} {platform.machine()}",
+        "software": f"srlib {srlib.__version__}, torch {torch.__version__}, {platform.platform()}",
         "device": describe_device(device),
-        "threads": torch.get_num_threads(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -434,17 +408,11 @@ def provenance(device: torch.device) -> dict[str, Any]:
 @cache
 def commit() -> str:
     """The commit that srlib runs from, with "+changes" where files differ from it; else "unknown" and why."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it was installed into another project's checkout
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ".") else "")
-    except OSError:
-        return "unknown (git is not installed)"
-    except subprocess.CalledProcessError as error:
+    # the first refuses a srlib that was installed into another project's checkout
+    ask = "git ls-files --error-unmatch runs.py && git rev-parse --short=12 HEAD && git status --porcelain ."
+    told = subprocess.run(ask, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
+    if told.returncode:
         refused = "git refuses another owner's checkout: see its safe.directory"
-        return f"unknown ({refused if 'dubious ownership' in error.stderr else 'no checkout'})"
+        return f"unknown ({refused if 'dubious ownership' in told.stderr else 'no git, or no checkout of it'})"
+    _, found, *changes = told.stdout.splitlines()
+    return found + ("+changes" if changes else "")

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim import Adam, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from srlib.errors import InputError
@@ -25,6 +25,7 @@ from srlib.losses import l1_balance, l1_fft
 Batch = tuple[Tensor, ...]
 Objective = Callable[[nn.Module, Batch], Tensor]
 Precision = Literal["32-true", "bf16-mixed"]
+LEAST = {"steps": 1, "batch": 1, "patch": 1, "scales": 1, "lr": 1e-9}  # of a setting; 0 of all others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,79 +80,75 @@ class TrainConfig:
         for name, kind in get_type_hints(type(self)).items():
             value, choices = getattr(self, name), get_args(kind)
             if get_origin(kind) is Literal:
-                if value not in choices:
-                    raise InputError(f"{name} is {value!r}: choose one of {', '.join(choices)}")
-            elif not all(0 <= number < 2**63 for number in (value if isinstance(value, tuple) else (value,))):
-                raise InputError(f"{name} is {value!r}: give finite numbers from 0 up")
-        if (
-            not all(isinstance(number, int) and number for number in (self.steps, self.batch, self.patch))
-            or not self.lr
-        ):
-            raise InputError(
-                f"steps, batch and patch are {self.steps}, {self.batch} and {self.patch}, lr is {self.lr}: "
-                "give whole numbers from 1 up, and a learning rate above 0"
-            )
-        if max(*self.betas, self.ema_decay) >= 1:
-            raise InputError(f"betas are {self.betas} and ema_decay is {self.ema_decay}: give numbers below 1")
-        if not 1 <= self.scales[0] <= self.scales[1]:
-            raise InputError(f"scales are {self.scales}: give the least and the greatest, from 1 up, such as (1, 4)")
+                fits, advice = value in choices, f"choose one of {', '.join(choices)}"
+            else:
+                numbers = value if isinstance(value, tuple) else (value,)
+                least, limit = LEAST.get(name, 0), 1 if name in ("betas", "ema_decay") else 2**63
+                fits = all(least <= number < limit for number in numbers) and (kind is not int or type(value) is int)
+                advice = f"give {'a whole number' if kind is int else 'numbers'} from {least} up, below {limit}"
+            if not fits:
+                raise InputError(f"{name} is {value!r}: {advice}")
         if self.queries and (self.fft_weight or self.degradation != "bicubic"):
-            raise InputError(
-                "queries have no spectrum and bicubic LR patches: give fft_weight 0 and degradation bicubic"
-            )
+            raise InputError("queries have no spectrum, and bicubic LR: give fft_weight 0 and degradation bicubic")
 
 
+@dataclass(eq=False)
 class Diverged(ArithmeticError):
     """The training has collapsed; ``step`` (counted from 1) is the first whose loss shows it, ``reason`` says how."""
 
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(f"collapsed at step {step}: {reason}")
-        self.step, self.reason = step, reason
+    step: int
+    reason: str
 
 
 class Watch:
-    """Ends a training that has collapsed: one whose loss is not finite, or stays far above its median.
+    """Ends a training of so many ``steps`` that has collapsed: its loss is not finite, or stays far above its median.
 
     It looks at the rows of a log, means over some steps. A row is high if it is above ``FACTOR`` times (6 dB) the
     median of the last ``MEMORY`` that were not. ``LONG`` high rows in a row are a collapse, or half as many at the end
     of the run. So ends SAFMN without layer norm at a learning rate of 1e-3 (Table 3, "taken before the training
-    collapse"); a healthy training has a single high row now and then. ``since`` is the first step of the high rows up
-    to now, None if the last row was not high."""
+    collapse"); a healthy training has a single high row now and then."""
 
     FACTOR, MEMORY, LEAST, LONG = 2.0, 50, 10, 10
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.steps, self.step, self.high = steps, 0, 0
         self.calm: deque[float] = deque(maxlen=self.MEMORY)
-        self.high = 0
-        self.since: int | None = None
+        self.since: int | None = None  # the first step of the high rows up to now
 
-    def look(self, first: int, losses: Sequence[float], last: bool = False) -> None:
-        """Look at the losses of a row, of the steps from ``first`` on; ``last`` says that the run ends with them.
-        Raises Diverged."""
-        for step, loss in enumerate(losses, first):
+    def look(self, step: int, losses: Sequence[float]) -> None:
+        """Look at the losses of the row that ends at ``step``, or at their mean alone. Raises Diverged."""
+        first, self.step = self.step + 1, step
+        for number, loss in enumerate(losses, first):
             if not math.isfinite(loss):
-                raise Diverged(step, "the loss is not finite")
+                raise Diverged(number, "the loss is not finite")
         mean = math.fsum(losses) / len(losses)
         if len(self.calm) < self.LEAST or mean <= self.FACTOR * median(self.calm):
             self.calm.append(mean)
             self.since, self.high = None, 0
             return
         self.since, self.high = self.since or first, self.high + 1
-        if self.high >= (self.LONG // 2 if last else self.LONG):
+        if self.high >= (self.LONG // 2 if step == self.steps else self.LONG):
             raise Diverged(self.since, f"the loss stays above {self.FACTOR:g} times its median")
 
 
 class State:
     """What a training carries from step to step, and a checkpoint holds: the network, the average of its weights, which
-    is what is evaluated, optimiser and schedule."""
+    is what is evaluated, optimiser and schedule: one cosine (SAFMN, SSIU), or milestones (SeemoRe, LIIF)."""
+
+    PARTS = ("model", "average", "optimizer", "schedule")
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model: nn.Module = model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-        self.optimizer = make_optimizer(model, config)
-        self.schedule = make_schedule(self.optimizer, config)
-        self.step = 0
-        self.seconds = 0.0
+        kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
+        decay = config.weight_decay
+        self.optimizer = kind(model.parameters(), config.lr, config.betas, weight_decay=decay, fused=True)
+        self.schedule = (
+            CosineAnnealingLR(self.optimizer, config.steps, config.lr_final)
+            if config.schedule == "cosine"
+            else MultiStepLR(self.optimizer, config.milestones, config.lr_decay)
+        )
+        self.step, self.seconds = 0, 0.0
 
     @property
     def network(self) -> nn.Module:
@@ -159,18 +156,17 @@ class State:
         return self.average.module.eval()
 
     def finite(self) -> bool:
-        """Whether all weights, and all of the average's, are finite."""
-        tensors = [*self.model.state_dict().values(), *self.network.state_dict().values()]
-        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+        """Whether all weights to evaluate are finite; those of ``model`` are part of each of them."""
+        return all(bool(weight.isfinite().all()) for weight in self.average.state_dict().values())
 
     def parts(self) -> dict[str, Any]:
         """All of it as nested dictionaries and lists of tensors and numbers."""
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "average", "optimizer", "schedule")}
+        parts = {name: getattr(self, name).state_dict() for name in self.PARTS}
         return parts | {"step": self.step, "seconds": self.seconds}
 
     def restore(self, parts: Mapping[str, Any]) -> None:
         """Take over what ``parts`` gave."""
-        for name in ("model", "average", "optimizer", "schedule"):
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(parts[name])
         self.step, self.seconds = parts["step"], parts["seconds"]
 
@@ -181,14 +177,12 @@ def train(
     objective: Objective,
     config: TrainConfig,
     fabric: Fabric,
-    *,
     compile: bool = False,
 ) -> Iterator[Tensor]:
-    """Train from ``state.step`` on until ``batches`` end, and yield the loss of each step, a scalar on the device.
+    """Train on ``batches``, those of the steps from ``state.step`` on, and yield each step's loss, on the device.
 
-    ``batches`` are those of the steps from ``state.step`` on; each is a function of its step alone, as is what the
-    network draws (Gumbel noise), so that a resumed run ends as an uninterrupted one does. The network to evaluate is
-    ``state.network``. The caller logs, saves and scores between steps.
+    A batch is a function of its step alone, as is what the network draws (Gumbel noise), so that a resumed run ends as
+    an uninterrupted one does. The caller logs, saves and scores ``state.network`` between steps.
     """
     compiled: Any = torch.compile(state.model) if compile else state.model
     network, optimizer = fabric.setup(compiled, state.optimizer)
@@ -218,11 +212,8 @@ def draws(seed: int, step: int, fabric: Fabric) -> Iterator[None]:
 
 
 def make_objective(config: TrainConfig) -> Objective:
-    """The training loss as a function of the network and a batch.
-
-    A batch of whole patches is LR and HR, ``(B, 3, h, w)`` and ``(B, 3, h s, w s)`` in [0, 1]. One of queries is LR
-    ``(B, 3, h, w)``, coordinates ``(B, Q, 2)`` and cells ``(B, 2)`` in [-1, 1], and colours ``(B, Q, 3)`` in [0, 1].
-    """
+    """The training loss as a function of the network and a batch: of whole patches, LR and HR, or of queries, LR,
+    coordinates ``(B, Q, 2)`` and cells ``(B, 2)`` in [-1, 1], and colours ``(B, Q, 3)``. Images are in [0, 1]."""
 
     def whole(network: nn.Module, batch: Batch) -> Tensor:
         lr, hr = batch
@@ -234,16 +225,3 @@ def make_objective(config: TrainConfig) -> Objective:
         return l1_balance(rgb, target, gates, config.l1_weight, config.balance_weight, config.expert_weights)
 
     return queried if config.queries else whole
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
-    """Adam or AdamW over all parameters, in one fused kernel."""
-    kind = {"adam": Adam, "adamw": AdamW}[config.optimizer]
-    return kind(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-
-
-def make_schedule(optimizer: Optimizer, config: TrainConfig) -> LRScheduler:
-    """One cosine over all steps (SAFMN, SSIU), or a factor at each milestone (SeemoRe, LIIF)."""
-    if config.schedule == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=config.steps, eta_min=config.lr_final)
-    return MultiStepLR(optimizer, milestones=list(config.milestones), gamma=config.lr_decay)

@@ -119,9 +119,9 @@ def test_our_own_weights_name_their_network(network, tmp_path):
     loaded = load(path)
     assert same(loaded, network) and loaded.config == TINY and not loaded.training
     assert same(load(path, "safmn", 2), network)
-    with pytest.raises(InputError, match="holds safmn at x2, not safmn at x4"):
+    with pytest.raises(InputError, match="holds safmn at scale 2, not safmn at scale 4"):
         load(path, scale=4)
-    with pytest.raises(InputError, match="holds safmn at x2, not ssiu"):
+    with pytest.raises(InputError, match="holds safmn at scale 2, not ssiu"):
         load(path, "ssiu")
 
 
@@ -172,7 +172,7 @@ def test_a_refusal_shows_what_the_file_has_and_what_was_expected(network, tiny_r
     first = min(weights)
     for wrong, reason in [
         ({"conv1.weight": torch.zeros(1), "conv1.bias": torch.zeros(1)}, f"it has conv1.bias, conv1.weight.* {first}"),
-        (create("safmn", 4, TINY).state_dict(), r"its to_img.0.\w+ is \(48.* instead of \(12"),
+        (create("safmn", 4, TINY).state_dict(), r"size mismatch for to_img.0.\w+: .*\[48.*\[12"),
         (weights | {"more": torch.zeros(1)}, r"it has more \(1\), and lacks nothing else"),
         ({}, f"lacks {first}"),
         (nan, "values that are not finite"),
@@ -192,16 +192,16 @@ def test_files_that_are_no_weights_are_refused_in_one_line(network, tmp_path):
     save_file(network.state_dict(), tmp_path / "foreign")
     save_file(network.state_dict(), tmp_path / "config", {"model": "safmn", "config": json.dumps({"depth": 3})})
     for name, reason in [
-        ("cut", "damaged or holds code"),
-        ("text", "damaged or holds code"),
-        ("code", "damaged or holds code"),
+        ("cut", "damaged, holds code"),
+        ("text", "damaged, holds code"),
+        ("code", "damaged, holds code"),
         ("missing", "no weights at"),
         ("foreign", "does not say which network"),
-        ("config", "no configuration of safmn"),
+        ("config", "another version of srlib"),
     ]:
         with pytest.raises(InputError, match=reason):
             load(tmp_path / name)
-    with pytest.raises(InputError, match="list"):
+    with pytest.raises(InputError, match="list does not fit SAFMN .* it has nothing else"):
         load(tmp_path / "list", "safmn", 2)
     assert not (tmp_path / "ran").exists()
 

@@ -14,8 +14,8 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from srlib.data import Store
-from srlib.errors import InputError, Stopped
-from srlib.parallel import Signals, launch, lock, part, pick_device
+from srlib.errors import InputError
+from srlib.parallel import launch, lock, part, pick_device, signals
 
 
 @pytest.fixture
@@ -34,9 +34,7 @@ def run_folder(root: Path) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_the_run_and_the_same_call_resumes_it(store, tmp_path, number):
     whole = tiny.train(store, tmp_path / "whole")
-    process = tiny.fork(
-        lambda: (tiny.after_each_step(tiny.slow), tiny.train(store, tmp_path / "runs")), tmp_path / "said"
-    )
+    process = tiny.fork(lambda: tiny.train_slowly(store, tmp_path / "runs"), tmp_path / "said")
     tiny.until(lambda: any((tmp_path / "runs").glob("*/state-*.pt")))
     os.kill(process.pid, number)
     process.join(30)
@@ -53,16 +51,13 @@ def test_a_signal_saves_the_run_and_the_same_call_resumes_it(store, tmp_path, nu
 def test_signals_are_noted_and_handlers_put_back():
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    with Signals() as signals:
+    with signals() as asked:
         os.kill(os.getpid(), signal.SIGHUP)
-        assert not signals.asked, "one that is ignored stays so"
+        assert not asked, "one that is ignored stays so"
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.asked == "SIGTERM"
+        assert asked == ["SIGTERM"]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    with Signals() as signals, pytest.raises(Stopped, match="SIGUSR1"):
-        signals.at_once = True
-        os.kill(os.getpid(), signal.SIGUSR1)
     assert signal.getsignal(signal.SIGTERM) == before
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -72,7 +67,7 @@ def test_signals_are_noted_and_handlers_put_back():
 
 def test_two_processes_train_one_run_once(store, tmp_path):
     root = tmp_path / "runs"
-    first = tiny.fork(lambda: (tiny.after_each_step(tiny.slow), tiny.train(store, root)), tmp_path / "first")
+    first = tiny.fork(lambda: tiny.train_slowly(store, root), tmp_path / "first")
     tiny.until(lambda: any(root.glob("*/state-*.pt")))
     second = tiny.fork(lambda: tiny.train(store, root), tmp_path / "second")
     impatient = tiny.fork(lambda: tiny.train(store, root, wait=False), tmp_path / "impatient")
@@ -116,17 +111,15 @@ def together(work, tmp_path: Path) -> list[int]:
 @pytest.mark.parametrize("model", ["safmn", "seemore-t"])
 def test_two_processes_train_the_run_of_one(store, tmp_path, model):
     """Each makes half of each batch, and may choose other experts; a signal to one stops both, and both resume."""
-    settings = {"network": tiny.NETWORK} if model == "safmn" else {"model": model, "network": None, "steps": 4}
+    settings = {} if model == "safmn" else {"model": model, "network": None, "steps": 4}
     one = tiny.train(store, tmp_path / "one", **settings)
-
-    stopped = model == "safmn"
 
     def work(stop: bool) -> None:
         if stop and os.environ["RANK"] == "1":
             tiny.after_each_step(lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None)
         tiny.train(store, tmp_path / "two", **settings)
 
-    if stopped:
+    if model == "safmn":
         assert together(lambda: work(stop=True), tmp_path) == [75, 75]
         assert (tmp_path / "said-0").read_text() == "stopped at step 10, saved; the same command resumes\n"
         assert (tmp_path / "said-1").read_text() == ""

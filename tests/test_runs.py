@@ -135,7 +135,7 @@ def test_a_run_leaves_its_whole_record(trained, store):
     assert (last["psnr"], last["ssim"]) == (held_out["psnr"], held_out["ssim"])
     again = score(trained.network(), store, 2, papers.recipe("safmn").protocol)
     assert held_out["psnr"] == pytest.approx(again.psnr, abs=1e-9) and held_out["dataset"] == store.name
-    made_by = {"commit", "command", "version", "torch", "device", "threads", "seconds", "processes", "finished"}
+    made_by = {"commit", "command", "version", "software", "device", "seconds", "processes", "finished"}
     assert made_by <= trained.provenance.keys()
     assert trained.config["fingerprint"] == store.fingerprint and trained.config["budget"] == "smoke"
 
@@ -160,14 +160,13 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(trained, store, t
             if any(root.glob("*/state-*.pt")):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        tiny.after_each_step(tiny.slow)
         checkpoints.os.fsync = dies
-        tiny.train(store, root)
+        tiny.train_slowly(store, root)
 
     kills = 0
     for number in range(4):
-        slowly = partial(lambda: (tiny.after_each_step(tiny.slow), tiny.train(store, root)))
-        process = tiny.fork(slowly if number % 2 else half_written, tmp_path / "said")
+        whole = partial(tiny.train_slowly, store, root)
+        process = tiny.fork(whole if number % 2 else half_written, tmp_path / "said")
         if number % 2:
             time.sleep(chance.uniform(0.1, 0.4))
             process.kill()
@@ -192,10 +191,6 @@ def test_a_damaged_last_checkpoint_costs_steps_and_nothing_else(trained, store, 
 
 def stop_at(step: int):
     return lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == step else None
-
-
-def test_processes_that_make_batches_change_nothing(trained, store, tmp_path):
-    same(trained, tiny.train(store, tmp_path / "workers", workers=2))
 
 
 def test_patches_that_do_not_fit_leave_no_folder(store, tmp_path):
@@ -289,7 +284,7 @@ def test_weights_that_are_not_finite_never_take_the_place_of_good_ones(store, tm
 
     def poison(self, state, loss):
         if state.step == 24:
-            next(state.model.parameters()).data[0] = math.nan
+            next(state.network.parameters()).data[0] = math.nan
         after(self, state, loss)
 
     monkeypatch.setattr(runs.Session, "after_step", poison)
@@ -301,18 +296,13 @@ def test_weights_that_are_not_finite_never_take_the_place_of_good_ones(store, tm
 
 
 def test_the_commit_is_recorded_or_why_there_is_none(monkeypatch, tmp_path):
-    def refused(error: str):
-        def run(*_: object, **__: object) -> None:
-            raise subprocess.CalledProcessError(128, "git", stderr=error)
-
-        return run
-
     for error, expected in [
         ("fatal: detected dubious ownership in repository at '/srlib'", "another owner's checkout: see its safe"),
-        ("fatal: not a git repository", "unknown (no checkout)"),
+        ("fatal: not a git repository", "unknown (no git, or no checkout of it)"),
     ]:
         runs.commit.cache_clear()
-        monkeypatch.setattr(subprocess, "run", refused(error))
+        told = subprocess.CompletedProcess("git", 128, "", error)
+        monkeypatch.setattr(subprocess, "run", lambda *_, told=told, **__: told)
         assert expected in runs.commit()
     runs.commit.cache_clear()
     monkeypatch.undo()

@@ -20,7 +20,7 @@ from srlib.models import create
 from srlib.models.moeisr import MoEISRConfig
 from srlib.models.safmn import SAFMNConfig
 from srlib.parallel import Mixed
-from srlib.train import Diverged, State, TrainConfig, Watch, draws, make_objective, make_optimizer, make_schedule, train
+from srlib.train import Diverged, State, TrainConfig, Watch, draws, make_objective, train
 
 CPU = Fabric(accelerator="cpu", devices=1)
 SETTINGS = replace(papers.recipe("safmn").train, steps=10, batch=2, patch=8, ema_decay=0.9)
@@ -96,7 +96,7 @@ def test_a_recipe_states_every_setting():
         {"seed": 2**63},
         {"optimizer": "sgd"},
         {"precision": "fp8"},
-        {"scales": (4.0, 1.0)},
+        {"scales": (0.5, 4.0)},
         {"expert_weights": (1.0, -1.0)},
         {"queries": 9},
     ],
@@ -154,12 +154,11 @@ def test_the_average_follows_the_weights_and_has_the_networks_statistics(decay):
 
 
 def rates(config: TrainConfig) -> list[float]:
-    optimizer = make_optimizer(tiny(), config)
-    schedule, found = make_schedule(optimizer, config), []
+    state, found = State(tiny(), config), []
     for _ in range(config.steps + 1):
-        found.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
+        found.append(state.schedule.get_last_lr()[0])
+        state.optimizer.step()
+        state.schedule.step()
     return found
 
 
@@ -171,8 +170,8 @@ def test_learning_rates_follow_the_schedules():
 
 
 def test_the_optimiser_is_the_recipes():
-    optimizer = make_optimizer(tiny(), replace(SETTINGS, optimizer="adamw", weight_decay=0.01))
-    assert type(optimizer) is torch.optim.AdamW and type(make_optimizer(tiny(), SETTINGS)) is torch.optim.Adam
+    optimizer = State(tiny(), replace(SETTINGS, optimizer="adamw", weight_decay=0.01)).optimizer
+    assert type(optimizer) is torch.optim.AdamW and type(State(tiny(), SETTINGS).optimizer) is torch.optim.Adam
     assert (optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == ((0.9, 0.99), 0.01)
 
 
@@ -203,10 +202,11 @@ def test_mixed_precision_computes_in_bfloat16_and_leaves_inputs_and_weights_in_f
 
 def collapse(losses: list[float], row: int = 1) -> tuple[int, str] | None:
     """Where and why a watch ends a run of these losses, in rows of so many."""
-    watch = Watch()
+    watch = Watch(len(losses))
     try:
         for first in range(0, len(losses), row):
-            watch.look(first + 1, losses[first : first + row], first + row >= len(losses))
+            part = losses[first : first + row]
+            watch.look(first + len(part), part)
     except Diverged as diverged:
         return diverged.step, diverged.reason
     return None

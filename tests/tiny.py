@@ -28,8 +28,8 @@ def configure(store: Store, **settings: Any) -> runs.RunConfig:
 
 def train(store: Store, root: Path, **settings: Any) -> runs.Run:
     """Train it on a CPU, and score it on the same images."""
-    options = {key: settings.pop(key) for key in ("wait", "workers") if key in settings}
-    return runs.train_or_load(configure(store, **settings), store, store, root=root, device="cpu", **options)
+    wait = settings.pop("wait", True)
+    return runs.train_or_load(configure(store, **settings), store, store, root=root, device="cpu", wait=wait)
 
 
 def after_each_step(action: Callable[[int], object]) -> None:
@@ -43,9 +43,10 @@ def after_each_step(action: Callable[[int], object]) -> None:
     runs.Session.after_step = after_step  # type: ignore[method-assign]
 
 
-def slow(step: int) -> None:
-    """Let a step take longer."""
-    time.sleep(0.05)
+def train_slowly(store: Store, root: Path) -> None:
+    """Train it with 50 ms more for each step."""
+    after_each_step(lambda step: time.sleep(0.05))
+    train(store, root)
 
 
 def fork(work: Callable[[], object], said: Path, environment: dict[str, str] | None = None) -> Any:
