@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +24,7 @@ from torch.nn import functional as F
 
 from srlib.errors import InputError
 
-Shape = Literal["gaussian", "generalised", "plateau"]
-Mode = Literal["area", "bilinear", "bicubic"]
 Range = tuple[float, float]
-T = TypeVar("T")
 
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601
 
@@ -36,7 +32,7 @@ _GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601
 class Kind(NamedTuple):
     """A kind of blur kernel and how probable it is; one that is not isotropic has two widths and an angle."""
 
-    shape: Shape
+    shape: str  # gaussian, generalised or plateau
     isotropic: bool
     probability: float
 
@@ -46,11 +42,10 @@ class Round:
     """One round of blur, resizing, noise and JPEG, by default the first; each (low, high) is drawn from uniformly.
 
     ``blur`` is the probability of blurring at all, ``sinc`` that of a sinc kernel where one blurs. ``sigma`` is in
-    pixels, ``gaussian_sigma`` in 8-bit units. ``generalised_beta`` and ``plateau_beta`` are drawn below 1 half of the
-    time and above 1 otherwise. ``resize`` has the probabilities of enlarging, reducing and keeping; factors lie between
-    1 and an end of ``resize_range``. Noise is Gaussian with probability ``gaussian``, otherwise Poisson's times a
-    number from ``poisson_scale``; with probability ``grey`` it is the same in all three channels. ``jpeg`` is Pillow's
-    quality.
+    pixels, ``gaussian_sigma`` in 8-bit units. The betas are drawn below 1 half of the time and above 1 otherwise.
+    ``resize`` has the probabilities of enlarging, reducing and keeping; factors lie between 1 and an end of
+    ``resize_range``. Noise is Gaussian with probability ``gaussian``, otherwise Poisson's times a number from
+    ``poisson_scale``; with probability ``grey`` it is the same in all channels. ``jpeg`` is Pillow's quality.
     """
 
     blur: float = 1.0
@@ -69,11 +64,11 @@ class Round:
 
 @dataclass(frozen=True)
 class RealEsrgan:
-    """All settings, by default those that paper and release train x4 with.
+    """All settings: those that paper and release train x4 with.
 
-    ``sizes`` are the side lengths of kernels, in pixels, drawn evenly; ``kinds`` those that are not sinc. ``modes`` are
-    what images are resized by, drawn evenly. ``final_sinc`` is the probability of the last sinc filter, ``sinc_first``
-    that of its coming before the second JPEG compression.
+    Of ``sizes`` of kernels, in pixels, and of ``modes`` to resize by, one is drawn evenly; ``kinds`` are the kernels
+    that are not sinc. ``final_sinc`` is the probability of the last sinc filter, ``sinc_first`` that of its coming
+    before the second JPEG compression.
     """
 
     first: Round = Round()
@@ -94,64 +89,62 @@ class RealEsrgan:
         Kind("plateau", True, 0.12),
         Kind("plateau", False, 0.03),
     )
-    modes: tuple[Mode, ...] = ("area", "bilinear", "bicubic")
+    modes: tuple[str, ...] = ("area", "bilinear", "bicubic")
     final_sinc: float = 0.8
     sinc_first: float = 0.5
 
 
-def degrade(
-    hr: Tensor, scale: int, seed: int = 0, step: int = 0, index: int = 0, settings: RealEsrgan | None = None
-) -> Tensor:
+SETTINGS = RealEsrgan()
+
+
+def degrade(hr: Tensor, scale: int, seed: int = 0, step: int = 0, index: int = 0) -> Tensor:
     """The low-resolution version of images: (B, 3, h, w) of (B, 3, H, W), float32 in [0, 1] on the device of ``hr``.
 
     H and W are ``scale`` times h and w; the values are multiples of 1 / 255. Image b of a batch is decided by its
     pixels, ``seed``, ``step`` and ``index`` + b alone, which make key and counter of a Philox generator. It is computed
     on the CPU, where noise and JPEG are at home. Raises InputError for images of another shape, type or size.
     """
-    if hr.dim() != 4 or hr.shape[1] != 3 or not hr.is_floating_point() or scale < 1:
+    if hr.dim() != 4 or hr.shape[1] != 3 or not hr.is_floating_point():
         raise InputError(f"give float images (B, 3, H, W) in [0, 1], not {hr.dtype} of shape {tuple(hr.shape)}")
     if not hr.numel() or any(side % scale for side in hr.shape[2:]):
         raise InputError(f"sides of {tuple(hr.shape[2:])} are no multiples of scale {scale}; crop the images to some")
-    settings = RealEsrgan() if settings is None else settings
-    key = np.array([seed, step], np.uint64)
-    degraded = []
+    key, degraded = np.array([seed, step], np.uint64), []
     for number, image in enumerate(hr.detach().to("cpu", torch.float32), index):
         draw = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, number], np.uint64)))
-        degraded.append(_degrade(image, scale, draw, settings))
+        degraded.append(_degrade(image, scale, draw))
     return torch.stack(degraded).to(hr.device)
 
 
-def _degrade(image: Tensor, scale: int, draw: np.random.Generator, settings: RealEsrgan) -> Tensor:
+def _degrade(image: Tensor, scale: int, draw: np.random.Generator) -> Tensor:
     """Figure 2 of the paper for one image (3, H, W)."""
-    height, width = (side // scale for side in image.shape[1:])
+    height, width = image.shape[1:]
+    size = height // scale, width // scale
 
-    image = _blur_resize_noise(image, image.shape[1:], settings.first, draw, settings)
-    image = jpeg(image, int(draw.integers(*settings.first.jpeg, endpoint=True)))
-    image = _blur_resize_noise(image, (height, width), settings.second, draw, settings)
+    image = _blur_resize_noise(image, (height, width), SETTINGS.first, draw)
+    image = jpeg(image, int(draw.integers(*SETTINGS.first.jpeg, endpoint=True)))
+    image = _blur_resize_noise(image, size, SETTINGS.second, draw)
 
-    quality = int(draw.integers(*settings.second.jpeg, endpoint=True))
-    sinc_first = draw.random() < settings.sinc_first
+    quality = int(draw.integers(*SETTINGS.second.jpeg, endpoint=True))
+    sinc_first = draw.random() < SETTINGS.sinc_first
     if not sinc_first:
         image = jpeg(image, quality)
-    image = resize(image, (height, width), _one_of(settings.modes, draw))
-    if draw.random() < settings.final_sinc:
-        image = blur(image, sinc_kernel(_one_of(settings.sizes, draw), draw.uniform(math.pi / 3, math.pi)))
+    image = resize(image, size, draw.choice(SETTINGS.modes))
+    if draw.random() < SETTINGS.final_sinc:
+        image = blur(image, sinc_kernel(draw.choice(SETTINGS.sizes), draw.uniform(math.pi / 3, math.pi)))
     if sinc_first:
         image = jpeg(image, quality)
     return (image * 255).round().clamp(0, 255) / 255
 
 
-def _blur_resize_noise(
-    image: Tensor, size: Sequence[int], settings: Round, draw: np.random.Generator, all_settings: RealEsrgan
-) -> Tensor:
+def _blur_resize_noise(image: Tensor, size: tuple[int, int], settings: Round, draw: np.random.Generator) -> Tensor:
     """A round but for its JPEG; the new size is a random multiple of ``size``."""
     if draw.random() < settings.blur:
-        image = blur(image, random_kernel(settings, draw, all_settings.sizes, all_settings.kinds))
+        image = blur(image, random_kernel(settings, draw))
 
     low, high = settings.resize_range
-    factor = 1 + ((high, low, 1.0)[_choice(settings.resize, draw)] - 1) * draw.random()
+    factor = 1 + (draw.choice((high, low, 1.0), p=settings.resize) - 1) * draw.random()
     height, width = (max(1, int(factor * side)) for side in size)
-    image = resize(image, (height, width), _one_of(all_settings.modes, draw))
+    image = resize(image, (height, width), draw.choice(SETTINGS.modes))
 
     grey = draw.random() < settings.grey
     if draw.random() < settings.gaussian:
@@ -161,35 +154,32 @@ def _blur_resize_noise(
     return (image + noise).clamp(0, 1)
 
 
-def random_kernel(settings: Round, draw: np.random.Generator, sizes: Sequence[int], kinds: Sequence[Kind]) -> Tensor:
+def random_kernel(settings: Round, draw: np.random.Generator) -> Tensor:
     """A kernel of Section 3.1 or, with probability ``settings.sinc``, of Section 3.3: float32 (k, k), its sum 1."""
-    size = _one_of(sizes, draw)
+    size = draw.choice(SETTINGS.sizes)
     if draw.random() < settings.sinc:
         return sinc_kernel(size, draw.uniform(math.pi / 3 if size < 13 else math.pi / 5, math.pi))
-    kind = kinds[_choice([kind.probability for kind in kinds], draw)]
+    kind = SETTINGS.kinds[draw.choice(len(SETTINGS.kinds), p=[kind.probability for kind in SETTINGS.kinds])]
     sigma_x, sigma_y = draw.uniform(*settings.sigma), draw.uniform(*settings.sigma)
-    angle = draw.uniform(-math.pi, math.pi)
-    beta = {  # both are drawn whatever the shape
-        "gaussian": 1.0,
-        "generalised": _around_one(settings.generalised_beta, draw),
-        "plateau": _around_one(settings.plateau_beta, draw),
-    }[kind.shape]
-    return kernel(size, sigma_x, sigma_x if kind.isotropic else sigma_y, angle, kind.shape, beta)
+    angle, beta = draw.uniform(-math.pi, math.pi), {"gaussian": 1.0}
+    for shape, (low, high) in (("generalised", settings.generalised_beta), ("plateau", settings.plateau_beta)):
+        beta[shape] = draw.uniform(min(low, 1.0), 1.0) if draw.random() < 0.5 else draw.uniform(1.0, max(high, 1.0))
+    return kernel(size, sigma_x, sigma_x if kind.isotropic else sigma_y, angle, kind.shape, beta[kind.shape])
 
 
 def kernel(
-    size: int, sigma_x: float, sigma_y: float, angle: float = 0.0, shape: Shape = "gaussian", beta: float = 1.0
+    size: int, sigma_x: float, sigma_y: float, angle: float = 0.0, shape: str = "gaussian", beta: float = 1.0
 ) -> Tensor:
     """A blur kernel of Section 3.1, float32 (size, size), its sum 1; ``size`` is odd.
 
     With q(d) = d^T S^-1 d, where S has the standard deviations ``sigma_x`` and ``sigma_y`` (in pixels) along axes
-    turned by ``angle`` (radians): exp(-q / 2) for a Gaussian, exp(-q^beta / 2) for a generalised one, 1 / (1 + q^beta)
-    for a plateau.
+    turned by ``angle`` (radians): exp(-q^beta / 2) for a generalised Gaussian, whose beta is 1 for the usual one, and
+    1 / (1 + q^beta) for a plateau.
     """
     y, x = _grid(size)
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
-    q = (along / sigma_x) ** 2 + (across / sigma_y) ** 2
-    values = 1 / (1 + q**beta) if shape == "plateau" else torch.exp(-0.5 * q ** (beta if shape == "generalised" else 1))
+    q = ((along / sigma_x) ** 2 + (across / sigma_y) ** 2) ** beta
+    values = 1 / (1 + q) if shape == "plateau" else torch.exp(-0.5 * q)
     return (values / values.sum()).to(torch.float32)
 
 
@@ -206,16 +196,12 @@ def sinc_kernel(size: int, cutoff: float) -> Tensor:
 
 def blur(image: Tensor, taps: Tensor) -> Tensor:
     """Filter an image (3, H, W) with a kernel (k, k); borders are mirrored about the edge pixel, not repeating it."""
-    margin = taps.shape[-1] // 2
-    padded = image
-    for axis, side in ((1, image.shape[1]), (2, image.shape[2])):
-        period = max(2 * (side - 1), 1)
-        place = torch.remainder(torch.arange(-margin, side + margin), period)
-        padded = padded.index_select(axis, torch.minimum(place, period - place))
+    margin = (taps.shape[-1] // 2,) * 2
+    padded = torch.from_numpy(np.pad(image.numpy(), ((0, 0), margin, margin), "reflect"))
     return F.conv2d(padded[None], taps.expand(3, 1, *taps.shape), groups=3)[0]
 
 
-def resize(image: Tensor, size: tuple[int, int], mode: Mode) -> Tensor:
+def resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """An image (3, H, W) at another size by torch's interpolation, which the release uses: bilinear and bicubic reduce
     without antialiasing, and alias."""
     return image if image.shape[1:] == size else F.interpolate(image[None], size=size, mode=mode)[0]
@@ -252,18 +238,4 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
 def _grid(size: int) -> tuple[Tensor, Tensor]:
     """Distances of a kernel's taps from its centre, along y and x: float64 (size, size) each."""
     line = torch.arange(size, dtype=torch.float64) - size // 2
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    return y, x
-
-
-def _around_one(ends: Range, draw: np.random.Generator) -> float:
-    low, high = (min(ends[0], 1.0), 1.0) if draw.random() < 0.5 else (1.0, max(ends[1], 1.0))
-    return draw.uniform(low, high)
-
-
-def _choice(probabilities: Sequence[float], draw: np.random.Generator) -> int:
-    return int(np.searchsorted(np.cumsum(probabilities[:-1]), draw.random(), side="right"))
-
-
-def _one_of(values: Sequence[T], draw: np.random.Generator) -> T:
-    return values[int(draw.integers(len(values)))]
+    return line[:, None].expand(size, size), line.expand(size, size)

