@@ -22,11 +22,11 @@ LIIF_LUMA = (65.738, 129.057, 25.064)  # the same over 256 instead of 255, to th
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every choice between two images and a score; images enter as R, G, B in [0, 1].
+    """Every choice between two images and a score.
 
-    The luma of a pixel, in 8-bit units, is ``luma_gain * (luma . RGB) + luma_offset``; images of one channel are taken
-    as luma already. ``border_at`` holds pairs (scale, border) that take precedence over the rule ``border_per_scale *
-    scale + border_extra``. ``ssim_precision`` is that of SSIM's local means and squares.
+    The luma of a pixel, in 8-bit units, is ``luma_gain * (luma . RGB) + luma_offset`` of RGB in [0, 1]; images of one
+    channel are taken as luma already. ``border_at`` holds pairs (scale, border) that take precedence over the rule
+    ``border_per_scale * scale + border_extra``. ``ssim_precision`` is that of SSIM's local means and squares.
 
     Three fields have no part in the arithmetic: ``about`` says what is known, what is assumed, and the source;
     ``lr_origin`` which LR images the evaluation starts from; ``means`` how a release rounds the means that it prints.
@@ -40,25 +40,19 @@ class Protocol:
     luma_offset: float = 16.0
     border_per_scale: int = 1
     border_extra: int = 0
-    border_at: tuple[tuple[int, int], ...] = ()
+    border_at: tuple[tuple[float, int], ...] = ()
     clamp: bool = True
     round_image: bool = True
     round_luma: bool = False
     ssim_window: int = 11
-    ssim_sigma: float = 1.5
-    ssim_k1: float = 0.01
     ssim_k2: float = 0.03
     ssim_precision: Literal["float64", "float32"] = "float64"
-    data_range: float = 255.0
     means: Literal["nearest", "up"] = "nearest"
     lr_origin: str = "MATLAB bicubic, 8 bits, of the HR image cropped to a multiple of the scale"
 
     def border(self, scale: float) -> int:
         """Pixels cut off at each edge of the HR image; a fractional scale's border is rounded up."""
-        if not 0 < scale < math.inf:
-            raise InputError(f"scale {scale!r} is not positive; give a number above 0")
-        at: dict[float, int] = dict(self.border_at)
-        return at.get(scale, math.ceil(self.border_per_scale * scale) + self.border_extra)
+        return dict(self.border_at).get(scale, math.ceil(self.border_per_scale * scale) + self.border_extra)
 
     def printed(self, mean: float, digits: int) -> float:
         """A mean as the release prints it with that many digits: to the nearest, or half a unit more (SSIU)."""
@@ -85,31 +79,25 @@ def psnr(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> Tensor:
     border.
     """
     sr, hr = _compared(sr, hr, protocol, scale)
-    return 10 * torch.log10(protocol.data_range**2 / (sr - hr).square().mean(dim=(1, 2, 3)))
+    return 10 * torch.log10(255**2 / (sr - hr).square().mean(dim=(1, 2, 3)))
 
 
 def ssim(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> Tensor:
-    """Structural similarity (Wang et al., 2004), one float64 value an image (B,).
+    """Structural similarity (Wang et al., 2004), one float64 value an image (B,). Images and errors as for ``psnr``.
 
     Gaussian window, only places where it lies wholly inside the image, population (co)variances, mean over places and
-    channels: what scikit-image computes with ``gaussian_weights=True, use_sample_covariance=False``. Images as for
-    ``psnr``. Raises InputError also where the window is larger than what the border leaves.
+    channels: what scikit-image computes with ``gaussian_weights=True, use_sample_covariance=False``.
     """
-    sr, hr = _compared(sr, hr, protocol, scale)
     size = protocol.ssim_window
-    if min(sr.shape[-2:]) < size:
-        raise InputError(
-            f"{_pixels(sr)} pixels inside the border are fewer than SSIM's {size}x{size} window; give larger images"
-        )
+    sr, hr = _compared(sr, hr, protocol, scale, size)
     precision = torch.float32 if protocol.ssim_precision == "float32" else torch.float64
     distance = torch.arange(size, dtype=precision) - size // 2
-    window = torch.exp(-(distance**2) / (2 * protocol.ssim_sigma**2))
+    window = torch.exp(-(distance**2) / (2 * 1.5**2))
     sr, hr = sr.to(precision), hr.to(precision)
     maps = torch.stack([sr, hr, sr * sr, hr * hr, sr * hr])  # (5, B, C, H, W)
     mean_sr, mean_hr, square_sr, square_hr, product = _filter(maps, (window / window.sum()).tolist()).unbind()
 
-    c1 = (protocol.ssim_k1 * protocol.data_range) ** 2
-    c2 = (protocol.ssim_k2 * protocol.data_range) ** 2
+    c1, c2 = (0.01 * 255) ** 2, (protocol.ssim_k2 * 255) ** 2
     both = mean_sr * mean_hr
     luminance = (2 * both + c1) / (mean_sr**2 + mean_hr**2 + c1)
     variances = (square_sr - mean_sr**2) + (square_hr - mean_hr**2)  # each by itself, as single precision needs it
@@ -120,11 +108,9 @@ def ssim(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> Tensor:
 def luma(image: Tensor, protocol: Protocol) -> Tensor:
     """The luma plane that a protocol compares: (B, 3, H, W) in 8-bit units to (B, 1, H, W), likewise."""
     red, green, blue = (image / 255).unbind(1)
-    weights = [protocol.luma_gain * weight for weight in protocol.luma]
-    plane = weights[0] * red + weights[1] * green + weights[2] * blue + protocol.luma_offset
-    if protocol.round_luma:
-        plane = torch.floor(plane + 0.5)  # MATLAB rounds halves up
-    return plane[:, None]
+    of_red, of_green, of_blue = (protocol.luma_gain * weight for weight in protocol.luma)
+    plane = (of_red * red + of_green * green + of_blue * blue + protocol.luma_offset)[:, None]
+    return torch.floor(plane + 0.5) if protocol.round_luma else plane  # MATLAB rounds halves up
 
 
 def _filter(maps: Tensor, window: list[float]) -> Tensor:
@@ -138,32 +124,27 @@ def _filter(maps: Tensor, window: list[float]) -> Tensor:
     return maps
 
 
-def _compared(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float) -> tuple[Tensor, Tensor]:
+def _compared(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float, least: int = 1) -> tuple[Tensor, Tensor]:
     """Both images as the protocol compares them: border cut off, BCHW, float64 in 8-bit units."""
     if sr.shape != hr.shape or sr.dim() not in (3, 4):
         raise InputError(f"metrics take two CHW or BCHW images of one shape, not {tuple(sr.shape)}, {tuple(hr.shape)}")
     border = protocol.border(scale)
     height, width = sr.shape[-2:]
-    if min(height, width) <= 2 * border:
-        raise InputError(f"an image of {_pixels(sr)} pixels has nothing inside a border of {border}; give larger ones")
-    inside = (..., slice(border, height - border), slice(border, width - border))
-    return _prepared(sr[inside], protocol), _prepared(hr[inside], protocol)
+    if min(height, width) < 2 * border + least:
+        inside = f"{least}x{least} pixels inside a border of {border}"
+        raise InputError(f"an image of {width}x{height} pixels has no {inside}; give larger ones")
+    inner = (..., slice(border, height - border), slice(border, width - border))
+    return _prepared(sr[inner], protocol), _prepared(hr[inner], protocol)
 
 
 def _prepared(image: Tensor, protocol: Protocol) -> Tensor:
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise InputError(f"metrics take uint8 images or float ones in [0, 1], not {image.dtype}; convert them first")
     if image.is_floating_point():
         image = image.to(torch.float64) * 255
         image = image.clamp(0, 255) if protocol.clamp else image
         image = image.round() if protocol.round_image else image
+    elif image.dtype != torch.uint8:
+        raise InputError(f"metrics take uint8 images or float ones in [0, 1], not {image.dtype}; convert them first")
     image = (image if image.dim() == 4 else image[None]).to(torch.float64)
     if protocol.channel == "rgb" or image.shape[1] == 1:
         return image
-    if image.shape[1] != 3:
-        raise InputError(f"luma is made of 3 channels, not {image.shape[1]}; give RGB images, or luma as one channel")
     return luma(image, protocol)
-
-
-def _pixels(image: Tensor) -> str:
-    return f"{image.shape[-1]}x{image.shape[-2]}"

@@ -15,35 +15,26 @@ from torch import Tensor
 from srlib.errors import InputError
 
 
-def imresize(
-    image: Tensor, *, scale: float | tuple[float, float] | None = None, size: Sequence[int] | None = None
-) -> Tensor:
+def imresize(image: Tensor, *, scale: float | None = None, size: Sequence[int] | None = None) -> Tensor:
     """Resize CHW or BCHW images by a scale or to a size, as MATLAB's ``imresize`` does by default.
 
-    Give either ``scale`` (one number, or one for height and one for width; the new size is rounded up) or ``size``
-    (height, width). The axis with the smaller scale is resized first, rows first where they are equal.
+    Give either ``scale`` (the new size is rounded up) or ``size`` (height, width). The axis with the smaller scale is
+    resized first, rows first where they are equal.
 
     A uint8 image gives a uint8 image, rounded (halves up) and clipped after each of the two passes. A float image gives
     a float image of the same type, neither rounded nor clipped, and gradients flow. Sums are float64 in a fixed order:
     results depend neither on the batch nor on the device. Raises InputError for any other image, scale or size.
     """
-    if not isinstance(image, Tensor) or image.dim() not in (3, 4) or 0 in image.shape:
-        shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise InputError(f"imresize takes CHW or BCHW images of at least one pixel, not {shape}")
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise InputError(f"imresize takes uint8 or float images, not {image.dtype}; convert the image first")
-    height, width = image.shape[-2:]
-    if size is not None and scale is None:
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    if image.dim() not in (3, 4) or 0 in image.shape or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise InputError(f"give CHW or BCHW images of uint8 or float, not {tuple(image.shape)} of {image.dtype}")
+    if scale is None:
+        if size is None or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
             raise InputError(f"size {size!r} is not a height and a width in pixels; give two whole numbers above 0")
-        scales = (size[0] / height, size[1] / width)
-    elif scale is not None and size is None:
-        scales = scale if isinstance(scale, tuple) else (scale, scale)
-        if len(scales) != 2 or not all(0 < factor < math.inf for factor in scales):
-            raise InputError(f"scale {scale!r} is not positive; give one number above 0, or two (height, width)")
-        size = (math.ceil(scales[0] * height), math.ceil(scales[1] * width))
+        scales = [new / old for new, old in zip(size, image.shape[-2:], strict=True)]
     else:
-        raise InputError("imresize takes either scale or size; give exactly one of them")
+        if not 0 < scale < math.inf:
+            raise InputError(f"scale {scale!r} is not positive; give a number above 0")
+        scales, size = [scale, scale], [math.ceil(scale * side) for side in image.shape[-2:]]
     for axis in sorted((0, 1), key=lambda axis: scales[axis]):  # stable: rows come first where scales are equal
         image = _resize_axis(image, axis, size[axis], scales[axis])
     return image
@@ -98,6 +89,5 @@ def contributions(old: int, new: int, scale: float) -> tuple[Tensor, Tensor]:
 def _cubic(x: Tensor) -> Tensor:
     """Keys' piecewise cubic kernel with a = -0.5; zero beyond 2."""
     x = x.abs()
-    near = 1.5 * x**3 - 2.5 * x**2 + 1
-    far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    return torch.where(x <= 1, near, torch.where(x <= 2, far, torch.zeros_like(x)))
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return torch.where(x <= 1, near, torch.where(x <= 2, far, 0.0))

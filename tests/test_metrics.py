@@ -136,9 +136,7 @@ IMAGE = torch.zeros(3, 16, 16, dtype=torch.uint8)
         (IMAGE[0], IMAGE[0], 2, "CHW"),
         (IMAGE.int(), IMAGE.int(), 2, "uint8"),
         (IMAGE[:, :8], IMAGE[:, :8], 4, "border of 4"),
-        (IMAGE, IMAGE, 0, "scale 0"),
-        (IMAGE[:2], IMAGE[:2], 2, "3 channels"),
-        (IMAGE, IMAGE, 3, "window"),
+        (IMAGE, IMAGE, 3, "no 11x11 pixels inside a border of 3"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(sr: Tensor, hr: Tensor, scale: int, words: str) -> None:

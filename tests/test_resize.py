@@ -102,7 +102,7 @@ def test_halves_are_rounded_up_and_after_each_pass() -> None:
     # Of a row of 128, the outputs get -1.5, 14.5, 55.5, -4.5: weights -3, 29, 111 and -9 of 256.
     rows = torch.zeros(1, 16, 1, dtype=torch.uint8)
     rows[0, 8] = 128
-    assert imresize(rows, scale=(0.5, 1.0)).flatten().tolist() == [0, 0, 0, 15, 56, 0, 0, 0]
+    assert imresize(rows, size=(8, 1)).flatten().tolist() == [0, 0, 0, 15, 56, 0, 0, 0]
     image = torch.zeros(1, 16, 16, dtype=torch.uint8)
     image[0, 8, 8] = 8  # passes: 3.47 -> 3, 1.30 -> 1; unrounded between them 1.504 -> 2
     assert imresize(image, scale=0.5)[0, 4, 4] == 1
@@ -134,7 +134,7 @@ def test_a_batch_is_its_images_and_sizes_are_rounded_up(dtype: torch.dtype, scal
 
 def test_size_and_scale_agree() -> None:
     image = noise(3, 24, 36)
-    for scale, size in ((0.5, (12, 18)), (1.5, (36, 54)), ((0.5, 2.0), (12, 72)), (1, (24, 36))):
+    for scale, size in ((0.5, (12, 18)), (1.5, (36, 54)), (1, (24, 36))):
         assert torch.equal(imresize(image, scale=scale), imresize(image, size=size))
     assert torch.equal(imresize(image, scale=1), image)
 
@@ -175,15 +175,14 @@ def test_cuda_equals_cpu(scale: float) -> None:
 @pytest.mark.parametrize(
     ("image", "arguments", "words"),
     [
-        (noise(3, 4, 4), {}, "either scale or size"),
-        (noise(3, 4, 4), {"scale": 2, "size": (8, 8)}, "either scale or size"),
+        (noise(3, 4, 4), {}, "size None"),
         (noise(3, 4, 4), {"scale": 0}, "scale 0"),
         (noise(3, 4, 4), {"scale": float("nan")}, "scale nan"),
         (noise(3, 4, 4), {"size": (0, 3)}, "size"),
         (noise(3, 4, 4), {"size": (2.5, 3)}, "size"),
         (noise(4, 4), {"scale": 2}, "CHW"),
-        (noise(3, 0, 4), {"scale": 2}, "at least one pixel"),
-        (noise(3, 4, 4).int(), {"scale": 2}, "uint8 or float"),
+        (noise(3, 0, 4), {"scale": 2}, r"not \(3, 0, 4\)"),
+        (noise(3, 4, 4).int(), {"scale": 2}, "uint8 or float, not .*int32"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(image: Tensor, arguments: dict, words: str) -> None:
