@@ -239,10 +239,8 @@ class Store:
             file = self.image_set.lr_files[scale][i]
             lr = decode(file)
             if lr.shape[1:] != (height, width):
-                raise InputError(
-                    f"{file} is {lr.shape[2]}x{lr.shape[1]}, but its HR image needs {width}x{height}: fetch both of one"
-                    f" release, or remove {file.parent} to have x{scale} made from HR"
-                )
+                wrong = f"{file} is {lr.shape[2]}x{lr.shape[1]}, but its HR image needs {width}x{height}"
+                raise InputError(f"{wrong}: fetch both of one release, or remove {file.parent} to have it made from HR")
             return lr
         hr = self.hr(i)[:, : height * scale, : width * scale]
         if self.seed is None:
@@ -279,10 +277,8 @@ def _check_room(store: Store, patch: int) -> None:
     """Raise InputError where an image is smaller than a patch of so many HR pixels."""
     small = [name for name, shape in zip(store.names, store.images.shapes, strict=True) if min(shape[1:]) < patch]
     if small:
-        raise InputError(
-            f"{len(small)} of {len(store)} images of {store.name} cannot hold a patch of {patch}x{patch} HR pixels:"
-            f" take smaller patches, or leave out {few(small)}"
-        )
+        lack = f"{store.name}: {few(small)} cannot hold a patch of {patch}x{patch} HR pixels"
+        raise InputError(f"{lack}: take smaller patches, or leave these images out")
 
 
 @dataclass
@@ -354,9 +350,7 @@ class Queries(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     def __post_init__(self) -> None:
         least = self._side(self.scales[0]) ** 2
         if self.queries > least:
-            raise InputError(
-                f"{self.queries} queries are more than the {least} pixels of the smallest patch: give fewer"
-            )
+            raise InputError(f"{self.queries} queries exceed the {least} pixels of the smallest patch: give fewer")
         _check_room(self.store, self._side(self.scales[1]))
 
     def _side(self, scale: float) -> int:

@@ -33,7 +33,6 @@ class Dataset:
 
     name: str
     images: int
-    about: str
     publisher: str
     page: str
     terms: str
@@ -204,7 +203,8 @@ def _image_set(name: str, hr: Path) -> ImageSet:
 def _lr_files(hr: Path, files: list[Path]) -> tuple[dict[int, tuple[Path, ...]], tuple[str, ...]]:
     """The LR file of each HR file by scale, in X4 or x4 beside the HR folder, and a note on other folders there."""
     lr = hr.with_name(hr.name.removesuffix("HR") + "LR_bicubic")
-    found, others = {}, []
+    found: dict[int, tuple[Path, ...]] = {}
+    others = []
     for folder in sorted(child for child in lr.iterdir() if child.is_dir()) if lr.is_dir() else []:
         if named := re.fullmatch(r"[Xx]([1-9]\d*)", folder.name):
             found.setdefault(int(named[1]), tuple(folder / f"{file.stem}x{named[1]}.png" for file in files))
@@ -235,8 +235,10 @@ class Status:
 
 def listing(root: str | Path | None = None, names: Collection[str] = ()) -> list[Status]:
     """Every dataset, or those of ``names``, and how much of it is in the data folder: HR, and each scale that has LR
-    images. Raises InputError for a name that is none."""
+    images. Raises InputError for a name that is none, and where no data folder is named for them."""
     base = data_root(root)
+    if names and base is None:
+        raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
     for name in names:
         if not known(name):
             raise InputError(f"no dataset called {name!r}: choose one of {', '.join([*DATASETS, 'DIV2K', 'DF2K'])}")
@@ -269,9 +271,7 @@ def get(
     """
     import pooch
 
-    base, here = data_root(root), listing(root, [name])
-    if base is None:
-        raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
+    here, base = listing(root, [name]), data_root(root) or Path()
     for dataset in known(name):
         if not dataset.archives:
             raise InputError(f"{dataset.absent(base)} ({dataset.terms})")

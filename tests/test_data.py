@@ -295,11 +295,11 @@ def test_a_batch_depends_on_seed_and_step_alone_and_may_be_made_in_parts(store, 
 
 
 def test_what_does_not_fit_is_refused(store):
-    with pytest.raises(InputError, match="1 of 3 images of images cannot hold a patch of 40x40 HR pixels.*leave out a"):
+    with pytest.raises(InputError, match="images: a cannot hold a patch of 40x40 HR pixels: take smaller patches"):
         Patches(store, 4, 10, 1, 0)
     with pytest.raises(InputError, match="cannot hold a patch of 40x40"):
         Queries(store, (1, 4), 10, 1, 9, 0)
-    with pytest.raises(InputError, match="65 queries are more than the 64 pixels"):
+    with pytest.raises(InputError, match="65 queries exceed the 64 pixels"):
         Queries(store, (1, 4), 8, 1, 65, 0)
 
 
