@@ -28,18 +28,16 @@ PATIENCE = timedelta(days=7)  # of processes that wait while the first one score
 
 def pick_device(device: str) -> str:
     """``cpu`` or ``cuda``; ``auto`` is CUDA where there is some. Raises InputError where it cannot be had."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"no device {device!r}: choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("this torch sees no CUDA device: use --device cpu, or install a CUDA build of torch")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    here = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if device not in ("auto", *here):
+        raise InputError(f"this torch has no device {device!r}: choose auto or {' or '.join(here)}")
+    return here[-1] if device == "auto" else device
 
 
 @contextmanager
 def signals() -> Iterator[list[str]]:
     """The names of the signals that asked to stop up to now: Ctrl-C, SIGTERM, a scheduler's warning (Slurm's
-    ``--signal=USR1@60``), a closed terminal. A second Ctrl-C interrupts at once; an ignored signal (``nohup``) stays
-    so."""
+    ``--signal=USR1@60``), a closed terminal. A second Ctrl-C interrupts at once. Ignored ones (``nohup``) stay so."""
     asked: list[str] = []
 
     def note(number: int, frame: FrameType | None) -> None:

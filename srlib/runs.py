@@ -41,9 +41,6 @@ TRAINING_VERSION = 1  # raise it by hand when a change alters trained weights: e
 VALIDATION_SCALE = 4  # at which networks for every scale are scored while they train, and at the end
 
 
-# --- what is trained -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Budget:
     """How much of a paper's training is run: steps (None: the paper's own), and the most that is taken of its batch,
@@ -152,9 +149,7 @@ def configure(
         raise InputError("the paper budget needs the paper's training images: give --data FOLDER (DIV2K's HR images)")
     train_config = training(model, budget, **settings)
     config: Any = create(model, scale, network).config
-    reduced = ""  # LR is made of HR patches
-    if scale is not None and train_config.degradation == "bicubic":
-        reduced = store.lr_fingerprint(scale)
+    reduced = "" if scale is None or train_config.degradation != "bicubic" else store.lr_fingerprint(scale)
     return RunConfig(model, scale, asdict(config), train_config, store.name, store.fingerprint, reduced, budget=budget)
 
 
@@ -179,9 +174,6 @@ def fine_tune(run: Run, store: data.Store, *, budget: str = "smoke", **settings:
     changes |= {"fft_weight": 0.0, "degradation": "real-esrgan"}
     settings = {"ablation": True, "changes": changes, "budget": budget, **settings}
     return replace(configure(model, scale, store, network=run.network().config, **settings), start=run.folder.name)
-
-
-# --- a run in its folder ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -394,10 +386,10 @@ def rhythm(steps: int) -> tuple[int, int, int]:
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Who made a run: commit, command, versions, device and time."""
-    program = Path(sys.argv[0]).name
+    program = Path(sys.argv[0]).name.replace("__main__.py", "srlib")
     return {
         "commit": commit(),
-        "command": shlex.join(["srlib" if program == "__main__.py" else program, *sys.argv[1:]]),
+        "command": shlex.join([program, *sys.argv[1:]]),
         "version": TRAINING_VERSION,
         "software": f"srlib {srlib.__version__}, torch {torch.__version__}, {platform.platform()}",
         "device": describe_device(device),

@@ -177,18 +177,6 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(trained, store, t
     same(trained, tiny.train(store, root))
 
 
-def test_a_damaged_last_checkpoint_costs_steps_and_nothing_else(trained, store, tmp_path, capsys):
-    root = tmp_path / "damaged"
-    process = tiny.fork(lambda: (tiny.after_each_step(stop_at(15)), tiny.train(store, root)), tmp_path / "said")
-    process.join(30)
-    assert process.exitcode == 75
-    (path,) = root.glob("*/state-15.pt")
-    path.write_bytes(path.read_bytes()[:-1000])
-    resumed = tiny.train(store, root)
-    assert "state-15.pt is damaged" in capsys.readouterr().err and resumed.provenance["resumed_at"] == 12
-    same(trained, resumed)
-
-
 def stop_at(step: int):
     return lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == step else None
 
