@@ -73,6 +73,13 @@ class MoEISRConfig(Config):
             return FREQUENCIES
         return (9 if self.unfold else 1) * CHANNELS + 2 + 2 * self.cell
 
+    @property
+    def mapper_widths(self) -> list[int]:
+        """The mapper's channels, from the features to a score for each expert; none where there is one expert."""
+        if len(self.depths) == 1:
+            return []
+        return [CHANNELS, *[MAPPER_WIDTH] * (self.mapper_layers - 1), len(self.depths)]
+
     def build(self) -> MoEISR:
         return {"liif": LIIF, "lte": LTE}[self.decoder](self)
 

@@ -2,17 +2,16 @@
 
 A file that lies here and defines ``PAPER`` is found; nothing else lists papers. The functions below look into all of
 them: ``recipe("safmn")`` is how SAFMN trains, ``rows("safmn", "3")`` the networks of its Table 3, ``printed("safmn",
-"3")`` that table's cells. Table numbers are text ("3", "4c").
+"3")`` that table's cells. Table numbers are text ("3", "4c"). An unknown name raises ``InputError`` with those known.
 """
 
 from __future__ import annotations
 
-import json
 import pkgutil
 import re
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,7 @@ from srlib.metrics import MATLAB, Protocol
 from srlib.models import default_config
 from srlib.train import TrainConfig
 
-LEDGER = ("kind", "table", "row", "scale", "metric", "dataset", "printed", "ours", "explanation", "evidence")
-CLAIMS = ("claim", "place", "evidence", "link", "verdict", "why")
+DATA = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True)
@@ -45,18 +43,13 @@ class Row:
         return f"{self.label} ({self.variant})" if self.variant else self.label
 
     @property
-    def slug(self) -> str:
-        """The name as part of a file's name."""
-        return slug(self.name)
-
-    @property
     def scale(self) -> int | None:
         """The network's scale; None for a network that serves all the scales that its row is printed at."""
         return getattr(self.config, "scale", None)
 
     def stands_for(self, label: str, variant: str, scale: int) -> bool:
         """Whether a printed row, with all its further keys, at this scale is this one."""
-        keys = variant == self.variant or not self.variant or variant.startswith(f"{self.variant};")
+        keys = not self.variant or f"{variant};".startswith(f"{self.variant};")
         return label == self.label and keys and self.scale in (None, scale)
 
 
@@ -86,7 +79,6 @@ class Paper:
     name: str  # of its network: "SAFMN"
     title: str
     citation: str  # the key in the book's bibliography
-    venue: str
     order: int  # its place among the papers
     colour: str  # #rrggbb, readable on white and on the dark page
     marker: str  # matplotlib's, so that a chart reads without colours
@@ -107,28 +99,23 @@ class Paper:
 
 def all_papers() -> dict[str, Paper]:
     """Every paper by its slug, in order."""
-    return _find(tuple(__path__))
-
-
-@cache
-def _find(folders: tuple[str, ...]) -> dict[str, Paper]:
-    modules = (import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(folders))
+    modules = (import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
     found = [module.PAPER for module in modules if hasattr(module, "PAPER")]
     return {paper.slug: paper for paper in sorted(found, key=lambda paper: paper.order)}
 
 
 def paper(slug: str) -> Paper:
-    """The paper of that slug. Raises ``InputError`` where there is none."""
+    """The paper of that name for files and commands."""
     return _pick(all_papers(), slug, "unknown paper")
 
 
 def of(model: str) -> Paper:
-    """The paper that trains ``model``. Raises ``InputError`` for a model of no paper."""
+    """The paper that trains ``model``."""
     return _pick({name: one for one in all_papers().values() for name in one.recipes}, model, "no paper has a model")
 
 
 def recipe(model: str) -> Recipe:
-    """How a paper trains and scores ``model``. Raises ``InputError`` for a model of no paper."""
+    """How a paper trains and scores ``model``."""
     return of(model).recipes[model]
 
 
@@ -138,7 +125,7 @@ def title(model: str) -> str:
 
 
 def protocol(name: str) -> Protocol:
-    """The evaluation protocol of that name: a paper's, or MATLAB's. Raises ``InputError`` for an unknown name."""
+    """The evaluation protocol of that name: a paper's, or MATLAB's."""
     known = [MATLAB, *(one for each in all_papers().values() for one in each.protocols)]
     return _pick({one.name: one for one in known}, name, "unknown protocol")
 
@@ -150,32 +137,31 @@ def slug(label: str) -> str:
 
 def tables(slug: str) -> tuple[str, ...]:
     """The numbers of a paper's tables, in order."""
-    names = [path.stem for folder in _folders() for path in folder.glob(f"{paper(slug).slug}_table*.csv")]
-    numbers = [name.rpartition("_table")[2] for name in names]
+    numbers = [path.stem.rpartition("_table")[2] for path in DATA.glob(f"{paper(slug).slug}_table*.csv")]
     return tuple(sorted(numbers, key=lambda number: (int(re.sub(r"\D", "", number)), number)))
 
 
 def printed(slug: str, number: str) -> pd.DataFrame:
     """A table's printed cells, one a line: row, variant, scale, dataset, metric, printed (text), unit and note."""
-    return read(f"{slug}_table{_number(slug, number)}.csv").astype({"scale": int})
+    _pick(dict.fromkeys(tables(slug)), number, f"{slug} has no table")
+    return read(slug, f"table{number}").astype({"scale": int})
 
 
 def rows(slug: str, number: str) -> tuple[Row, ...]:
-    """The rows of a table that this library builds, in the paper's order; empty for a table of measured times.
-
-    ``<paper>_rows.csv`` has a line each: the network's and the training's settings that differ from the released ones.
-    """
-    number = _number(slug, number)
-    return tuple(map(_row, read(f"{slug}_rows.csv").query("table == @number").to_dict("records")))
+    """The rows of a table that this library builds, in the paper's order; empty for a table of measured times. In the
+    file, ``network`` and ``train`` are what a row has other than the released network and the paper's training."""
+    found = []
+    for line in read(slug, "rows").query("table == @number").to_dict("records"):
+        network, train = (tomllib.loads(line[key].replace(";", "\n")) for key in ("network", "train"))
+        config = replace(default_config(line["model"]), **network)
+        found.append(Row(line["row"], config, line["model"], line["variant"], train, bool(line["baseline"])))
+    return tuple(found)
 
 
 def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
-    """The row of a table with this printed label, name or slug; ``scale`` where it is printed at several.
-
-    Raises ``InputError`` for a row that there isn't or that this library can't build, and where several fit.
-    """
+    """The row of a table with this printed label or name; ``scale`` where it is printed at several."""
     known = rows(slug, number)
-    named = [one for one in known if label in (one.label, one.name, one.slug)]
+    named = [one for one in known if label in (one.label, one.name)]
     found = [one for one in named if scale is None or one.scale in (None, scale)]
     if len(found) == 1:
         return found[0]
@@ -185,54 +171,25 @@ def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
 
 def settings(slug: str) -> pd.DataFrame:
     """A paper's settings as printed: key, value ("not stated" where it is silent) and source."""
-    return read(f"{paper(slug).slug}_settings.csv")
+    return read(slug, "settings")
 
 
 def ledger(slug: str) -> pd.DataFrame:
-    """What differs between print, release and ours, one line each: ``tables.ledger`` joins it with the cells.
-
-    ``kind`` is "cell" (a printed number that isn't met to the last digit), "print" (the paper contradicts itself, or
-    misprints), "release" (paper and released code differ, or only the code says it) or "choice" (neither says it).
-    """
-    return read(f"{paper(slug).slug}_ledger.csv", LEDGER)
+    """What differs between print, release and ours, one line each. ``kind`` is "cell" (a printed number that isn't met
+    to the last digit), "print" (the paper contradicts itself, or misprints), "release" (paper and released code differ,
+    or only the code says it) or "choice" (neither says it)."""
+    return read(slug, "ledger")
 
 
 def claims(slug: str | None = None) -> pd.DataFrame:
     """What a paper, or every paper, says in words, with our evidence and a verdict."""
-    frames = [read(f"{one}_claims.csv", CLAIMS).assign(paper=one) for one in all_papers() if slug in (None, one)]
+    frames = [read(one, "claims").assign(paper=one) for one in all_papers() if slug in (None, one)]
     return pd.concat(frames, ignore_index=True)
 
 
-def _row(line: Mapping[Any, str]) -> Row:
-    scale = {"scale": int(line["scale"])} if line["scale"] else {}
-    config = replace(default_config(line["model"]), **_settings(line["network"]), **scale)
-    return Row(line["row"], config, line["model"], line["variant"], _settings(line["train"]), bool(line["baseline"]))
-
-
-def _settings(text: str) -> dict[str, Any]:
-    """ "norm=none;blocks=4" as a dictionary; what is no number, list, true or false is text."""
-    return {name: _value(value) for name, _, value in (part.partition("=") for part in text.split(";") if part)}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _folders() -> list[Path]:
-    return [Path(folder) / "data" for folder in __path__]
-
-
-def read(name: str, columns: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A CSV file of the data folders, all text; without such a file no lines of ``columns``."""
-    path = next((folder / name for folder in _folders() if (folder / name).exists()), None)
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path else pd.DataFrame(columns=list(columns))
-
-
-def _number(slug: str, number: str) -> str:
-    return _pick({one: one for one in tables(slug)}, str(number), f"{slug} has no table")
+def read(slug: str, what: str) -> pd.DataFrame:
+    """A paper's CSV file ``<slug>_<what>.csv``, all text."""
+    return pd.read_csv(DATA / f"{paper(slug).slug}_{what}.csv", dtype=str, keep_default_na=False)
 
 
 def _pick(known: Mapping[str, Any], name: str, problem: str) -> Any:

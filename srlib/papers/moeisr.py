@@ -1,31 +1,33 @@
 """MoEISR (Oh et al., arXiv 2023), and LIIF and LTE, which it builds on: recipes, evaluation, and how FLOPs are counted.
 
-Tables 3 and 4 count the decoder alone, the mean over Set14's and Urban100's images, whose sizes are
-data/moeisr_set14.csv (as distributed) and data/moeisr_urban100.csv (cropped to multiples of 4): the four queries of the
-local ensemble at each output pixel. LIIF's and LTE's counts are fixed by that; MoEISR's depend on where its trained
-mapper sends each pixel, and lie between ``bounds``.
+Tables 3 and 4 count the decoder alone: the mean over the images of Set14 (as distributed) or Urban100 (cropped to
+multiples of 4), whose sizes are in the folder data. LIIF's and LTE's counts are fixed by that; MoEISR's depend on where
+its trained mapper sends each pixel, and lie between ``bounds``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from srlib import papers
 from srlib.metrics import LIIF_LUMA, Protocol
-from srlib.models.moeisr import CHANNELS, CONFIGS, FREQUENCIES, MAPPER_WIDTH, MoEISRConfig
+from srlib.models.moeisr import CONFIGS, MoEISRConfig
 from srlib.papers import Paper, Recipe, Row
 from srlib.train import TrainConfig
 
-LIIF_ABOUT = (
-    "LIIF's released evaluation (which LTE shares) on the benchmarks: clamped, not rounded to 8 bits, luma from its own"
-    " coefficients over 256, a border of scale pixels. It measures no SSIM: the window and the offset 16 are assumed,"
-    " as in the literature. Beyond x4 it makes the LR images itself, with another bicubic than MATLAB's."
+LIIF = Protocol(
+    name="liif",
+    about="LIIF's released evaluation (which LTE shares) on the benchmarks: clamped, not rounded to 8 bits, luma from"
+    " its own coefficients over 256, a border of scale pixels. It measures no SSIM: the window and the offset 16 are"
+    " assumed, as in the literature. Beyond x4 it makes the LR images itself, with another bicubic than MATLAB's.",
+    luma=LIIF_LUMA,
+    luma_gain=255 / 256,
+    round_image=False,
 )
-LIIF = Protocol(name="liif", about=LIIF_ABOUT, luma=LIIF_LUMA, luma_gain=255 / 256, round_image=False)
 LIIF_DIV2K = Protocol(
     name="liif-div2k",
     about="LIIF's released evaluation on DIV2K: RGB, a border of scale + 6 pixels, clamped, not rounded to 8 bits. It"
@@ -34,12 +36,10 @@ LIIF_DIV2K = Protocol(
     border_extra=6,
     round_image=False,
 )
-MOEISR = replace(
-    LIIF,
-    name="moeisr",
-    about="MoEISR has no released code; it is assumed to be measured as LIIF, whose rows it repeats. Its Table 5 prints"
-    " SSIM without saying how. " + LIIF_ABOUT,
+MOEISR_ABOUT = (
+    "As liif: MoEISR has no released code, and repeats LIIF's rows. Its Table 5 doesn't say how SSIM is taken."
 )
+MOEISR = replace(LIIF, name="moeisr", about=MOEISR_ABOUT)
 
 # srlib train liif-edsr --data DIV2K --budget paper
 TRAIN = TrainConfig(
@@ -63,25 +63,20 @@ TRAIN = TrainConfig(
     balance_weight=0.0,  # LIIF and LTE have one decoder
     expert_weights=(),  # LIIF and LTE have one decoder
 )
-SWINIR: dict[str, Any] = {  # LIIF's and LTE's releases with SwinIR as the encoder: half the steps of twice the batch
+# LIIF's and LTE's releases with SwinIR as the encoder: half the steps of twice the batch, epochs 500, 800, 900 and 950
+SWINIR: dict[str, Any] = {
     "steps": 1000 * 20 * 800 // 32,
     "batch": 32,
-    "milestones": (250_000, 400_000, 450_000, 475_000),  # epochs 500, 800, 900 and 950
+    "milestones": (250_000, 400_000, 450_000, 475_000),
 }
 # srlib train moeisr-lte-s-edsr --data DIV2K --budget paper
 # Printed for EDSR-MoEISR(LTE)-s at x4: 29.04 dB on DIV2K's validation images, in RGB (Table 1). 1/333 of the steps with
 # a quarter of the batch take 28 minutes on one CPU core.
-EXPERTS: dict[str, Any] = {  # Section 4: alpha = 3000, beta = 1; w_j = 1 for every expert (Section 3.3)
+EXPERTS: dict[str, Any] = {
     "l1_weight": 3000.0,
     "balance_weight": 1.0,
-    "expert_weights": (),
-}
-SMOKE: dict[str, Any] = {
-    "steps": 400,
-    "patch": 24,
-    "queries": 576,
-    "lr": 1e-3,
-}  # at 1e-4 a few hundred steps lead nowhere
+}  # alpha and beta, Section 4; w_j = 1 for all (Section 3.3)
+SMOKE = {"steps": 400, "patch": 24, "queries": 576, "lr": 1e-3}  # at 1e-4 a few hundred steps lead nowhere
 
 
 def recipe(model: str) -> Recipe:
@@ -97,38 +92,33 @@ def title(model: str) -> str:
     return {"edsr": "", "rdn": "RDN-", "swinir": "SwinIR-"}[encoder] + name
 
 
-# How Tables 3 and 4 count
-
-QUERIES = 4  # of the local ensemble, at each output pixel
-
-
-def decoder_macs(config: MoEISRConfig) -> tuple[int, ...]:
-    """Multiply-adds of one query of each expert as the tables count them: the MLP's, all layers at every query."""
-    first = FREQUENCIES if config.decoder == "lte" else (9 if config.unfold else 1) * CHANNELS + 2 + 2 * config.cell
+def decoder_macs(config: MoEISRConfig) -> list[int]:
+    """Multiply-adds of one query of each expert as Tables 3 and 4 count them: the MLP's, all layers at every query."""
     width = config.hidden
-    return tuple(first * width + (depth - 2) * width**2 + 3 * width for depth in config.depths)
+    return [config.inputs * width + (depth - 2) * width**2 + 3 * width for depth in config.depths]
 
 
 def mapper_macs(config: MoEISRConfig) -> int:
     """Multiply-adds of the mapper at one LR pixel; 0 for a backbone, which has none."""
-    widths = [CHANNELS, *[MAPPER_WIDTH] * (config.mapper_layers - 1), len(config.depths)]
-    return 0 if len(config.depths) == 1 else sum(9 * a * b for a, b in zip(widths, widths[1:], strict=False))
+    return sum(9 * a * b for a, b in pairwise(config.mapper_widths))
 
 
 @cache
-def pixels(dataset: str, scale: int) -> Fraction:
+def pixels(dataset: str, scale: int) -> float:
     """How many pixels an LR image has on average: Set14's images are the LR images themselves (Table 3), those of
     Urban100 are reduced (Table 4), from sides cropped to a multiple of ``scale``."""
-    step = 1 if dataset == "Set14" else scale
-    sizes = papers.read(f"moeisr_{dataset.lower()}.csv").astype({"width": int, "height": int})
-    return Fraction(int(((sizes.width // step) * (sizes.height // step)).sum()), len(sizes))
+    sizes = papers.read("moeisr", dataset.lower())[["width", "height"]].astype(int) // (
+        1 if dataset == "Set14" else scale
+    )
+    return float((sizes.width * sizes.height).mean())
 
 
-def bounds(config: MoEISRConfig, lr_pixels: Fraction, scale: int) -> tuple[Fraction, Fraction]:
+def bounds(config: MoEISRConfig, lr_pixels: float, scale: int) -> tuple[float, float]:
     """The decoder's multiply-adds by the paper's rule, for an LR image of so many pixels: the mapper's, and four
     queries at each output pixel, all of them of the shallowest expert or all of the deepest."""
-    macs, once, asked = decoder_macs(config), lr_pixels * mapper_macs(config), QUERIES * lr_pixels * scale**2
-    return once + asked * macs[0], once + asked * macs[-1]
+    macs = decoder_macs(config)
+    least, most = (lr_pixels * (mapper_macs(config) + 4 * scale**2 * each) for each in (macs[0], macs[-1]))
+    return least, most
 
 
 def macs(
@@ -136,22 +126,21 @@ def macs(
 ) -> tuple[float | None, str]:
     """A row's multiply-adds by the paper's rule; None, and a note that says where the printed ones lie, for a network
     whose trained mapper chooses."""
+    unit = {"G": 1e9, "T": 1e12}.get(line["unit"])
     if "percent_of_backbone" in line["variant"] and len(row.config.depths) == 1:
         return 100, "the backbone itself"
-    if line["unit"] == "%" or line["dataset"] not in ("Set14", "Urban100"):
+    if not unit or line["dataset"] not in ("Set14", "Urban100"):
         return None, "depends on the trained mapper"
     lr = pixels(line["dataset"], line["scale"])
     least, most = bounds(row.config, lr, line["scale"])
     if least == most:
-        return float(least), f"{QUERIES} queries at each of {float(line['scale'] ** 2 * lr):,.0f} pixels"
-    unit = {"G": 10**9, "T": 10**12}[line["unit"]]
-    place = round(100 * (Fraction(line["printed"]) * unit - least) / (most - least))
+        return least, f"4 queries at each of {line['scale'] ** 2 * lr:,.0f} pixels"
+    place = round(100 * (float(line["printed"]) * unit - least) / (most - least))
     between = f"{place} % of the way" if 0 <= place <= 100 else f"{'above' if place > 100 else 'below'} both"
     digits = len(line["printed"].partition(".")[2]) + 1
-    low, high = (f"{float(one / unit):.{digits}f}" for one in (least, most))
     return None, (
-        f"depends on the trained mapper: {low} {line['unit']} with the shallowest expert everywhere, {high} with the"
-        f" deepest; printed: {between}"
+        f"depends on the trained mapper: {least / unit:.{digits}f} {line['unit']} with the shallowest expert"
+        f" everywhere, {most / unit:.{digits}f} with the deepest; printed: {between}"
     )
 
 
@@ -160,7 +149,6 @@ PAPER = Paper(
     name="MoEISR",
     title="Balancing Efficiency and Quality: MoEISR for Arbitrary-Scale Image Super-Resolution",
     citation="oh2023moeisr",
-    venue="arXiv 2023",
     order=4,
     colour="#e17702",
     marker="P",

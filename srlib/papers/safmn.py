@@ -51,7 +51,6 @@ PAPER = Paper(
     name="SAFMN",
     title="Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution",
     citation="sun2023safmn",
-    venue="ICCV 2023",
     order=1,
     colour="#3a4eff",
     marker="o",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
@@ -18,12 +17,8 @@ PROTOCOL = Protocol(
     about="SeemoRe says only: Y channel. Its release is built on BasicSR: output clamped and rounded to 8 bits, luma"
     " not rounded; the released test settings of T and B cut a border of scale pixels.",
 )
-PROTOCOL_L = replace(
-    PROTOCOL,
-    name="seemore-l",
-    about="As seemore, but the released x4 test settings of SeemoRe-L cut a border of 3 pixels.",
-    border_at=((4, 3),),
-)
+ABOUT_L = "As seemore, but the released x4 test settings of SeemoRe-L cut a border of 3 pixels."
+PROTOCOL_L = replace(PROTOCOL, name="seemore-l", about=ABOUT_L, border_at=((4, 3),))
 
 # srlib train seemore-t --scale 4 --data DF2K --budget paper
 # Printed for T at x4: 32.31 dB on Set5 (Table 1). 1/50 of the steps with a quarter of the batch take 42 minutes on two
@@ -57,19 +52,17 @@ def macs(row: Row, line: Mapping[Any, Any], size: tuple[int, int], counted: Call
     The route is one that uses all ranks alike, as nearly as can be, if its count rounds to the printed one, else the
     one whose count is nearest to print.
     """
-    config, digit = row.config, Decimal(line["printed"])
-    unit = {"G": 10**9}[line["unit"]]
-    printed, half = int(digit * unit), Decimal(1).scaleb(int(digit.as_tuple().exponent)) * unit / 2
-    by_ranks = macs_by_ranks(config, size, counted())
+    by_ranks, config = macs_by_ranks(row.config, size, counted()), row.config
     if len(by_ranks) == 1:
         return counted(), ""
+    printed, digits = float(line["printed"]), len(line["printed"].partition(".")[2])  # in G
     alike = config.groups * config.top_k * sum(config.ranks) / config.experts
     ranks = min(by_ranks, key=lambda ranks: (abs(ranks - alike), ranks))
-    if abs(by_ranks[ranks] - printed) > half:
-        ranks = min(by_ranks, key=lambda ranks: abs(by_ranks[ranks] - printed))
-    least, most = (f"{limit(by_ranks.values()) / 1e9:.2f}" for limit in (min, max))
+    if round(by_ranks[ranks] / 1e9, digits) != printed:
+        ranks = min(by_ranks, key=lambda ranks: abs(by_ranks[ranks] / 1e9 - printed))
+    least, most = (limit(by_ranks.values()) / 1e9 for limit in (min, max))
     which = "all ranks alike" if abs(ranks - alike) < 1 else "not all alike"
-    return by_ranks[ranks], f"{least} to {most} G over all routes; here: ranks that add up to {ranks}, {which}"
+    return by_ranks[ranks], f"{least:.2f} to {most:.2f} G over all routes; here: ranks that add up to {ranks}, {which}"
 
 
 def macs_by_ranks(config: SeemoReConfig, size: tuple[int, int], counted: int) -> dict[int, int]:
@@ -80,11 +73,11 @@ def macs_by_ranks(config: SeemoReConfig, size: tuple[int, int], counted: int) ->
     """
     if config.rme == "plain":
         return {0: counted}
-    rank = 3 * config.channels * size[0] * size[1]
     sums = {0}
     for _ in range(config.groups):
         sums = {before + sum(chosen) for before in sums for chosen in combinations(config.ranks, config.top_k)}
-    return {ranks: counted - rank * (config.groups * sum(config.ranks) - ranks) for ranks in sorted(sums)}
+    rank, every = 3 * config.channels * size[0] * size[1], config.groups * sum(config.ranks)
+    return {ranks: counted - rank * (every - ranks) for ranks in sorted(sums)}
 
 
 PAPER = Paper(
@@ -92,7 +85,6 @@ PAPER = Paper(
     name="SeemoRe",
     title="See More Details: Efficient Image Super-Resolution by Experts Mining",
     citation="zamfir2024seemore",
-    venue="ICML 2024",
     order=2,
     colour="#b23f18",
     marker="s",

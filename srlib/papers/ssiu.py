@@ -65,7 +65,6 @@ PAPER = Paper(
     name="SSIU",
     title="Structural Similarity-Inspired Unfolding for Lightweight Image Super-Resolution",
     citation="ni2025ssiu",
-    venue="IEEE TIP 2025",
     order=3,
     colour="#43a55e",
     marker="D",
