@@ -88,6 +88,8 @@ class TrainConfig:
                 advice = f"give {'a whole number' if kind is int else 'numbers'} from {least} up, below {limit}"
             if not fits:
                 raise InputError(f"{name} is {value!r}: {advice}")
+        if self.scales[0] > self.scales[1]:
+            raise InputError(f"scales are {self.scales}: give the least and the greatest, such as (1, 4)")
         if self.queries and (self.fft_weight or self.degradation != "bicubic"):
             raise InputError("queries have no spectrum, and bicubic LR: give fft_weight 0 and degradation bicubic")
 

@@ -92,6 +92,7 @@ def test_a_recipe_states_every_setting():
         {"betas": (0.9, 2.0)},
         {"seed": 2**63},
         {"optimizer": "sgd"},
+        {"scales": (4.0, 1.0)},
         {"scales": (0.5, 4.0)},
         {"expert_weights": (1.0, -1.0)},
         {"queries": 9},
