@@ -54,8 +54,11 @@ class Attribution:
 
     @property
     def diffusion_index(self) -> float:
-        """The diffusion index of ``strength``."""
-        return diffusion_index(self.strength)
+        """The index (1 - G) 100, G the Gini coefficient of ``strength``: 100 for an even map, 100 / n where one of n
+        pixels holds everything. Only maps of as many pixels compare."""
+        ordered = _shares(self.strength).flatten().sort().values
+        rank = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
+        return 100 * (1 - ((2 * rank - len(ordered) - 1) * ordered).sum().item() / len(ordered))
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -86,25 +89,24 @@ class Attribution:
 def attribute(
     upscale: Upscale, lr: Tensor, patch: Box, scale: float, *, detector: Detector | None = None, steps: int = 8
 ) -> Attribution:
-    """The local attribution map of a ``patch`` of the output for one image ``lr``, (3, h, w) or (1, 3, h, w).
+    """The local attribution map of a ``patch`` of the output for one image ``lr``, (3, h, w).
 
     The path is walked in ``steps`` straight edges, short at the blurred end, where detectors bend most. The gradient in
     the middle of each times the edge is exact up to second order. (The authors' code takes 50 even steps, with the
     gradient at their ends.) A network should be in evaluation mode. Its decisions, such as which expert to take, are
     not differentiated. ``detector`` is ``gradients`` by default. Raises ``InputError`` for an image, scale or patch
-    that can't be, for an upscaler without a gradient, and for values that aren't finite.
+    that can't be, and for an upscaler without a gradient.
     """
-    lr = lr[0] if lr.ndim == 4 and len(lr) == 1 else lr
     if lr.ndim != 3 or not lr.is_floating_point() or min(lr.shape[1:]) <= KERNEL // 2:
         raise InputError(f"got {lr.dtype} of shape {tuple(lr.shape)}; give one float image (3, h, w), 5x5 or larger")
     size, (top, left, height, width) = enlarged_size(lr.shape[1:], scale), patch
     if min(top, left, height - 1, width - 1) < 0 or top + height > size[0] or left + width > size[1]:
         raise InputError(f"patch {patch} leaves the output of {size[0]} x {size[1]}; give (top, left, height, width)")
 
-    def detect(images: Tensor) -> Tensor:
-        sr = upscale(images)
+    def detect(image: Tensor) -> Tensor:
+        sr = upscale(image[None])
         if sr.shape[-2:] != size:
-            raise InputError(f"the upscaler made {tuple(sr.shape)} of {tuple(images.shape)}, which isn't x{scale:g}")
+            raise InputError(f"the upscaler made {tuple(sr.shape)} of {tuple(image.shape)}, which isn't x{scale:g}")
         return (detector or gradients)(sr, patch)
 
     points = _path(steps)
@@ -113,15 +115,12 @@ def attribute(
         values = torch.zeros(image.shape, dtype=torch.float64, device=image.device)
         for start, end in pairwise(points):
             middle = _blurred(image, (start + end) / 2).to(image.dtype).requires_grad_()
-            found = detect(middle[None])
-            gradient = torch.autograd.grad(found, middle, allow_unused=True)[0] if found.requires_grad else None
-            if gradient is None:
+            found = detect(middle)
+            if not found.requires_grad:
                 raise InputError("no gradient comes through the upscaler; bicubic is srlib.resize.imresize on floats")
-            values += gradient.double() * _blurred(image, end - start)
-        if not values.isfinite().all():
-            raise InputError("the map isn't finite; look at the network's weights and at the image")
+            values += torch.autograd.grad(found, middle)[0].double() * _blurred(image, end - start)
         with torch.no_grad():
-            first, last = (detect(_blurred(image, point).to(image.dtype)[None]).item() for point in points[[0, -1]])
+            first, last = (detect(_blurred(image, point).to(image.dtype)).item() for point in points[[0, -1]])
     return Attribution(values.cpu(), patch, scale, (first, last))
 
 
@@ -155,19 +154,6 @@ def _blurred(image: Tensor, kernel: Tensor) -> Tensor:
     """An image (3, h, w) through a kernel (9, 9), its border mirrored: float64."""
     padded = F.pad(image.double()[:, None], (KERNEL // 2,) * 4, mode="reflect")
     return F.conv2d(padded, kernel[None, None].to(padded))[:, 0]
-
-
-def diffusion_index(strength: Tensor) -> float:
-    """The diffusion index (1 - G) 100 of a map of any shape, G its ``gini`` coefficient: 100 for an even map, 100 / n
-    where one of n pixels holds everything. Only maps of as many pixels compare."""
-    return 100 * (1 - gini(strength))
-
-
-def gini(values: Tensor) -> float:
-    """The Gini coefficient of values from 0 up: half their mean absolute difference over their mean."""
-    ordered = _shares(values).flatten().sort().values
-    rank = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
-    return ((2 * rank - len(ordered) - 1) * ordered).sum().item() / len(ordered)
 
 
 def _shares(values: Tensor) -> Tensor:
@@ -220,39 +206,29 @@ def crop(image: Tensor, box: Box) -> Tensor:
     return image[..., top : top + height, left : left + width]
 
 
-def _energy(hr: Tensor, size: tuple[int, int], step: int) -> Tensor:
-    """Gradient energy of the boxes of ``size`` at every ``step`` pixels of an image (3, H, W): the mean squared
-    difference to the pixels below and on the right, of the mean of the channels. (n, m), float64."""
-    if hr.shape[-2] < size[0] or hr.shape[-1] < size[1]:
-        raise InputError(f"an image of {hr.shape[-2]} x {hr.shape[-1]} has no box of {size}; give a larger one")
-    grey = hr.double().mean(0, keepdim=True)
+def busiest(hr: Tensor, size: tuple[int, int], step: int = 4, margin: int = 0) -> Box:
+    """The box of ``size`` (height, width) of an image (3, H, W) with the largest gradient energy: the mean squared
+    difference to the pixels below and on the right, of the mean of the channels.
+
+    Boxes start at multiples of ``step`` and keep ``margin``, a multiple of it, from the border.
+    """
+    if hr.shape[-2] < size[0] + 2 * margin or hr.shape[-1] < size[1] + 2 * margin:
+        raise InputError(f"{tuple(hr.shape[1:])} has no box of {size} with {margin} around it; give a larger image")
+    grey, first = hr.double().mean(0, keepdim=True), margin // step
     down, right = F.pad(grey.diff(dim=1), (0, 0, 0, 1)), F.pad(grey.diff(dim=2), (0, 1))
-    return F.avg_pool2d(down**2 + right**2, size, stride=step)[0]
-
-
-def busiest(hr: Tensor, size: tuple[int, int] = (96, 128), step: int = 4) -> Box:
-    """The box of ``size`` (height, width) of an image (3, H, W) with the largest gradient energy."""
-    energy = _energy(hr, size, step)
+    energy = F.avg_pool2d(down**2 + right**2, size, stride=step)[0]
+    energy = energy[first : len(energy) - first, first : energy.shape[1] - first]
     row, column = divmod(int(energy.argmax()), energy.shape[1])
-    return step * row, step * column, *size
+    return step * (first + row), step * (first + column), *size
 
 
-def windows(
-    hr: Tensor, scale: int, *, count: int = 3, patch: int = 16, side: int = 64, apart: int = 64
-) -> list[Window]:
-    """The ``count`` square patches of an HR image (3, H, W) with the largest gradient energy, strongest first: of
-    ``patch`` HR pixels a side, in the middle of a window of ``side`` LR pixels inside the image, ``apart`` HR pixels or
-    more from each other. Raises ``InputError`` where there is no room."""
-    before = (side - patch // scale) // 2  # LR pixels from a window's corner to its patch
-    energy = _energy(hr, (patch, patch), scale)
-    rows, columns = (max(0, length // scale - side + 1) for length in hr.shape[-2:])
-    energy = crop(energy, (before, before, rows, columns)).clone()
-    found, near = [], apart // scale - 1
-    for _ in range(count):
-        if not energy.numel() or energy.max() < 0:
-            raise InputError(f"no room for {count} windows in {tuple(hr.shape[-2:])}; ask for fewer, or a larger image")
-        top, left = divmod(int(energy.argmax()), columns)
-        energy[max(0, top - near) : top + near + 1, max(0, left - near) : left + near + 1] = -1
-        lr_box, patch_box = (top, left, side, side), (scale * before, scale * before, patch, patch)
-        found.append(Window(lr_box, (scale * top, scale * left, scale * side, scale * side), patch_box))
-    return found
+def window(hr: Tensor, scale: int, patch: int = 16, side: int = 64) -> Window:
+    """Around the busiest square of ``patch`` HR pixels a side, a window of ``side`` LR pixels inside an HR image."""
+    before = (side - patch // scale) // 2  # LR pixels from the window's corner to its patch
+    top, left, *_ = busiest(hr, (patch, patch), scale, scale * before)
+    top, left = top - scale * before, left - scale * before
+    return Window(
+        (top // scale, left // scale, side, side),
+        (top, left, scale * side, scale * side),
+        (scale * before, scale * before, patch, patch),
+    )

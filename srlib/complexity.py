@@ -14,12 +14,14 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from srlib.errors import InputError
 from srlib.resize import enlarged_size
 
 Call = Callable[[], object]
@@ -43,7 +44,7 @@ class Counts:
 
     ``params``: learnt values. ``macs``: multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS), also by
     torch's operator ("convolution") and by dotted module name, each including its children; "" is the whole network.
-    ``acts``: values put out by convolutions. ``uncounted``: how often each operator ran that counts nothing.
+    ``acts``: values put out by convolutions.
     """
 
     params: int
@@ -52,17 +53,13 @@ class Counts:
     macs_by_operator: dict[str, int]
     macs_by_module: dict[str, int]
     acts_by_module: dict[str, int]
-    uncounted: dict[str, int]
 
 
 def lr_size(scale: int, hr: tuple[int, int] = (720, 1280)) -> tuple[int, int]:
     """Height and width of the LR image that belongs to an HR image, to the nearest whole pixel.
 
-    The papers count for an HR image of 1280x720: LR 640x360, 427x240 and 320x180 for x2, x3 and x4. Raises
-    ``InputError`` for a scale below 1, and for one that leaves less than a pixel.
+    The papers count for an HR image of 1280x720: LR 640x360, 427x240 and 320x180 for x2, x3 and x4.
     """
-    if not 1 <= scale <= min(hr):
-        raise InputError(f"scale {scale} has no LR size; give a scale from 1 up, to {min(hr)}")
     height, width = (int(side / scale + 0.5) for side in hr)
     return height, width
 
@@ -75,26 +72,16 @@ def count(
     Training mode is counted from shapes alone, at once for any size; SAFMN's Table 3 prints batch norm's figure so.
     Evaluation mode computes ``image`` (1, 3, height, width; by default zeros) on the CPU, since a network may choose
     there what it computes. ``inputs`` are what else its forward takes, such as ``size=(480, 640)``. The model itself
-    stays as it is. Raises ``InputError`` for a size below 1 x 1.
+    stays as it is.
     """
-    if min(lr_size) < 1:
-        raise InputError(f"an image of {lr_size[0]} x {lr_size[1]} pixels can't be counted; give at least 1 x 1")
     device = "meta" if training else "cpu"
     twin = copy.deepcopy(model).to(device).train(training)
     given = torch.zeros(1, 3, *lr_size, device=device) if image is None else image.to(device)
-    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     found = _Counter(type(model).__name__)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), found.modules, found:
         twin(given, **inputs)
-    return Counts(
-        params=sum(p.numel() for p in model.parameters()),
-        macs=found.macs[""],
-        acts=found.acts[""],
-        macs_by_operator=dict(sorted(found.operators.items())),
-        macs_by_module=dict(found.macs),
-        acts_by_module=dict(found.acts),
-        uncounted=dict(sorted(found.uncounted.items())),
-    )
+    params, operators = sum(p.numel() for p in model.parameters()), dict(sorted(found.operators.items()))
+    return Counts(params, found.macs[""], found.acts[""], operators, dict(found.macs), dict(found.acts))
 
 
 def multiply_adds(network: nn.Module, image: Tensor, scale: float) -> int:
@@ -114,14 +101,13 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.root, self.modules = root, ModuleTracker()
         self.macs, self.acts = Counter[str](), Counter[str]()  # by module
-        self.operators, self.uncounted = Counter[str](), Counter[str]()
+        self.operators = Counter[str]()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         operator = function.overloadpacket
         name, macs = operator.__name__, _macs(operator, args, kwargs or {}, out)
         self.operators += Counter({name: macs})  # keeps what is above 0
-        self.uncounted += Counter({name: not macs})
         for kind, _, module in (place.partition(".") for place in self.modules.parents):
             if kind == self.root:  # else a part that is called without its parent, which holds the count
                 self.macs[module] += macs
@@ -161,9 +147,17 @@ class Timing:
     unit: float = 1.0
 
 
-def latency(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu") -> Timing:
-    """Time ``call`` in seconds; on CUDA the device's work is in the time. The caller chooses inference mode."""
-    return _timing([_timed(call, device) for _ in range(warmup + repeats)][warmup:], device)
+def latency(
+    call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu", unit: Callable[[], float] = lambda: 1.0
+) -> Timing:
+    """Time ``call`` in units that are measured just before each; on CUDA the device's work is in the time.
+
+    The unit is the second unless given. The caller chooses inference mode.
+    """
+    pairs = [(unit(), _timed(call, device)) for _ in range(warmup + repeats)][warmup:]
+    times = [seconds / one for one, seconds in pairs]
+    spread, one_unit = (statistics.median(times), min(times), max(times)), statistics.median(one for one, _ in pairs)
+    return Timing(*spread, repeats, describe_device(device), one_unit)
 
 
 def yardstick(device: Device = "cpu") -> Callable[[], float]:
@@ -183,16 +177,11 @@ def yardstick(device: Device = "cpu") -> Callable[[], float]:
 
 
 def in_units(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu") -> Timing:
-    """Time ``call`` in units of :func:`yardstick`, each taken just before it, so that machines can be compared.
+    """``latency`` in units of :func:`yardstick`, so that machines can be compared.
 
     Use a fresh process: one that has run anything larger before keeps its memory and is faster for it.
     """
-    unit = yardstick(device)
-    unit()
-    for _ in range(warmup):
-        call()
-    pairs = [(unit(), _timed(call, device)) for _ in range(repeats)]
-    return _timing([seconds / one for one, seconds in pairs], device, statistics.median(one for one, _ in pairs))
+    return latency(call, warmup, repeats, device, yardstick(device))
 
 
 def _timed(call: Call, device: Device) -> float:
@@ -201,11 +190,6 @@ def _timed(call: Call, device: Device) -> float:
     call()
     _synchronise(device)
     return time.perf_counter() - start
-
-
-def _timing(values: list[float], device: Device, unit: float = 1.0) -> Timing:
-    spread = statistics.median(values), min(values), max(values)
-    return Timing(*spread, len(values), describe_device(device), unit)
 
 
 def peak_memory(call: Call, device: Device = "cpu") -> int:
@@ -228,11 +212,8 @@ def peak_memory(call: Call, device: Device = "cpu") -> int:
         trace = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    held = rise = 0
-    for _, change in sorted((float(e["ts"]), int(e["args"]["Bytes"])) for e in events if e.get("name") == "[memory]"):
-        held += change
-        rise = max(rise, held)
-    return rise
+    changes = sorted((float(e["ts"]), int(e["args"]["Bytes"])) for e in events if e.get("name") == "[memory]")
+    return max(accumulate((change for _, change in changes), initial=0))
 
 
 def operator_times(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu") -> dict[str, float]:
@@ -261,10 +242,9 @@ def describe_device(device: Device = "cpu") -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
     threads = torch.get_num_threads()
-    return f"{name or platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    return f"{[*names, platform.processor() or platform.machine()][0]}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _synchronise(device: Device) -> None:

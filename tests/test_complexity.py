@@ -11,15 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib import complexity
-from srlib.errors import InputError
 from srlib.models import create, default_config
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(2, (360, 640)), (3, (240, 427)), (4, (180, 320))])
 def test_the_papers_lr_sizes(scale: int, expected: tuple[int, int]) -> None:
     assert complexity.lr_size(scale) == expected
-    with pytest.raises(InputError, match="scale 0 has no LR size"):
-        complexity.lr_size(0)
 
 
 def safmn_by_hand(height: int, width: int, scale: int) -> tuple[int, int, int]:
@@ -42,7 +39,7 @@ def test_safmn_as_worked_out_on_paper(scale: int) -> None:
     found = complexity.count(create("safmn", scale), size)
     assert (found.params, found.macs, found.acts) == safmn_by_hand(*size, scale)
     assert sum(found.macs_by_operator.values()) == found.macs == found.macs_by_module[""]
-    assert found.acts_by_module[""] == found.acts and found.uncounted["native_layer_norm"] == 16
+    assert found.acts_by_module[""] == found.acts
     blocks = [found.macs_by_module[f"feats.{i}"] for i in range(8)]
     assert len(set(blocks)) == 1 and blocks[0] * 8 < found.macs
 
@@ -100,8 +97,6 @@ def test_attention_counts_its_two_products(training: bool, fused: bool) -> None:
 def test_a_large_image_is_counted_without_computing_it() -> None:
     found = complexity.count(nn.Conv2d(3, 4, 3, padding=1), (2**18, 2**18))
     assert (found.macs, found.acts) == (2**36 * 3 * 4 * 9, 2**36 * 4)
-    with pytest.raises(InputError, match="0 x 4 pixels can't be counted"):
-        complexity.count(nn.Conv2d(3, 4, 3), (0, 4))
 
 
 def test_multiply_adds_are_those_of_an_image_s_own_route() -> None:
