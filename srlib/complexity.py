@@ -77,6 +77,7 @@ def count(
     device = "meta" if training else "cpu"
     twin = copy.deepcopy(model).to(device).train(training)
     given = torch.zeros(1, 3, *lr_size, device=device) if image is None else image.to(device)
+    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     found = _Counter(type(model).__name__)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), found.modules, found:
         twin(given, **inputs)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +30,17 @@ LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 Upscaler = Callable[[Tensor], Tensor]
 Device = str | torch.device
-Progress = Callable[[int, int], None]
 
 
 class Piece(NamedTuple):
-    """A tile along one axis: LR pixels ``start`` to ``end``. The others are output pixels: the result lies at ``first``
-    to ``last``, fades in from ``begin`` to ``full`` and out from ``leave`` to ``until``."""
+    """A tile along one axis: LR pixels ``start`` to ``end``, output pixels ``first`` to ``last`` and their weights,
+    which sum to 1 with those of its neighbours."""
 
     start: int
     end: int
     first: int
     last: int
-    begin: int
-    full: int
-    leave: int
-    until: int
+    weight: Tensor
 
 
 def pieces(side: int, large: int, tile: int, overlap: int) -> list[Piece]:
@@ -57,19 +54,22 @@ def pieces(side: int, large: int, tile: int, overlap: int) -> list[Piece]:
     aligned = tile - (tile - side) % ALIGN
     if length < side and aligned - overlap >= ALIGN:
         length, step = aligned, (aligned - overlap) // ALIGN * ALIGN
-    starts = [*range(0, side - length, step), side - length]
-    ramp = min(RAMP, overlap // 2)
-    begins, fulls = [0], [0]
-    for before, start in zip(starts, starts[1:], strict=False):
-        begins.append(start + (before + length - start - ramp) // 2)
-        fulls.append(begins[-1] + ramp)
+    starts, ramp = [*range(0, side - length, step), side - length], min(RAMP, overlap // 2)
 
     def output(edge: int) -> int:
         """How many output pixels have their centres before an LR pixel."""
         return -((side - 2 * edge * large) // (2 * side))
 
-    edges = zip(starts, begins, fulls, [*begins[1:], side], [*fulls[1:], side], strict=True)
-    return [Piece(one, one + length, *map(output, (one, one + length, *rest))) for one, *rest in edges]
+    place, rises = torch.arange(large) + 0.5, [torch.ones(large)]
+    for before, start in pairwise(starts):
+        middle = start + (before + length - start - ramp) // 2
+        begin, full = output(middle), output(middle + ramp)
+        rises.append((((place - begin) / max(full - begin, 0.5)).clamp(0, 1) * (math.pi / 2)).sin().square())
+    found = []
+    for start, rise, after in zip(starts, rises, [*rises[1:], torch.zeros(large)], strict=True):
+        first, last = output(start), output(start + length)
+        found.append(Piece(start, start + length, first, last, (rise - after)[first:last]))
+    return found
 
 
 def bands(
@@ -79,14 +79,13 @@ def bands(
     tile: int | None = None,
     overlap: int = OVERLAP,
     device: Device = "cpu",
-    progress: Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Enlarge one image from top to bottom: (first output row, some rows (3, n, W)) each time.
 
     ``upscale`` takes float32 images in [0, 1], 1x3xhxw on ``device``, and returns them at ``enlarged_size``; a network
     for every scale comes in ``srlib.evaluate.AtScale``. A network is in evaluation mode meanwhile. ``lr`` (3, h, w) is
     uint8, uint16, or floating point in [0, 1]. Rows are float32 on the CPU, neither clamped nor rounded; those of one
-    row of tiles are held at a time. ``progress`` is told the numbers of tiles done and of all.
+    row of tiles are held at a time.
 
     ``tile`` and ``overlap`` are in LR pixels; None is 384 on a CPU and 640 on other devices, 0 the whole image. An
     image of no more pixels than a tile's is enlarged whole, as is any at a fractional scale, but with ``AtScale``.
@@ -108,7 +107,7 @@ def bands(
     done = 0
     while True:
         try:
-            for row, rows in _bands(upscale, lr, scale, tile, min(overlap, tile // 2), device, progress):
+            for row, rows in _bands(upscale, lr, scale, tile, min(overlap, tile // 2), device):
                 if row + rows.shape[1] > done:
                     yield max(row, done), rows[:, max(0, done - row) :]
                     done = row + rows.shape[1]
@@ -134,62 +133,47 @@ def enlarge(
 
 
 def _bands(
-    upscale: Upscaler, lr: Tensor, scale: float, tile: int, overlap: int, device: Device, progress: Progress | None
+    upscale: Upscaler, lr: Tensor, scale: float, tile: int, overlap: int, device: Device
 ) -> Iterator[tuple[int, Tensor]]:
     """``bands`` in tiles of one size."""
     height, width = enlarged_size(lr.shape[1:], scale)
     down, across = pieces(lr.shape[1], height, tile, overlap), pieces(lr.shape[2], width, tile, overlap)
-
-    def enlarged(number: int, row: Piece, column: Piece) -> Tensor:
-        """A tile's result (3, n, m)."""
-        part = lr[:, row.start : row.end, column.start : column.end].to(device)
-        part = part[None].to(torch.float32) / LEVELS.get(part.dtype, 1)
-        rows, columns = slice(row.first, row.last), slice(column.first, column.last)
-        with torch.no_grad(), evaluation_mode(upscale):
-            if hasattr(upscale, "window"):
-                sr = upscale.window(part, (row.start, column.start), tuple(lr.shape[1:]), rows, columns)
-            else:
-                sr = upscale(part)
-        wanted = (1, 3, row.last - row.first, column.last - column.first)
-        if sr.shape != wanted:
-            made = f"the upscaler made {tuple(sr.shape)} of {tuple(part.shape)}, not {wanted}"
-            raise InputError(f"{made}; use one for scale {scale:g}")
-        if progress:
-            progress(number, len(down) * len(across))
-        return sr[0].float().cpu()
-
-    def joined(number: int, row: Piece) -> Tensor:
-        """The results of a row of tiles, blended (3, n, W)."""
-        band = torch.empty(3, row.last - row.first, width)
-        parts = (enlarged(number * len(across) + place, row, column) for place, column in enumerate(across, 1))
-        for first, stretch in _blended(across, parts, 2):
-            band[..., first : first + stretch.shape[2]] = stretch
-        return band
-
-    return _blended(down, (joined(number, row) for number, row in enumerate(down)), 1)
+    begun = torch.zeros(3, 0, width)  # rows that the next tiles reach into
+    for row, below in zip(down, [*(piece.first for piece in down[1:]), height], strict=True):
+        band = torch.zeros(3, row.last - row.first, width)
+        for column in across:
+            band[..., column.first : column.last] += column.weight * _enlarged(upscale, lr, scale, row, column, device)
+        band *= row.weight[:, None]
+        band[:, : begun.shape[1]] += begun
+        yield row.first, band[:, : below - row.first]
+        begun = band[:, below - row.first :].clone()  # a view would keep the whole band
 
 
-def _blended(axis: list[Piece], parts: Iterable[Tensor], dim: int) -> Iterator[tuple[int, Tensor]]:
-    """Tiles' results along an axis, ``dim`` of theirs, as finished stretches of it: (first pixel, values)."""
-    fading = torch.empty(0)
-    for (_, _, first, _, begin, full, leave, until), part in zip(axis, parts, strict=True):
-        if full > begin:
-            ramp = ((torch.arange(full - begin) + 0.5) / (full - begin) * (math.pi / 2)).sin().square()
-            coming = part.narrow(dim, begin - first, full - begin)
-            yield begin, fading.lerp(coming, ramp if dim == 2 else ramp[:, None])
-        yield full, part.narrow(dim, full - first, leave - full)
-        fading = part.narrow(dim, leave - first, until - leave).clone()  # a view would keep the whole part
+def _enlarged(upscale: Any, lr: Tensor, scale: float, row: Piece, column: Piece, device: Device) -> Tensor:
+    """A tile's result (3, n, m)."""
+    part = lr[:, row.start : row.end, column.start : column.end].to(device)
+    part = part[None].to(torch.float32) / LEVELS.get(part.dtype, 1)
+    rows, columns = slice(row.first, row.last), slice(column.first, column.last)
+    with torch.no_grad(), evaluation_mode(upscale):
+        if hasattr(upscale, "window"):
+            sr = upscale.window(part, (row.start, column.start), tuple(lr.shape[1:]), rows, columns)
+        else:
+            sr = upscale(part)
+    wanted = (1, 3, row.last - row.first, column.last - column.first)
+    if sr.shape != wanted:
+        made = f"the upscaler made {tuple(sr.shape)} of {tuple(part.shape)}, not {wanted}"
+        raise InputError(f"{made}; use one for scale {scale:g}")
+    return sr[0].float().cpu()
 
 
 @contextmanager
 def evaluation_mode(upscale: object) -> Iterator[None]:
-    """Evaluation mode for a network and its parts, each put back afterwards; nothing for any other callable."""
-    modules = list(upscale.modules()) if isinstance(upscale, nn.Module) else []
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.training = False
+    """Evaluation mode for a network and its parts, put back afterwards; nothing for any other callable."""
+    trained = [part for part in upscale.modules() if part.training] if isinstance(upscale, nn.Module) else []
+    for part in trained:
+        part.training = False
     try:
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+        for part in trained:
+            part.training = True

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,22 +53,24 @@ def test_pieces_cover_an_axis_with_tiles_of_one_length(side: int, tile: int, sha
     overlap, large = int(share * tile), enlarged_size((side, 1), scale)[0]
     cut = pieces(side, large, tile, overlap)
     assert {one.end - one.start for one in cut} == {cut[0].end} and cut[0].end <= min(tile, side)
-    assert (cut[0].start, cut[0].full, cut[-1].end, cut[-1].until) == (0, 0, side, large)
-    for one, after in zip(cut, cut[1:], strict=False):
-        assert one.start < after.start and one.end - after.start >= overlap
-        assert one.full <= one.leave == after.begin <= after.full == one.until <= one.last
-        assert after.first <= after.begin
+    assert (cut[0].start, cut[-1].end) == (0, side)
+    total = torch.zeros(large)
+    for one in cut:
+        assert one.weight.min() >= 0
+        total[one.first : one.last] += one.weight
+    assert (total - 1).abs().max() < 1e-6
+    assert all(one.start < after.start and one.end - after.start >= overlap for one, after in pairwise(cut))
     if tile - overlap >= 32:  # each tile has the image's own remainder, and starts where pooling does
         assert all(one.start % 16 == 0 for one in cut) and (cut[0].end - side) % 16 == 0
 
 
 @settings(max_examples=40, deadline=None)
 @given(size=SIZES, tile=st.integers(16, 64), overlap=st.integers(0, 32), scale=st.sampled_from([1, 2, 3]))
-def test_an_upscaler_that_looks_at_one_pixel_comes_out_to_the_bit(
+def test_an_upscaler_that_looks_at_one_pixel_comes_out_as_whole(
     size: tuple[int, int], tile: int, overlap: int, scale: int
 ) -> None:
     lr = noise(*size)
-    assert torch.equal(enlarge(nearest(scale), lr, scale, tile, overlap), whole(nearest(scale), lr))
+    assert (enlarge(nearest(scale), lr, scale, tile, overlap) - whole(nearest(scale), lr)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("name", ["moeisr-liif-s-edsr", "moeisr-lte-s-edsr"])
@@ -130,14 +133,13 @@ def test_a_seam_is_no_edge() -> None:
 def test_bands_follow_one_another_and_make_the_whole(kind: torch.dtype, levels: int) -> None:
     lr = noise(70, 45)
     lr = (lr * levels).round().to(kind) if levels > 1 else lr.to(kind)
-    seen: list[tuple[int, int]] = []
     got, at = [], 0
-    for row, rows in bands(nearest(3), lr, 3, 32, 8, progress=lambda *numbers: seen.append(numbers)):
+    for row, rows in bands(nearest(3), lr, 3, 32, 8):
         assert row == at and rows.dtype == torch.float32 and rows.shape[2] == 135 and not rows.is_inference()
         at += rows.shape[1]
         got.append(rows)
-    assert len(got) > 1 and torch.equal(torch.cat(got, 1), whole(nearest(3), lr.to(torch.float32) / levels))
-    assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)]
+    expected = whole(nearest(3), lr.to(torch.float32) / levels)
+    assert len(got) > 1 and (torch.cat(got, 1) - expected).abs().max() <= 1e-6
 
 
 def test_an_image_of_no_more_pixels_than_a_tile_s_is_enlarged_whole() -> None:
@@ -160,7 +162,6 @@ def test_an_image_of_no_more_pixels_than_a_tile_s_is_enlarged_whole() -> None:
         (lambda: enlarge(nearest(2), noise(4, 4)[:1], 2), "give images"),
         (lambda: enlarge(nearest(2), noise(4, 4).long(), 2), "int64"),
         (lambda: enlarge(nearest(2), noise(40, 40), 3, 32, 8), "use one for scale 3"),
-        (lambda: enlarge(nearest(2), noise(40, 40), 3), "use one for scale 3"),
         (lambda: enlarge(narrow("moeisr-liif-s-edsr"), noise(40, 40), 2), "AtScale"),
         (lambda: enlarge(nearest(2), noise(40, 40), 2, tile=15), "too small"),
     ],
@@ -198,7 +199,7 @@ def test_out_of_memory_halves_the_tiles_and_says_so(error: Exception, tile: int,
     lr = noise(310, 280)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert torch.equal(enlarge(Tight(96, error, after), lr, 2, tile), whole(nearest(2), lr))
+        assert (enlarge(Tight(96, error, after), lr, 2, tile) - whole(nearest(2), lr)).abs().max() <= 1e-6
     assert 1 <= len(said) <= 2 and all("going on in tiles of" in str(one.message) for one in said)
 
 
