@@ -10,7 +10,6 @@ baseline has a trend: "agrees", "opposite" or "undecided" (``results.trend``).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from functools import cache
 from typing import Any
@@ -26,11 +25,11 @@ TRENDS = ("agrees", "opposite", "undecided")
 COUNTED = ("params", "flops", "macs", "acts")
 TOLERANCE = {"psnr": "0.02", "ssim": "0.0006"}
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-claims = papers.claims
-Cell = dict[Any, Any]  # one line of a printed table
 CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
 COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs", "anchor"]
+claims = papers.claims
+Cell = dict[Any, Any]  # one line of a printed table
 
 
 def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
@@ -41,21 +40,23 @@ def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
     ablation ``gap_printed`` is the cell's PSNR above the baseline's in print, and ``gap`` ours with a 95 % interval,
     over all images that the runs are scored on. Raises ``InputError`` for an unknown paper or table.
     """
-    evidence, rows = _Evidence(paper, number), papers.rows(paper, number)
-    lines = []
-    for cell in papers.printed(paper, number).to_dict("records"):
-        row, found = _built(rows, cell), dict[str, Any](ours=None, why="", budget="", trend="", runs="")
+    evidence, lines = _Evidence(paper, number), []
+    for cell, row in evidence.cells:
+        found = dict[str, Any](ours=None, why="", budget="", trend="", runs="", verdict="not-run")
+        about, tolerance = evidence.paper, TOLERANCE.get(cell["metric"])
         if row and cell["metric"] in COUNTED and counts:
             found["ours"], found["why"] = _counted(row, cell)
-        elif row and cell["metric"] in TOLERANCE:
+        elif row and tolerance:
             found |= evidence.trained(row, cell)
-        elif cell["row"] == "Bicubic":
-            found |= evidence.bicubic(cell)
-        found["verdict"] = _verdict(row, cell, found["ours"])
-        if found["verdict"] == "not-run":
-            found["why"] = found["why"] or _not_run(evidence.paper, number, row, cell)
+        elif cell["row"] == "Bicubic" and (mean := evidence.mean("bicubic", cell, about.bicubic)):
+            found |= {"ours": mean, "why": f"protocol {about.bicubic}"}
+        if found["ours"] is not None:
+            found["verdict"] = verdict(cell["printed"], found["ours"], tolerance)
+        elif not found["why"]:
+            found["why"] = _not_run(about, number, row, cell)
         found["note"] = "; ".join(filter(None, (cell["note"], found["why"])))
-        found |= {"own": evidence.paper.own(number, cell["row"]), "anchor": _anchor(paper, number, cell)}
+        what = f"{cell['row']} {cell['variant']} x{cell['scale']} {cell['dataset']} {cell['metric']}"
+        found |= {"own": about.own(number, cell["row"]), "anchor": f"{paper}-table-{number}-{papers.slug(what)}"}
         lines.append({"paper": paper, "table": number} | cell | found)
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
 
@@ -71,16 +72,16 @@ def csv(frame: pd.DataFrame) -> str:
     return frame.assign(**digits)[CSV].to_csv(index=False)
 
 
-def verdict(printed: str, ours: float | Decimal, tolerance: str | None = None) -> str:
+def verdict(printed: str, ours: float, tolerance: str | None = None) -> str:
     """Compare a printed text with our number, both in the printed unit: "exact", "within" or "differs".
 
     Ours is exact if it rounds to the printed digits; a tie may go up or to the even digit, as programs do both. The
     tolerance is one unit of the last printed digit where none is given.
     """
-    ours, digit = Decimal(str(ours)), _last_digit(printed)
-    if any(ours.quantize(digit, tie) == Decimal(printed) for tie in (ROUND_HALF_UP, ROUND_HALF_EVEN)):
+    number, digit = Decimal(str(ours)), Decimal(1).scaleb(-_decimals(printed))
+    if any(number.quantize(digit, tie) == Decimal(printed) for tie in (ROUND_HALF_UP, ROUND_HALF_EVEN)):
         return "exact"
-    return "within" if abs(ours - Decimal(printed)) <= Decimal(tolerance or digit) else "differs"
+    return "within" if abs(number - Decimal(printed)) <= Decimal(tolerance or digit) else "differs"
 
 
 def scoreboard(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
@@ -100,75 +101,70 @@ def ledger(paper: str | None = None) -> pd.DataFrame:
         for name, mark in (("row", " | "), ("scale", " ")):  # an entry may explain several rows and scales
             entries = entries.assign(**{name: entries[name].str.split(mark, regex=False)}).explode(name)
         cells = {number: table(slug, number) for number in entries[entries.kind == "cell"].table.unique()}
-        lines += [_joined(entry, cells) for entry in entries.to_dict("records")]
+        for entry in entries.to_dict("records"):
+            lines.append(entry | (_explained(entry, cells[entry["table"]]) if entry["kind"] == "cell" else {}))
     return pd.DataFrame(lines)
 
 
 def ablation(paper: str, number: str, dataset: str | None = None) -> pd.DataFrame:
     """One line a row of an ablation table: the printed PSNR (dB) on ``dataset``, by default the first in print, its gap
-    to the baseline's, and ours with interval and trend. Raises ``InputError`` for a table without a baseline."""
-    if not any(row.baseline for row in papers.rows(paper, number)):
-        raise InputError(f"table {number} of {paper} has no baseline: it is no ablation")
+    to the baseline's, and ours with interval and trend."""
     cells = table(paper, number, counts=False).query("metric == 'psnr'")
     names = "row variant scale dataset printed gap_printed gap gap_low gap_high trend trained budget runs".split()
     return cells[cells.dataset == (dataset or cells.dataset.iloc[0])][names].reset_index(drop=True)
 
 
 class _Evidence:
-    """What trained networks and bicubic scored, as far as one table asks for it."""
+    """The cells of a table with the rows that stand for them, and what trained networks and bicubic scored there."""
 
     def __init__(self, paper: str, number: str) -> None:
         self.paper, self.number, self.runs = papers.paper(paper), number, results.runs()
         scores = results.scores().groupby(["run", "dataset", "scale", "protocol"])[["psnr", "ssim"]]
-        self.means: dict[Any, dict[Any, float]] = scores.mean().to_dict("index")
-        rows, cells = papers.rows(paper, number), papers.printed(paper, number).query("metric == 'psnr'")
+        self.means: dict[Any, Any] = scores.mean().to_dict("index")
+        rows, cells = papers.rows(paper, number), papers.printed(paper, number).to_dict("records")
+        self.cells = [(cell, _built(rows, cell)) for cell in cells]
         self.baseline = next((row for row in rows if row.baseline), None)
-        named = ((cell, _built(rows, cell)) for cell in cells.to_dict("records"))
-        base = [cell for cell, row in named if row and row.baseline]
-        self.printed = {(cell["dataset"], cell["scale"]): Decimal(cell["printed"]) for cell in base}
+        base = [cell for cell, row in self.cells if row and row.baseline and cell["metric"] == "psnr"]
+        self.printed = {(cell["dataset"], cell["scale"]): float(cell["printed"]) for cell in base}
 
-    def bicubic(self, cell: Cell) -> dict[str, Any]:
-        """Bicubic's mean for a cell, and how it was scored."""
-        protocol = self.paper.bicubic
-        found = self.means.get(("bicubic", cell["dataset"], cell["scale"], protocol))
-        return {"ours": found[cell["metric"]], "why": f"protocol {protocol}"} if found else {}
+    def mean(self, run: str, cell: Cell, protocol: str) -> float | None:
+        """A run's mean score for a cell; None where it has none."""
+        return self.means.get((run, cell["dataset"], cell["scale"], protocol), {}).get(cell["metric"])
 
     def trained(self, row: papers.Row, cell: Cell) -> dict[str, Any]:
-        """What a row's runs say of a cell: their mean, which is ours where they are the paper's whole training, and the
-        gap to the baseline with its trend."""
-        found: dict[str, Any] = {}
-        mine, other = self._runs(row), self._runs(self.baseline) if self.baseline else None
+        """What a row's runs say of a cell: their mean, ours if they are the whole training, and the gap's trend."""
+        found, mine = dict[str, Any](), self.runs_of(row)
         base = self.printed.get((cell["dataset"], cell["scale"]))
-        if other is not None and not row.baseline and cell["metric"] == "psnr" and base is not None:
-            found["gap_printed"] = float(Decimal(cell["printed"]) - base)
+        if self.baseline and base and cell["metric"] == "psnr" and not row.baseline:
+            found["gap_printed"], other = round(float(cell["printed"]) - base, 4), self.runs_of(self.baseline)
             steps = max({*mine.steps} & {*other.steps}, default=None)  # a gap is between trainings of one length
-            mine, other = mine[mine.steps == (steps or mine.steps.max())], other[other.steps == steps]
             if steps and cell["scale"] in results.SCALES:
+                mine, other = mine[mine.steps == steps], other[other.steps == steps]
                 gap = results.gaps([*mine.run], [*other.run], scale=cell["scale"])
                 found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
                 found["trend"] = results.trend(found["gap_printed"], gap)
         protocol, usual = papers.recipe(row.model).protocol_on(cell["dataset"]), papers.protocol(results.STANDARD)
         name = usual.name if protocol.same_arithmetic(usual) else protocol.name
-        means = [self.means.get((run, cell["dataset"], cell["scale"], name), {}) for run in mine.run]
-        if means and all(means):
-            found["trained"] = sum(mean[cell["metric"]] for mean in means) / len(means)
+        means = [mean for run in mine.run if (mean := self.mean(run, cell, name))]
+        if means and len(means) == len(mine):
+            found["trained"] = sum(means) / len(means)
         if "trained" in found or "gap" in found:
             one, seeds = mine.iloc[0], f", {len(mine)} seeds" * (len(mine) > 1)
             found["budget"] = f"{one.steps:,} steps of batch {one.batch} on {one['data']}{seeds}"
             found["runs"] = " ".join(mine.run)
         if "trained" in found and (mine.budget == "paper").all():
-            found |= {"ours": found["trained"], "why": f"{found['budget']}, protocol {name}"}
+            ours = protocol.printed(found["trained"], _decimals(cell["printed"]))  # SSIU's release rounds up
+            found |= {"ours": ours, "why": f"{found['budget']}, protocol {name}"}
         return found
 
-    def _runs(self, row: papers.Row) -> pd.DataFrame:
+    def runs_of(self, row: papers.Row) -> pd.DataFrame:
         """The runs of a row: an ablation's own; else those of weights that ship, or of the paper's whole training."""
         runs = self.runs[self.runs.model == row.model]
         if self.baseline:
             mine = (runs.purpose == "ablation") & (runs.paper == self.paper.slug) & (runs.table == self.number)
             return runs[mine & (runs["row"] == row.name)]
-        usual = default_config(row.model)
-        released = row.config == (usual if row.scale is None else replace(usual, scale=row.scale))
-        at_scale = runs.scale.isna() if row.scale is None else runs.scale == row.scale
+        released = vars(row.config) | {"scale": 0} == vars(default_config(row.model)) | {"scale": 0}
+        at_scale = runs.scale.fillna(0) == (row.scale or 0)
         return runs[at_scale & ((runs.purpose == "ships") | (runs.budget == "paper")) & released]
 
 
@@ -191,15 +187,8 @@ def _counted(row: papers.Row, cell: Cell) -> tuple[float | None, str]:
         size = complexity.lr_size(row.scale) if row.scale else (0, 0)
         ours, note = rule(row, cell, size, lambda: _counts(row.model, row.config).macs)
         return None if ours is None else ours / unit, note
-    found = _counts(row.model, row.config)
-    return {"params": found.params, "acts": found.acts}.get(cell["metric"], found.macs) / unit, ""
-
-
-def _verdict(row: papers.Row | None, cell: Cell, ours: float | None) -> str:
-    if ours is not None and row and cell["metric"] in TOLERANCE:  # SSIU's release rounds the means that it prints up
-        digits = -int(_last_digit(cell["printed"]).as_tuple().exponent)
-        ours = papers.recipe(row.model).protocol_on(cell["dataset"]).printed(ours, digits)
-    return "not-run" if ours is None else verdict(cell["printed"], ours, TOLERANCE.get(cell["metric"]))
+    kind = "macs" if cell["metric"] == "flops" else cell["metric"]
+    return getattr(_counts(row.model, row.config), kind) / unit, ""
 
 
 def _not_run(about: papers.Paper, number: str, row: papers.Row | None, cell: Cell) -> str:
@@ -218,34 +207,23 @@ def _not_run(about: papers.Paper, number: str, row: papers.Row | None, cell: Cel
     return f"not run at the paper's budget ({train.steps:,} steps of batch {train.batch})"
 
 
-def _joined(entry: Cell, cells: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """An entry of the ledger with what the tables say of its cell."""
-    if entry["kind"] != "cell":
-        return entry
-    found = cells[entry["table"]].query(f"scale == {entry['scale']}")
-    names = found.row + (" (" + found.variant + ")").where(found.variant != "", "")
-    found = found[((names == entry["row"]) | (found.row == entry["row"])) & (found.metric == entry["metric"])]
-    found = found[found.dataset == entry["dataset"]]
+def _explained(entry: Cell, cells: pd.DataFrame) -> dict[str, str]:
+    """What the table's cells say of the one that an entry of the ledger explains."""
+    names, keys = cells.row + " (" + cells.variant + ")", ["scale", "metric", "dataset"]
+    found = cells[cells.row.eq(entry["row"]) | names.eq(entry["row"])]
+    found = found[found[keys].astype(str).eq([entry[key] for key in keys]).all(axis=1)]
     if len(found) != 1:
         raise InputError(f"the ledger of {entry['paper']} explains {len(found)} cells by {entry['row']!r}; name one")
     cell = found.iloc[0]
-    shown = {"printed": cell.printed, "ours": _digits(cell.ours, cell.printed)}
-    numbers = {name: f"{text} {cell.unit}".strip() for name, text in shown.items()}
-    return entry | numbers | {"verdict": cell.verdict, "anchor": cell.anchor}
+    printed, ours = (f"{text} {cell.unit}".strip() for text in (cell.printed, _digits(cell.ours, cell.printed)))
+    return {"printed": printed, "ours": ours, "verdict": cell.verdict, "anchor": cell.anchor}
 
 
-def _anchor(paper: str, number: str, cell: Cell) -> str:
-    what = papers.slug(f"{cell['row']} {cell['variant']} x{cell['scale']} {cell['dataset']} {cell['metric']}")
-    return f"{paper}-table-{number}-{what}"
-
-
-def _last_digit(printed: str) -> Decimal:
-    """What one unit of the last printed digit is worth: 0.01 for "76.70", 1 for "228"."""
-    return Decimal(1).scaleb(int(Decimal(printed).as_tuple().exponent))
+def _decimals(printed: str) -> int:
+    """How many digits follow the point: 2 for "76.70"."""
+    return len(printed.partition(".")[2])
 
 
 def _digits(ours: float, printed: str) -> str:
     """Ours with two digits more than printed; "" where there is none."""
-    return (
-        "" if pd.isna(ours) else str(Decimal(repr(float(ours))).quantize(_last_digit(printed) / 100, ROUND_HALF_EVEN))
-    )
+    return "" if pd.isna(ours) else f"{Decimal(str(ours)):.{_decimals(printed) + 2}f}"
