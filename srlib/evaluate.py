@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,12 @@ if TYPE_CHECKING:
 TILE = 640  # side in LR pixels: the papers enlarge images whole, and all benchmarks' are smaller but DIV2K's at x2
 
 
-class ImageScore(NamedTuple):
-    """One image's PSNR in dB, infinite where it is equal to the HR image, and SSIM."""
-
-    name: str
-    psnr: float
-    ssim: float
-
-
 @dataclass(frozen=True)
 class Scores:
     """Scores on one dataset at one scale, with everything that they depend on but the upscaler.
 
-    ``fingerprint`` identifies the HR images' content; ``lr_origin`` says where the LR images came from.
+    ``fingerprint`` identifies the HR images' content; ``lr_origin`` says where the LR images came from. ``images`` has
+    the name of each, its PSNR in dB, infinite where it is equal to the HR image, and its SSIM.
     """
 
     dataset: str
@@ -43,22 +36,27 @@ class Scores:
     lr_origin: str
     scale: float
     protocol: Protocol
-    images: tuple[ImageScore, ...]
+    images: list[tuple[str, float, float]]
 
     @property
     def psnr(self) -> float:
         """Mean over the images, in dB; not rounded."""
-        return sum(image.psnr for image in self.images) / len(self.images)
+        return sum(psnr for _, psnr, _ in self.images) / len(self.images)
 
     @property
     def ssim(self) -> float:
         """Mean over the images; not rounded."""
-        return sum(image.ssim for image in self.images) / len(self.images)
+        return sum(ssim for _, _, ssim in self.images) / len(self.images)
 
     @property
     def text(self) -> str:
         """The means as papers print them, and where the LR images came from: "32.18 / 0.8948 (LR: distributed)"."""
         return f"{self.psnr:.2f} / {self.ssim:.4f} (LR: {self.lr_origin})"
+
+    def add(self, name: str, sr: Tensor, hr: Tensor) -> None:
+        """Score one image."""
+        psnr, ssim = (metric(sr, hr, self.protocol, self.scale).item() for metric in (metrics.psnr, metrics.ssim))
+        self.images.append((name, psnr, ssim))
 
     def frame(self) -> pd.DataFrame:
         """One line an image: dataset, scale, protocol, lr, image, psnr, ssim; neither rounded, PSNR may be inf."""
@@ -72,13 +70,7 @@ class Scores:
 def score(
     upscale: Upscaler, store: Store, scale: int, protocol: Protocol, device: Device = "cpu", tile: int | None = None
 ) -> Scores:
-    """Upscale every LR image of a store and compare the result with its HR image under the protocol.
-
-    ``upscale`` takes float32 images in [0, 1], 1x3xHxW on ``device``, and returns float images of ``scale`` times the
-    size; a network is in evaluation mode meanwhile. Images of more than ``tile`` x ``tile`` LR pixels, 640 x 640 unless
-    given and 0 for none, are enlarged in tiles. Raises InputError where the store is empty, a result has the wrong
-    size, or an image is too small for the protocol.
-    """
+    """``score_under`` one protocol."""
     return score_under(upscale, store, scale, [protocol], device, tile)[0]
 
 
@@ -90,14 +82,24 @@ def score_under(
     device: Device = "cpu",
     tile: int | None = None,
 ) -> tuple[Scores, ...]:
-    """As ``score``, under several protocols, with each image enlarged once."""
+    """Upscale every LR image of a store once and compare the result with its HR image under each protocol.
 
-    def enlarged(i: int) -> tuple[Tensor, Tensor]:
+    ``upscale`` takes float32 images in [0, 1], 1x3xHxW on ``device``, and returns float images of ``scale`` times the
+    size; a network is in evaluation mode meanwhile. Images of more than ``tile`` x ``tile`` LR pixels, 640 x 640 unless
+    given and 0 for none, are enlarged in tiles. Raises InputError where a result has the wrong size, or an image is too
+    small for the protocol.
+    """
+    origin = store.lr_origin(scale)
+    found = tuple(Scores(store.name, store.fingerprint, origin, scale, protocol, []) for protocol in protocols)
+    for i, name in enumerate(store.names):
         lr, hr = store.pair(i, scale)
-        sr = enlarge(upscale, lr, scale, TILE if tile is None else tile, device=device)
-        return sr.to(device), hr.to(device)
-
-    return _scored(enlarged, store, scale, protocols, store.lr_origin(scale))
+        try:
+            sr = enlarge(upscale, lr, scale, TILE if tile is None else tile, device=device).to(device)
+            for scores in found:
+                scores.add(name, sr, hr.to(device))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+    return found
 
 
 def luma_bicubic(store: Store, scale: int) -> Scores:
@@ -106,43 +108,17 @@ def luma_bicubic(store: Store, scale: int) -> Scores:
     The HR image's 8-bit luma is reduced and enlarged as one floating-point plane, rounded to 8 bits and compared with
     itself (the convention of SRCNN's evaluation, Dong et al., 2014); an image of one channel is taken for the luma
     itself, in its full range. RGB images reduced, stored in 8 bits and enlarged, as networks are given them, score
-    differently. Raises InputError as ``score`` does.
+    differently.
     """
     plane = "MATLAB bicubic, not rounded, of the 8-bit luma of the HR image cropped to a multiple of the scale"
     protocol = replace(MATLAB, name="matlab-luma", lr_origin=plane)
-
-    def enlarged(i: int) -> tuple[Tensor, Tensor]:
-        lr, hr = store.pair(i, scale)
-        luma = hr[None, :1].double() if store.grey(i) else metrics.luma(hr[None].double(), protocol)
-        luma = luma / 255
-        return imresize(imresize(luma, size=lr.shape[-2:]), size=luma.shape[-2:]), luma
-
-    return _scored(enlarged, store, scale, [protocol], "matlab-bicubic of luma")[0]
-
-
-def _scored(
-    enlarged: Callable[[int], tuple[Tensor, Tensor]],
-    store: Store,
-    scale: int,
-    protocols: Sequence[Protocol],
-    origin: str,
-) -> tuple[Scores, ...]:
-    """Scores of the pairs (SR, HR) that ``enlarged`` makes of each image's number."""
-    if len(store) == 0:
-        raise InputError(f"{store.name} holds no images; give a folder with at least one")
-    images: list[list[ImageScore]] = [[] for _ in protocols]
+    scores = Scores(store.name, store.fingerprint, "matlab-bicubic of luma", scale, protocol, [])
     for i, name in enumerate(store.names):
-        try:
-            sr, hr = enlarged(i)
-            for protocol, scored in zip(protocols, images, strict=True):
-                psnr, ssim = (metric(sr, hr, protocol, scale).item() for metric in (metrics.psnr, metrics.ssim))
-                scored.append(ImageScore(name, psnr, ssim))
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-    return tuple(
-        Scores(store.name, store.fingerprint, origin, scale, protocol, tuple(scored))
-        for protocol, scored in zip(protocols, images, strict=True)
-    )
+        lr, hr = store.pair(i, scale)
+        luma = hr[None, :1].double() if store.grey(i) else metrics.luma(hr[None].double(), MATLAB)
+        luma = luma / 255
+        scores.add(name, imresize(imresize(luma, size=lr.shape[-2:]), size=luma.shape[-2:]), luma)
+    return scores
 
 
 def bicubic(scale: float) -> Upscaler:
@@ -150,7 +126,6 @@ def bicubic(scale: float) -> Upscaler:
 
     It takes float images in [0, 1], rounds them to 8 bits and returns 8-bit values as floats in [0, 1].
     """
-    enlarged_size((1, 1), scale)  # refuses a scale that is not positive
 
     def upscale(lr: Tensor) -> Tensor:
         eight_bit = (lr * 255).round().clamp(0, 255).to(torch.uint8)
@@ -166,7 +141,6 @@ class AtScale(nn.Module):
 
     def __init__(self, network: nn.Module, scale: float) -> None:
         super().__init__()
-        enlarged_size((1, 1), scale)  # refuses a scale that is not positive
         self.network, self.scale = network, scale
 
     def forward(self, lr: Tensor) -> Tensor:
