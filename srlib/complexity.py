@@ -138,14 +138,13 @@ def _macs(operator: Any, args: Any, kwargs: Any, out: Any) -> int:
 
 @dataclass(frozen=True)
 class Timing:
-    """What a call took: median and spread of ``repeats`` calls, in units of ``unit`` seconds, and what it ran on."""
+    """What a call took: median and spread in units of ``unit`` seconds, and what it ran on."""
 
     median: float
     minimum: float
     maximum: float
-    repeats: int
     device: str
-    unit: float = 1.0
+    unit: float
 
 
 def latency(
@@ -156,9 +155,8 @@ def latency(
     The unit is the second unless given. The caller chooses inference mode.
     """
     pairs = [(unit(), _timed(call, device)) for _ in range(warmup + repeats)][warmup:]
-    times = [seconds / one for one, seconds in pairs]
-    spread, one_unit = (statistics.median(times), min(times), max(times)), statistics.median(one for one, _ in pairs)
-    return Timing(*spread, repeats, describe_device(device), one_unit)
+    times, usual = [seconds / one for one, seconds in pairs], statistics.median(one for one, _ in pairs)
+    return Timing(statistics.median(times), min(times), max(times), describe_device(device), usual)
 
 
 def yardstick(device: Device = "cpu") -> Callable[[], float]:
@@ -201,7 +199,6 @@ def peak_memory(call: Call, device: Device = "cpu") -> int:
     takes outside torch's allocator isn't seen.
     """
     if torch.device(device).type == "cuda":
-        _synchronise(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
