@@ -137,7 +137,7 @@ def enlarge_file(
 def enlarge(picture: Picture, upscaler: Upscaler, scale: float, **tiling: Any) -> Picture:
     """The picture enlarged, with as many bits; sides are ``resize.enlarged_size``.
 
-    ``tiling`` (tile, overlap, device, progress) is that of ``tiles.bands``. Raises InputError as that does, and where
+    ``tiling`` (tile, overlap, device) is that of ``tiles.bands``. Raises InputError as that does, and where
     the network's output is not finite.
     """
     colours, alpha = picture.colours, picture.alpha

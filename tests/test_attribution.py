@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib import attribution
 from srlib.attribution import (
     Attribution,
     Box,
@@ -105,15 +104,6 @@ def test_maps_of_networks_are_complete_within_a_percent(name: str) -> None:
     assert found.strength.argmax() in found.distances.flatten().argsort()[:150], "it is strongest near the patch"
 
 
-def test_more_steps_are_more_complete() -> None:
-    lr = photo(24, 24).double()
-    gaps = [
-        abs(attribute(lambda x: imresize(x, scale=2) ** 2, lr, (16, 16, 8, 8), 2, steps=n).completeness - 1)
-        for n in (1, 8, 64)
-    ]
-    assert gaps[0] > 8 * gaps[1] > 64 * gaps[2], gaps
-
-
 def test_completeness_shows_a_jump() -> None:
     lr = photo(16, 16)
     limit = 0.7 * lr.diff(dim=-1).abs().mean()
@@ -190,17 +180,6 @@ def test_the_detector_sums_gradient_magnitudes() -> None:
     torch.testing.assert_close(corner, torch.full((2,), 3 * (5.0 + 3.0 + 4.0 + 0.0)))
     (slope,) = torch.autograd.grad(corner.sum(), ramp)
     assert slope.isfinite().all()
-
-
-def test_the_path_leads_from_the_blurred_image_to_the_image_in_growing_steps() -> None:
-    points, lr = attribution._path(8), photo(20, 30)
-    assert points.shape == (9, 9, 9)
-    torch.testing.assert_close(points.sum((1, 2)), torch.ones(9, dtype=torch.float64))
-    torch.testing.assert_close(attribution._blurred(lr, points[0]), blurred(lr))
-    torch.testing.assert_close(attribution._blurred(lr, points[-1]), lr.double())
-    moved = points.diff(dim=0).flatten(1).norm(dim=1).cumsum(0)
-    expected = (torch.arange(1, 9, dtype=torch.float64) / 8) ** attribution.GROWTH
-    torch.testing.assert_close(moved / moved[-1], expected, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize(("strength", "expected"), [([0, 7, 0, 0], 25), ([0.3] * 4, 100), ([1, 2, 3, 4], 75)])

@@ -31,20 +31,6 @@ def batch(count: int, height: int = 48, width: int = 60) -> Tensor:
     return torch.stack([picture(height, width, seed) for seed in range(count)])
 
 
-def test_the_settings_are_those_of_the_release() -> None:
-    settings = RealEsrgan()
-    assert settings.sizes == (7, 9, 11, 13, 15, 17, 19, 21)
-    assert [kind.probability for kind in settings.kinds] == [0.45, 0.25, 0.12, 0.03, 0.12, 0.03]
-    assert (settings.final_sinc, settings.sinc_first, settings.modes) == (0.8, 0.5, ("area", "bilinear", "bicubic"))
-    shared = {"sinc": 0.1, "gaussian": 0.5, "grey": 0.4, "jpeg": (30, 95), "generalised_beta": (0.5, 4)}
-    first = {"blur": 1, "sigma": (0.2, 3), "resize": (0.2, 0.7, 0.1), "resize_range": (0.15, 1.5)}
-    second = {"blur": 0.8, "sigma": (0.2, 1.5), "resize": (0.3, 0.4, 0.3), "resize_range": (0.3, 1.2)}
-    first |= {"gaussian_sigma": (1, 30), "poisson_scale": (0.05, 3), "plateau_beta": (1, 2)}
-    second |= {"gaussian_sigma": (1, 25), "poisson_scale": (0.05, 2.5), "plateau_beta": (1, 2)}
-    for a_round, printed in ((settings.first, first), (settings.second, second)):
-        assert {name: getattr(a_round, name) for name in shared | printed} == shared | printed
-
-
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 

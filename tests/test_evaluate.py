@@ -101,24 +101,6 @@ def test_large_images_are_scored_in_tiles(store: Memory) -> None:
     assert seen == [(350, 650)]  # as the papers do: no benchmark's image is larger, but DIV2K's at x2
 
 
-def test_a_network_for_every_scale_is_told_the_size(store: Memory) -> None:
-    class Network(nn.Module):
-        def render(
-            self, part: Tensor, corner: tuple, whole: tuple, size: tuple[int, int], rows: slice, columns: slice
-        ) -> Tensor:
-            assert not self.training and corner == (0, 0) and tuple(part.shape[2:]) == tuple(whole)
-            return imresize((part * 255).round().to(torch.uint8), size=size)[..., rows, columns] / 255
-
-    network = Network()
-    for scale in (2, 3, 4):
-        assert score(AtScale(network, scale), store, scale, MATLAB) == score(bicubic(scale), store, scale, MATLAB)
-    assert network.training
-    sizes = []
-    network.forward = lambda lr, size: sizes.append(size)
-    AtScale(network, 2.5)(torch.rand(1, 3, 5, 7))
-    assert sizes == [(13, 18)]
-
-
 def test_upscalers_of_networks() -> None:
     fixed, every = create("safmn", 4), create("moeisr-liif-s-edsr")
     assert upscaler(fixed, 4) is fixed and isinstance(upscaler(every, 2.5), AtScale)

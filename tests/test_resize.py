@@ -132,13 +132,6 @@ def test_a_batch_is_its_images_and_sizes_are_rounded_up(dtype: torch.dtype, scal
         assert torch.equal(one, imresize(image, scale=scale))
 
 
-def test_size_and_scale_agree() -> None:
-    image = noise(3, 24, 36)
-    for scale, size in ((0.5, (12, 18)), (1.5, (36, 54)), (1, (24, 36))):
-        assert torch.equal(imresize(image, scale=scale), imresize(image, size=size))
-    assert torch.equal(imresize(image, scale=1), image)
-
-
 def test_float_images_are_neither_rounded_nor_clipped_and_carry_gradients() -> None:
     step = torch.zeros(1, 8, 8)
     step[..., 4:] = 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from srlib.errors import InputError
-from srlib.evaluate import AtScale, bicubic
+from srlib.evaluate import AtScale
 from srlib.models import create, default_config
 from srlib.resize import enlarged_size
 from srlib.tiles import bands, enlarge, pieces
@@ -80,12 +80,6 @@ def test_a_network_for_every_scale_comes_out_as_whole_at_any_scale(name: str, sc
     expected = whole(upscale, lr)
     assert expected.shape[1:] == enlarged_size((41, 50), scale)
     assert (enlarge(upscale, lr, scale, 32, 10) - expected).abs().max() <= 1e-4
-
-
-def test_bicubic_comes_out_as_whole() -> None:
-    """Its kernel reaches two pixels: less than what of an overlap of twelve lies outside the ramp."""
-    lr = noise(70, 61)
-    assert (enlarge(bicubic(3), lr, 3, 32, 12) - whole(bicubic(3), lr)).abs().max() <= 1e-6
 
 
 SMALL_SEEMORE = replace(default_config("seemore-t"), groups=1)
