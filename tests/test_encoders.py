@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from srlib.models.encoders import EDSR, ENCODERS, RDN, STL, SwinIR, WindowAttention, merge, shift_mask, split
 
 TINY = {
-    "edsr": lambda: EDSR(blocks=2, channels=8),
-    "rdn": lambda: RDN(blocks=2, layers=3, channels=8, growth=4),
+    "edsr": lambda: EDSR(blocks=2),
+    "rdn": lambda: RDN(blocks=2, layers=3, growth=4),
     "swinir": lambda: SwinIR(depths=(2, 3), embed=12, heads=3, window=4, drop=0),
 }
 
@@ -153,12 +153,12 @@ def test_every_other_layer_shifts_its_windows_and_drops_rise_layer_by_layer() ->
 def test_stochastic_depth_leaves_out_whole_branches_in_training_alone() -> None:
     torch.manual_seed(0)
     layer = STL(8, 2, 4, shift=0, drop=0.25)
-    x, mask = torch.randn(1, 4, 4, 8).expand(4000, -1, -1, -1), torch.zeros(1, 16, 16)
+    x = torch.randn(1, 4, 4, 8).expand(4000, -1, -1, -1)
     with torch.no_grad():
         branch = layer.drop_path(x)
         left_out = (branch == 0).all(dim=(1, 2, 3))
         assert left_out.float().mean().item() == pytest.approx(0.25, abs=0.03)
         torch.testing.assert_close(branch[~left_out], x[~left_out] / 0.75)
-        results = layer(x[:64], mask).flatten(1)
+        results = layer(x[:64]).flatten(1)
         assert len({tuple(row.tolist()) for row in results}) == 4, "neither branch, either or both"
         assert torch.equal(layer.eval().drop_path(x), x)

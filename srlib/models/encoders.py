@@ -14,35 +14,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.models.layers import pad_reflect
+from srlib.models.layers import conv, pad_reflect
 
-
-def conv3x3(channels: int, out: int) -> nn.Conv2d:
-    """A 3x3 convolution with zero padding."""
-    return nn.Conv2d(channels, out, 3, padding=1)
+CHANNELS = 64  # of the features
 
 
 class ResBlock(nn.Module):
     """Residual block (Lim et al., Section 3.1): x + 3x3(ReLU(3x3(x))), without batch normalisation."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv3x3(channels, channels), nn.ReLU(), conv3x3(channels, channels))
+        self.body = nn.Sequential(conv(CHANNELS, CHANNELS, 3), nn.ReLU(), conv(CHANNELS, CHANNELS, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
 
 class EDSR(nn.Module):
-    """EDSR-baseline (Lim et al., Section 3.2, Figure 3): a 3x3 convolution, then residual blocks and a 3x3 convolution
-    with a skip around them."""
+    """EDSR-baseline (Lim et al., Section 3.2, Figure 3)."""
 
     UNUSED = ("sub_mean.weight", "sub_mean.bias", "add_mean.weight", "add_mean.bias")  # the mean colour
 
-    def __init__(self, *, blocks: int = 16, channels: int = 64) -> None:
+    def __init__(self, blocks: int = 16) -> None:
         super().__init__()
-        self.head = nn.Sequential(conv3x3(3, channels))
-        self.body = nn.Sequential(*(ResBlock(channels) for _ in range(blocks)), conv3x3(channels, channels))
+        self.head = nn.Sequential(conv(3, CHANNELS, 3))
+        self.body = nn.Sequential(*(ResBlock() for _ in range(blocks)), conv(CHANNELS, CHANNELS, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.head(x)
@@ -50,31 +46,30 @@ class EDSR(nn.Module):
 
 
 class RDB(nn.Module):
-    """Residual dense block (Zhang et al., Equations 5 to 7): each layer adds ``growth`` channels to all before it; LFF
-    fuses them by a 1x1 convolution, and the input is added."""
+    """Residual dense block (Zhang et al., Equations 5 to 7): each layer adds ``growth`` channels to all before it."""
 
-    def __init__(self, channels: int, growth: int, layers: int) -> None:
+    def __init__(self, growth: int, layers: int) -> None:
         super().__init__()
-        convs = (nn.Sequential(conv3x3(channels + i * growth, growth), nn.ReLU()) for i in range(layers))
-        self.convs = nn.ModuleList(nn.ModuleDict({"conv": conv}) for conv in convs)
-        self.LFF = nn.Conv2d(channels + layers * growth, channels, 1)
+        convs = (nn.Sequential(conv(CHANNELS + i * growth, growth, 3), nn.ReLU()) for i in range(layers))
+        self.convs = nn.ModuleList(nn.Sequential(OrderedDict(conv=layer)) for layer in convs)
+        self.LFF = conv(CHANNELS + layers * growth, CHANNELS)
 
     def forward(self, x: Tensor) -> Tensor:
         grown = x
-        for layer in self.convs.children():
-            grown = torch.cat([grown, layer.get_submodule("conv")(grown)], dim=1)
+        for layer in self.convs:
+            grown = torch.cat([grown, layer(grown)], dim=1)
         return x + self.LFF(grown)
 
 
 class RDN(nn.Module):
     """RDN (Zhang et al., Section 3.1, Figure 2) in LIIF's size: D = 16 blocks of C = 8 layers, G = G0 = 64 channels."""
 
-    def __init__(self, *, blocks: int = 16, layers: int = 8, channels: int = 64, growth: int = 64) -> None:
+    def __init__(self, blocks: int = 16, layers: int = 8, growth: int = 64) -> None:
         super().__init__()
-        self.SFENet1 = conv3x3(3, channels)
-        self.SFENet2 = conv3x3(channels, channels)
-        self.RDBs = nn.ModuleList(RDB(channels, growth, layers) for _ in range(blocks))
-        self.GFF = nn.Sequential(nn.Conv2d(blocks * channels, channels, 1), conv3x3(channels, channels))
+        self.SFENet1 = conv(3, CHANNELS, 3)
+        self.SFENet2 = conv(CHANNELS, CHANNELS, 3)
+        self.RDBs = nn.ModuleList(RDB(growth, layers) for _ in range(blocks))
+        self.GFF = nn.Sequential(conv(blocks * CHANNELS, CHANNELS), conv(CHANNELS, CHANNELS, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = self.SFENet1(x)  # Eq. (1)
@@ -90,7 +85,6 @@ class WindowAttention(nn.Module):
     """
 
     UNUSED = ("relative_position_index",)  # computed here
-    relative_position_index: Tensor
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
@@ -102,12 +96,12 @@ class WindowAttention(nn.Module):
         position = torch.arange(window)
         apart = position[:, None] - position + window - 1  # from query to key along one axis
         index = apart[:, None, :, None] * (2 * window - 1) + apart[None, :, None, :]
-        self.register_buffer("relative_position_index", index.reshape(window**2, window**2), persistent=False)
+        self.index = nn.Buffer(index.reshape(window**2, window**2), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         batch, windows, pixels, channels = x.shape
         q, k, v = self.qkv(x).reshape(batch * windows, pixels, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)[None]
+        bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)[None]
         if mask is not None:
             bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)  # (B N, heads, window^2, window^2)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B N, heads, window^2, C / heads)
@@ -117,9 +111,8 @@ class WindowAttention(nn.Module):
 class STL(nn.Module):
     """Swin Transformer layer (Liang et al., Section 3.2, Equation 10) on features (B, h, w, C).
 
-    Every other layer shifts its windows by half their side; ``mask`` keeps apart what the shift brings together.
-    ``drop`` is the probability that a branch is left out for an image in training (stochastic depth, Huang et al.,
-    2016): the released code trains with it, the paper does not mention it.
+    Its windows lie ``shift`` pixels further down and right. ``drop`` is the probability that a branch is left out for
+    an image in training (stochastic depth, Huang et al., 2016): the released code has it, the paper doesn't mention it.
     """
 
     UNUSED = ("attn_mask",)  # released for one image size, computed here for each
@@ -130,27 +123,19 @@ class STL(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, window)
         self.norm2 = nn.LayerNorm(channels)
-        layers = OrderedDict(
-            fc1=nn.Linear(channels, 2 * channels), act=nn.GELU(), fc2=nn.Linear(2 * channels, channels)
-        )
-        self.mlp = nn.Sequential(layers)
+        fc1, fc2 = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attend(self.norm1(x), mask))
+    def forward(self, x: Tensor) -> Tensor:
+        windows = split(self.norm1(x).roll((-self.shift, -self.shift), (1, 2)), self.window)
+        mask = shift_mask(x.shape[1:3], self.window, x) if self.shift else None
+        attended = merge(self.attn(windows, mask), self.window, x.shape)
+        x = x + self.drop_path(attended.roll((self.shift, self.shift), (1, 2)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
-
-    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Attention within windows that lie ``shift`` pixels further down and right."""
-        windows = split(x.roll((-self.shift, -self.shift), (1, 2)), self.window)
-        x = merge(self.attn(windows, mask if self.shift else None), self.window, x.shape)
-        return x.roll((self.shift, self.shift), (1, 2))
 
     def drop_path(self, branch: Tensor) -> Tensor:
         """``branch`` without some of its images in training, the others scaled up to make up for it."""
-        if not self.training or not self.drop:
-            return branch
-        keep = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(1 - self.drop)
-        return branch * keep / (1 - self.drop)
+        return branch * F.dropout(branch.new_ones(len(branch), 1, 1, 1), self.drop, self.training)
 
 
 def split(x: Tensor, window: int) -> Tensor:
@@ -165,7 +150,7 @@ def merge(windows: Tensor, window: int, shape: torch.Size) -> Tensor:
     return x.transpose(2, 3).reshape(shape)
 
 
-def shift_mask(size: tuple[int, int], window: int, like: Tensor) -> Tensor:
+def shift_mask(size: Sequence[int], window: int, like: Tensor) -> Tensor:
     """What is added to the scores of shifted windows: -100 between pixels that are neighbours only because the image
     of that ``size`` was rolled, else 0. (N, window^2, window^2), of the type and on the device of ``like``."""
     rows, columns = (torch.arange(side, device=like.device) - (side - window) for side in size)
@@ -182,23 +167,18 @@ class RSTB(nn.Module):
         super().__init__()
         shifts = [window // 2 if i % 2 else 0 for i in range(len(drops))]
         layers = (STL(channels, heads, window, *both) for both in zip(shifts, drops, strict=True))
-        self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(layers)})
-        self.conv = conv3x3(channels, channels)
+        self.residual_group = nn.ModuleDict({"blocks": nn.Sequential(*layers)})
+        self.conv = conv(channels, channels, 3)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        y = x
-        for layer in self.residual_group["blocks"].children():
-            y = layer(y, mask)
-        return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.residual_group["blocks"](x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SwinIR(nn.Module):
-    """SwinIR (Liang et al., Section 3.1, Figure 2) in LTE's size.
+    """SwinIR (Liang et al., Section 3.1, Figure 2) in LTE's size, residual blocks of ``depths`` layers, ``embed`` wide.
 
-    A 3x3 convolution to ``embed`` channels; residual Swin Transformer blocks of ``depths`` layers and a 3x3
-    convolution, with a skip around them; a 3x3 convolution to 64 channels and a leaky ReLU. Images are padded by
-    reflection to multiples of the ``window`` and their features cropped back (LTE's release pads images before it
-    evaluates). ``STL``'s ``drop`` rises from 0 to this one, layer by layer.
+    Images are padded by reflection to multiples of the ``window`` and their features cropped back (LTE's release pads
+    images before it evaluates). ``STL``'s ``drop`` rises from 0 to this one, layer by layer.
     """
 
     def __init__(
@@ -206,13 +186,13 @@ class SwinIR(nn.Module):
     ) -> None:
         super().__init__()
         self.window = window
-        self.conv_first = conv3x3(3, embed)
+        self.conv_first = conv(3, embed, 3)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed)})
         drops = torch.linspace(0, drop, sum(depths), device="cpu").split(list(depths))
-        self.layers = nn.ModuleList(RSTB(embed, heads, window, part.tolist()) for part in drops)
+        self.layers = nn.Sequential(*(RSTB(embed, heads, window, part.tolist()) for part in drops))
         self.norm = nn.LayerNorm(embed)
-        self.conv_after_body = conv3x3(embed, embed)
-        self.conv_before_upsample = nn.Sequential(conv3x3(embed, 64), nn.LeakyReLU())
+        self.conv_after_body = conv(embed, embed, 3)
+        self.conv_before_upsample = nn.Sequential(conv(embed, CHANNELS, 3), nn.LeakyReLU())
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -221,11 +201,8 @@ class SwinIR(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         shallow = self.conv_first(pad_reflect(x, self.window))
-        mask = shift_mask(shallow.shape[-2:], self.window, shallow)
         x = self.patch_embed["norm"](shallow.permute(0, 2, 3, 1))  # (B, h, w, embed)
-        for layer in self.layers:
-            x = layer(x, mask)
-        x = shallow + self.conv_after_body(self.norm(x).permute(0, 3, 1, 2))
+        x = shallow + self.conv_after_body(self.norm(self.layers(x)).permute(0, 3, 1, 2))
         return self.conv_before_upsample(x)[:, :, :height, :width]
 
 

@@ -3,9 +3,8 @@
 
 One network serves every scale: an encoder turns the LR image into features z (Equation 1), and a decoder, an MLP,
 predicts each output pixel from the features of an LR pixel nearby and the offset from it (Equation 2). MoEISR has
-several decoders, the experts, of different depths, and a mapper that sends each LR pixel to one of them (Equations 3 to
-5). With one expert it is LIIF or LTE itself. MoEISR has no released code: what its paper leaves open is chosen here and
-listed in the ledger of ``srlib.papers``.
+several decoders, the experts, and a mapper that sends each LR pixel to one of them (Equations 3 to 5). With one expert
+it is LIIF or LTE itself. It has no released code: what its paper leaves open is in the ledger of ``srlib.papers``.
 
 A query is an output pixel together with one of its D neighbours among the LR pixels: 4 with the local ensemble, else 1.
 Offsets and cells have LIIF's unit, half an LR pixel: coordinates in [-1, 1] times the LR image's height and width.
@@ -15,25 +14,24 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
-from numbers import Integral
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib.errors import InputError
-from srlib.models.encoders import ENCODERS
+from srlib.models.encoders import CHANNELS, ENCODERS
 from srlib.models.layers import Config, check_images
 
 Pair = Sequence[int]  # height and width, or y and x
 Decoder = Literal["liif", "lte"]
 Encoder = Literal["edsr", "rdn", "swinir"]
 
-CHANNELS = 64  # width of every encoder's features
 FREQUENCIES = 256  # LTE's coefficients, and its frequencies, for each LR pixel
 MAPPER_WIDTH = 24  # not printed; what the printed multiply-adds come closest to
 LARGEST_TRAINED = 4  # LTE decodes larger scales with the cell of this one
@@ -46,8 +44,8 @@ class MoEISRConfig(Config):
 
     ``depths``: layers of each expert, from shallow to deep; one depth is the backbone itself, without a mapper.
     ``hidden``: width of the experts, 256 (-b) or 128 (-s). ``mapper_layers``: 3x3 convolutions of the mapper.
-    ``temperature``: tau of the Gumbel softmax. ``unfold``, ``ensemble`` and ``cell`` are LIIF's feature unfolding,
-    local ensemble and cell decoding; LTE has no unfolding to leave out.
+    ``temperature``: tau of the Gumbel softmax. ``unfold`` (LTE has none), ``ensemble`` and ``cell``: LIIF's feature
+    unfolding, local ensemble and cell decoding.
     """
 
     decoder: Decoder = "liif"
@@ -64,7 +62,6 @@ class MoEISRConfig(Config):
         super().__post_init__()
         ascending = list(self.depths) == sorted(set(self.depths)) and self.depths[0] > 1
         self.require(ascending, "depths", "give whole numbers from 2 up, each once, from shallow to deep")
-        self.require(self.unfold or self.decoder == "liif", "unfold", "LTE has no feature unfolding; give True")
 
     @property
     def inputs(self) -> int:
@@ -76,23 +73,18 @@ class MoEISRConfig(Config):
     @property
     def mapper_widths(self) -> list[int]:
         """The mapper's channels, from the features to a score for each expert; none where there is one expert."""
-        if len(self.depths) == 1:
-            return []
-        return [CHANNELS, *[MAPPER_WIDTH] * (self.mapper_layers - 1), len(self.depths)]
+        return [CHANNELS, *[MAPPER_WIDTH] * (self.mapper_layers - 1), len(self.depths)] if len(self.depths) > 1 else []
 
     def build(self) -> MoEISR:
         return {"liif": LIIF, "lte": LTE}[self.decoder](self)
 
 
 DEPTHS: dict[Decoder, tuple[int, ...]] = {"liif": (2, 3, 4, 5), "lte": (2, 3, 4)}
-CONFIGS = {
-    f"{decoder}-{encoder}": MoEISRConfig(decoder, encoder, DEPTHS[decoder][-1:])
-    for decoder, encoder in product(DEPTHS, get_args(Encoder))
-} | {
-    f"moeisr-{decoder}-{size}-{encoder}": MoEISRConfig(decoder, encoder, DEPTHS[decoder], hidden)
-    for decoder, encoder in product(DEPTHS, get_args(Encoder))
-    for size, hidden in (("b", 256), ("s", 128))
-}
+CONFIGS: dict[str, MoEISRConfig] = {}
+for _decoder, _encoder in product(DEPTHS, get_args(Encoder)):
+    CONFIGS[f"{_decoder}-{_encoder}"] = MoEISRConfig(_decoder, _encoder, DEPTHS[_decoder][-1:])
+    for _size, _hidden in (("b", 256), ("s", 128)):
+        CONFIGS[f"moeisr-{_decoder}-{_size}-{_encoder}"] = MoEISRConfig(_decoder, _encoder, DEPTHS[_decoder], _hidden)
 
 
 def _with_relu(layers: Iterable[nn.Module]) -> nn.Sequential:
@@ -100,26 +92,10 @@ def _with_relu(layers: Iterable[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*[step for layer in layers for step in (layer, nn.ReLU(inplace=True))][:-1])
 
 
-class MLP(nn.Module):
+def mlp(inputs: int, hidden: int, depth: int) -> nn.Sequential:
     """A decoder: ``depth`` linear layers with ReLU between them, to R, G and B in [-1, 1]."""
-
-    def __init__(self, inputs: int, hidden: int, depth: int) -> None:
-        super().__init__()
-        self.layers = _with_relu(nn.Linear(a, b) for a, b in pairwise([inputs, *[hidden] * (depth - 1), 3]))
-
-    @property
-    def first(self) -> nn.Linear:
-        return cast(nn.Linear, self.layers[0])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
-class Answers(NamedTuple):
-    """``rgb`` (B, Q, 3) in [-1, 1], and ``gates`` (B, J, h, w), each expert's weight at each LR pixel, None of one."""
-
-    rgb: Tensor
-    gates: Tensor | None
+    layers = _with_relu(nn.Linear(a, b) for a, b in pairwise([inputs, *[hidden] * (depth - 1), 3]))
+    return nn.Sequential(OrderedDict(layers=layers))
 
 
 class Queries(NamedTuple):
@@ -143,43 +119,39 @@ class MoEISR(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.encoder = ENCODERS[config.encoder]()
-        experts = [MLP(config.inputs, config.hidden, depth) for depth in config.depths]
+        experts = [mlp(config.inputs, config.hidden, depth) for depth in config.depths]
         if len(experts) == 1:
             self.imnet = experts[0]
         else:
-            widths = [CHANNELS, *[MAPPER_WIDTH] * (config.mapper_layers - 1), len(experts)]
-            self.mapper = _with_relu(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+            self.mapper = _with_relu(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(config.mapper_widths))
             self.experts = nn.ModuleList(experts)
 
     def forward(
         self, x: Tensor, size: Pair | None = None, *, coord: Tensor | None = None, cell: Tensor | None = None
-    ) -> Tensor | Answers:
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         """Enlarge images (B, 3, h, w) in [0, 1] to ``size``, or answer queries.
 
         With ``size`` = (H, W), of any scale by axis: (B, 3, H, W), not clamped, each LR pixel served by its likeliest
         expert alone (Equation 4). With ``coord`` (B, Q, 2), places of output pixels as (y, x) in [-1, 1], and ``cell``
-        (B, 2), their height and width in the same unit: ``Answers`` of all experts, weighted by the gates (Equation 5).
-        Raises ``InputError`` for tensors of other shapes and unless one of the two is asked for.
+        (B, 2), their height and width in the same unit: their colours (B, Q, 3) in [-1, 1] and ``gates``, which weight
+        all experts' answers (Equation 5). Raises ``InputError`` unless one of the two is asked for.
         """
         check_images(x)
         if x.dtype.itemsize < 4:
             raise InputError(f"coordinates need float32, not {x.dtype}: give that, and use torch.autocast for speed")
         if size is not None and coord is None and cell is None:
-            if len(size) != 2 or not all(isinstance(side, Integral) and side > 0 for side in size):
-                raise InputError(f"size is {size!r}; give a height and a width in pixels, as in size=(480, 320)")
             return self.render(x, (0, 0), x.shape[-2:], size, slice(None), slice(None))
         if size is None and coord is not None and cell is not None:
             return self.answer((x - 0.5) / 0.5, coord, cell)
         raise InputError("tell a network for every scale what to make: size=(480, 320), or coord and cell")
 
     @property
-    def decoders(self) -> Sequence[MLP]:
+    def decoders(self) -> list[Any]:
         """The experts, from shallow to deep."""
-        return cast(Sequence[MLP], self.experts) if len(self.config.depths) > 1 else [self.imnet]
+        return [*self.experts] if len(self.config.depths) > 1 else [self.imnet]
 
     def expert_map(self, x: Tensor) -> Tensor:
         """Which expert serves each LR pixel of images (B, 3, h, w) in [0, 1]: (B, h, w), 0 for the shallowest."""
-        check_images(x)
         return self.choices(self.encoder((x - 0.5) / 0.5))
 
     def choices(self, z: Tensor) -> Tensor:
@@ -207,27 +179,23 @@ class MoEISR(nn.Module, ABC):
         x = (part - 0.5) / 0.5
         z = self.encoder(x)
         tables, chosen = list(self.tables(z)), self.choices(z).flatten()
-        cell = x.new_tensor([[2 * small / large for small, large in zip(whole, size, strict=True)]])
-        spans = [torch.arange(side, device=x.device)[span] for side, span in zip(size, (rows, columns), strict=True)]
-        axes = [_centres(span, side) for span, side in zip(spans, size, strict=True)]
+        cell, axes = x.new_tensor([[2 * lr / hr for lr, hr in zip(whole, size, strict=True)]]), []
+        for span, side, lr, start, inside in zip((rows, columns), size, whole, corner, x.shape[-2:], strict=True):
+            place = _centres(torch.arange(side, device=x.device)[span], side)
+            axes.append(lr / inside * place + (lr - 2 * start - inside) / inside)  # from -1 to 1 in the part
         coord = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)  # (n m, 2)
         colours = []
         for image, some in product(range(len(x)), coord.split(1 << (10 if x.is_cpu else 16))):  # in a CPU's cache
-            asked = self.queries(some, image, z, corner, whole)
+            asked = self.queries(some, image, z)
             colours.append(asked.mean(self.ask(tables, chosen, asked, cell)))
-        rgb = torch.cat(colours).unflatten(0, (len(x), -1))
-        coord = ((coord + 1) * coord.new_tensor(whole) - 2 * coord.new_tensor(corner)) / coord.new_tensor(z.shape[-2:])
-        rgb = rgb + self.skip(x, (coord - 1).expand(len(x), -1, -1))
-        return rgb.mT.unflatten(2, [len(span) for span in spans]) * 0.5 + 0.5
+        rgb = torch.cat(colours).unflatten(0, (len(x), -1)) + self.skip(x, coord.expand(len(x), -1, -1))
+        return rgb.mT.unflatten(2, [len(axis) for axis in axes]) * 0.5 + 0.5
 
-    def answer(self, x: Tensor, coord: Tensor, cell: Tensor) -> Answers:
-        """All experts' answers to the queries of images in [-1, 1], weighted by the gates (Equation 5)."""
-        batch = len(x)
-        if coord.ndim != 3 or coord.shape[::2] != (batch, 2) or cell.shape != (batch, 2):
-            raise InputError(f"got coord {tuple(coord.shape)} and cell {tuple(cell.shape)}; give (B, Q, 2) and (B, 2)")
+    def answer(self, x: Tensor, coord: Tensor, cell: Tensor) -> tuple[Tensor, Tensor | None]:
+        """All experts' answers to the queries of images in [-1, 1], weighted by the gates (Equation 5), and these."""
         coord, cell = coord.float(), cell.float()
         z = self.encoder(x)
-        image = torch.arange(batch, device=x.device).repeat_interleave(coord.shape[1])
+        image = torch.arange(len(x), device=x.device).repeat_interleave(coord.shape[1])
         asked = self.queries(coord.flatten(0, 1), image, z)
         cell = (cell * cell.new_tensor(z.shape[-2:]))[image].to(asked.offset.dtype).repeat(len(asked.weight), 1)
         gates = self.gates(z)
@@ -237,7 +205,7 @@ class MoEISR(nn.Module, ABC):
             shares = gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, asked.pixel)  # (D B Q, J)
             answers = [shares[:, j : j + 1] * one for j, one in enumerate(answers)]
         rgb = asked.mean(torch.stack(answers).sum(0)).unflatten(0, coord.shape[:2])
-        return Answers(rgb + self.skip(x, coord), gates)
+        return rgb + self.skip(x, coord), gates
 
     def neighbours(self, coord: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """The neighbours of coordinates (n) in [-1, 1] along an axis of ``side`` LR pixels: their indices and the
@@ -247,22 +215,14 @@ class MoEISR(nn.Module, ABC):
         index = (((near + 1) * side - 1) / 2).round().long()
         return index, (coord - _centres(index, side)) * side
 
-    def queries(
-        self, coord: Tensor, image: Tensor | int, z: Tensor, corner: Pair = (0, 0), whole: Pair | None = None
-    ) -> Queries:
-        """The queries of output pixels at ``coord`` (n, 2) to images' features z, which are the part at ``corner`` of
-        the ``whole``. Each neighbour has the area of the opposite rectangle as its weight."""
-        sides = z.shape[-2:]
-        indices, offsets = [], []
-        for axis, (start, side, total) in enumerate(zip(corner, sides, whole or sides, strict=True)):
-            index, offset = self.neighbours(coord[:, axis], total)
-            inside = (index - start).clamp(0, side - 1)
-            indices.append(inside)
-            offsets.append(offset + 2 * (index - start - inside))
-        (y, x), (down, right) = indices, offsets
-        pixel = (image * sides[0] + y[:, None]) * sides[1] + x  # (D^1/2, D^1/2, n)
+    def queries(self, coord: Tensor, image: Tensor | int, z: Tensor) -> Queries:
+        """The queries of output pixels at ``coord`` (n, 2) to images' features z. Each neighbour has the area of the
+        opposite rectangle as its weight."""
+        height, width = z.shape[-2:]
+        (y, down), (x, right) = self.neighbours(coord[:, 0], height), self.neighbours(coord[:, 1], width)
+        pixel = (image * height + y[:, None]) * width + x  # (D^1/2, D^1/2, n)
         offset = torch.stack(torch.broadcast_tensors(down[:, None], right), -1).flatten(0, 1)  # (D, n, 2)
-        area = (offset[..., 0] * offset[..., 1]).abs() + 1e-9
+        area = offset.prod(-1).abs() + 1e-9
         precise = torch.promote_types(z.dtype, torch.float32)
         return Queries(pixel.flatten(), offset.flatten(0, 1).to(precise), area.flip(0) / area.sum(0))
 
@@ -301,14 +261,14 @@ class LIIF(MoEISR):
     def tables(self, z: Tensor) -> Iterator[Tensor]:
         """The first layer's part in the features: (B h w, hidden) for each expert."""
         side = 3 if self.config.unfold else 1
-        for first in (decoder.first for decoder in self.decoders):
+        for first in (decoder.layers[0] for decoder in self.decoders):
             weight = first.weight[:, : CHANNELS * side**2].unflatten(1, (CHANNELS, side, side))
             yield F.conv2d(z, weight, first.bias, padding=side // 2).permute(0, 2, 3, 1).flatten(0, 2)
 
     def predict(self, expert: int, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
-        decoder = self.decoders[expert]
+        layers = self.decoders[expert].layers
         given = torch.cat([offset, cell.expand_as(offset)], 1) if self.config.cell else offset
-        return decoder.layers[1:](torch.addmm(features, given, decoder.first.weight[:, -given.shape[1] :].T))
+        return layers[1:](torch.addmm(features, given, layers[0].weight[:, -given.shape[1] :].T))
 
 
 class LTE(MoEISR):
