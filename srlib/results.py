@@ -117,7 +117,7 @@ class Gap(NamedTuple):
     mean: float
     low: float
     high: float
-    n: int
+    n: int = 0
 
     @property
     def text(self) -> str:

@@ -245,6 +245,7 @@
   /** A list of photographs, of which the one that is chosen is shown. */
   function choosable(viewer) {
     const sections = [...viewer.querySelectorAll("section[data-photograph]")];
+    if (sections.length < 2) return;
     const list = made("select", {}, ...sections.map((section) => new Option(section.dataset.photograph)));
     const show = () => sections.forEach((section) => { section.hidden = section.dataset.photograph !== list.value; });
     list.addEventListener("change", show);
