@@ -80,10 +80,10 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
-def save_network(network: nn.Module, model: str, path: Path) -> None:
-    """Write a network's weights as safetensors that name the model and its configuration."""
+def save_network(network: nn.Module, model: str, path: Path, **about: str) -> None:
+    """Write a network's weights as safetensors that name the model and its configuration, and what else is said."""
     config: Any = network.config
-    metadata = {"srlib": srlib.__version__, "model": model, "config": json.dumps(asdict(config))}
+    metadata = {"srlib": srlib.__version__, "model": model, "config": json.dumps(asdict(config)), **about}
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     write(path, safetensors.torch.save(tensors, metadata))
 

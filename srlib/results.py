@@ -11,14 +11,12 @@ import io
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import safetensors
-import safetensors.torch
 import scipy.stats
 from torch import nn
 
@@ -48,65 +46,57 @@ COLUMNS = {
 _TYPES = {"table": "string", "row": "string", "weights": "string", "scale": "Int64", "collapsed_at": "Int64"}
 
 
-def folder(root: Path | str | None = None) -> Path | None:
-    """Where the evidence lies: ``root``, else book/results beside the package or below the current folder; or None."""
-    places = [Path(root)] if root else [Path(__file__).parents[1] / "book/results", Path("book/results")]
+def folder() -> Path | None:
+    """Where the evidence lies: book/results beside the package or below the current folder; None where it is not."""
+    places = (Path(__file__).parents[1] / "book/results", Path("book/results"))
     return next((place for place in places if (place / "runs.csv").is_file()), None)
 
 
-def _read(name: str, root: Path | str | None) -> pd.DataFrame:
-    columns, where = COLUMNS[name].split(), folder(root)
-    if where is None:
+def _read(name: str) -> pd.DataFrame:
+    if (where := folder()) is None:
         print(f"no {name} are recorded here: book/results comes with srlib's repository")
-        return pd.DataFrame(columns=columns)
-    return pd.read_csv(where / f"{name}.csv", dtype={key: kind for key, kind in _TYPES.items() if key in columns})
+        return pd.DataFrame(columns=COLUMNS[name].split())
+    return pd.read_csv(where / f"{name}.csv", dtype=_TYPES)
 
 
-def runs(root: Path | str | None = None) -> pd.DataFrame:
+def runs() -> pd.DataFrame:
     """One line a run: its purpose (ships, equal, precision, ablation, mechanism), settings and provenance. ``scale`` is
     missing for a network for every scale; ``weights`` names the file of those that ship. An installation without the
     repository has no records: all four tables are empty."""
-    return _read("runs", root)
+    return _read("runs")
 
 
-def scores(root: Path | str | None = None) -> pd.DataFrame:
+def scores() -> pd.DataFrame:
     """PSNR (dB) and SSIM of each image by run, dataset, scale and protocol; protocols of the standard one's arithmetic
     have its name. ``lr`` says where the LR images came from, ``fingerprint`` are 12 digits of the dataset's."""
-    return _read("scores", root)
+    return _read("scores")
 
 
-def curves(root: Path | str | None = None) -> pd.DataFrame:
+def curves() -> pd.DataFrame:
     """Training loss, and at some steps PSNR (dB) on the held-out photographs; about 100 steps a run."""
-    return _read("curves", root)
+    return _read("curves")
 
 
-def speed(root: Path | str | None = None) -> pd.DataFrame:
+def speed() -> pd.DataFrame:
     """Times of our and of released networks, in ``units`` of one convolution's time on the same machine
     (:func:`srlib.complexity.yardstick`)."""
-    return _read("speed", root)
-
-
-def _under(root: Path | str | None, datasets: Collection[str] | None, scale: int | None, protocol: str) -> pd.DataFrame:
-    """The lines of ``scores`` under a protocol; None stands for all datasets, all scales."""
-    found = scores(root)
-    found = found[found.protocol == protocol]
-    found = found if datasets is None else found[found.dataset.isin([*datasets])]
-    return found if scale is None else found[found.scale == scale]
+    return _read("speed")
 
 
 def means(
     ids: Collection[str] | None = None,
-    datasets: Collection[str] | None = SETS,
+    datasets: Collection[str] = SETS,
     scale: int | None = None,
     protocol: str = STANDARD,
-    root: Path | str | None = None,
 ) -> pd.DataFrame:
-    """Mean PSNR (dB) and SSIM over images, one line a run, dataset and scale, with ``gain``: PSNR above bicubic's."""
-    found = _under(root, datasets, scale, protocol)
-    found = found.groupby(["run", "dataset", "scale"], sort=False)[["psnr", "ssim"]].mean().reset_index()
-    base = found[found.run == "bicubic"].set_index(["dataset", "scale"]).psnr.rename("bicubic")
-    found = found.join(base, ["dataset", "scale"])
-    found = found.assign(gain=found.psnr - found.bicubic).drop(columns="bicubic")
+    """Mean PSNR (dB) and SSIM over images, one line a run, dataset and scale, with ``gain``: PSNR above bicubic's.
+    Without ``ids`` all runs, without ``scale`` all scales."""
+    found, keys = scores(), ["dataset", "scale"]
+    found = found[(found.protocol == protocol) & found.dataset.isin([*datasets])]
+    found = found[found.scale == scale] if scale else found
+    found = found.groupby(["run", *keys], sort=False)[["psnr", "ssim"]].mean().reset_index()
+    base = found[found.run == "bicubic"].set_index(keys).psnr.rename("bicubic")
+    found["gain"] = found.psnr - found.join(base, keys).bicubic
     return found if ids is None else found[found.run.isin([*ids])].reset_index(drop=True)
 
 
@@ -126,33 +116,22 @@ class Gap(NamedTuple):
         return f"{self.mean:+.2f}{bounds}".replace("-", "\N{MINUS SIGN}")
 
 
-def gaps(
-    one: Collection[str],
-    other: Collection[str],
-    datasets: Collection[str] | None = None,
-    scale: int = 4,
-    protocol: str = STANDARD,
-    root: Path | str | None = None,
-) -> Gap:
-    """How far the runs ``one`` lie above the runs ``other`` (ids; ["bicubic"] for the baseline): PSNR in dB, paired by
-    seed and image. Seeds that only one side has are left out, and images that either was trained on. Raises InputError
-    for runs without a common seed and image, and for runs that differ in steps, batch, patch or training images."""
-    about = runs(root).set_index("run")
+def gaps(one: Collection[str], other: Collection[str], scale: int = 4) -> Gap:
+    """How far the runs ``one`` lie above the runs ``other`` (ids; ["bicubic"] for the baseline): PSNR in dB under the
+    standard protocol, paired by seed and image. Seeds that only one side has are left out, and images that either was
+    trained on. Raises InputError for runs without a common seed and image, and for runs that were trained otherwise."""
+    about, found = runs().set_index("run"), scores()
     used = about[about.index.isin([*one, *other])]
     if len(used[["steps", "batch", "patch", "fingerprint"]].drop_duplicates()) > 1:
-        raise InputError(
-            "the runs differ in steps, batch, patch or training images: compare runs that are trained alike"
-        )
+        raise InputError("the runs differ in steps, batch, patch or training images: compare runs trained alike")
     seen = set().union(*(SEEN.get(images, set()) for images in used.fingerprint))
-    found = _under(root, datasets, scale, protocol)
+    found = found[(found.protocol == STANDARD) & (found.scale == scale) & found.dataset.isin(SETS)]
     found = found[[place not in seen for place in zip(found.dataset, found.image, strict=True)]]
     found = found.assign(seed=found.run.map(about.seed))
     keys = ["dataset", "image"] + ["seed"] * ("bicubic" not in [*one, *other])
     pairs = found[found.run.isin([*one])].merge(found[found.run.isin([*other])], on=keys, suffixes=("", "_other"))
     if pairs.empty:
-        raise InputError(
-            f"{', '.join(one)} and {', '.join(other)} share no seed and image at x{scale} under {protocol}"
-        )
+        raise InputError(f"{', '.join(one)} and {', '.join(other)} share no seed and image at x{scale}")
     pairs["gap"] = pairs.psnr - pairs.psnr_other
     return crossed(pairs.pivot(index="run", columns=["dataset", "image"], values="gap").dropna(axis=1).to_numpy())
 
@@ -187,59 +166,42 @@ def trend(printed_gap: float, gap: Gap) -> Literal["agrees", "opposite", "undeci
     return "agrees" if (gap.mean > 0) == (printed_gap > 0) else "opposite"
 
 
-# --- recording a run --------------------------------------------------------------------------------------------------
-
-
 def record(
-    run: training.Run,
-    run_id: str,
-    purpose: str,
-    stores: Sequence[Store] | None = None,
-    *,
-    table: str = "",
-    row: str = "",
-    ship: bool = False,
-    root: Path | str | None = None,
+    run: training.Run, run_id: str, purpose: str, stores: Sequence[Store], *, table: str = "", row: str = ""
 ) -> pd.DataFrame:
     """Score a finished run and write its lines, and bicubic's, in place of older ones of that id; returns the means.
 
-    ``stores`` None: those of ``SETS`` that are here and whole. ``ship`` also writes the weights, in half precision,
-    whose scores are then the run's. Raises InputError where there are no records, and for weights to ship that
-    collapsed, or are no better on the held-out photographs than those that ship.
+    One that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError
+    where there are no records, and for weights that collapsed, or are no better on the held-out photographs than those
+    that ship.
     """
-    where, config, train = folder(root), run.config, run.config["train"]
+    where, config, train = folder(), run.config, run.config["train"]
     if where is None:
-        raise InputError("there are no records here: start in the project's folder, or name that of its runs.csv")
-    network, model = run.network().eval(), config["model"]
-    network = network.half().float() if ship else network
+        raise InputError("there are no records here: start in the project's folder")
+    network, model, weights = run.network().eval(), config["model"], ""
+    network = network.half().float() if purpose == "ships" else network
     low, high = train["scales"]
     scales = [config["scale"]] if config["scale"] else [scale for scale in SCALES if low <= scale <= high]
-    stores = _whole() if stores is None else stores
     base = pd.concat(_scored("bicubic", bicubic(scale), model, stores, scale) for scale in scales)
     mine = pd.concat(_scored(run_id, upscaler(network, scale), model, stores, scale) for scale in scales)
-    file = _file(model, config["scale"]) if ship else ""
-    if ship:
-        _ship(run, network, file, mine, root)
+    if purpose == "ships":
+        weights = _file(model, config["scale"])
+        ours = mine[(mine.dataset == SETS[0]) & (mine.protocol == STANDARD)].psnr.mean()
+        best = means(runs().query("weights == @weights").run, SETS[:1]).psnr.mean()
+        if run.metrics["collapsed_at"] or not (ours > best or math.isnan(best)):
+            raise InputError(f"{run.folder.name} {run.ending} with {ours:.2f} dB, {best:.2f} dB ship: keep those")
+        settings = json.dumps({key: config[key] for key in ("scale", "train", "data", "fingerprint")})
+        about = {"training": settings, "provenance": json.dumps(run.provenance), "precision": "float16"}
+        checkpoints.save_network(network.half(), model, WEIGHTS / weights, **about)
     log, validation = (pd.DataFrame(run.log(name)) for name in ("log", "validation"))
     thin = log.iloc[:: max(1, len(log) // 100)][["step", "loss"]].merge(validation[["step", "psnr"]], "outer", "step")
     thin = thin.assign(run=run_id, loss=thin.loss.map("{:.6g}".format), psnr=thin.psnr.round(4)).astype({"step": int})
-    said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": file}
+    said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
     said |= {"paper": papers.of(model).slug, "table": table, "row": row, "version": training.TRAINING_VERSION}
-    _write(where, "runs", pd.DataFrame([said]))
-    _write(where, "scores", pd.concat([base, mine]))
-    _write(where, "curves", thin)
-    return means([run_id], scale=config["scale"], root=root)
-
-
-def _whole() -> list[Store]:
-    """The stores of ``SETS`` that are here and whole."""
-    found = []
-    for name in SETS:
-        try:
-            found.append(Store.open(name))
-        except InputError as error:
-            print(f"not scored on {name}: {error}")
-    return [store for store in found if store.name in SETS]
+    _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
+    _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
+    _write(where / "curves.csv", thin, ["run", "step"])
+    return means([run_id], scale=config["scale"])
 
 
 def _scored(run_id: str, upscale: Callable[..., Any], model: str, stores: Sequence[Store], scale: int) -> pd.DataFrame:
@@ -253,39 +215,15 @@ def _scored(run_id: str, upscale: Callable[..., Any], model: str, stores: Sequen
     return pd.concat(lines)
 
 
-def _write(where: Path, name: str, frame: pd.DataFrame) -> None:
+def _write(path: Path, frame: pd.DataFrame, keys: list[str]) -> None:
     """Write a run's lines in place of its older ones, the baseline's only where they are new; the baseline comes first,
     then run by run."""
-    path = where / f"{name}.csv"
     old = pd.read_csv(path, dtype=str, keep_default_na=False)
     text = io.StringIO(frame.reindex(columns=old.columns).to_csv(index=False))
     new = pd.read_csv(text, dtype=str, keep_default_na=False)
-    kept = old[(old.run == "bicubic") | ~old.run.isin(new.run)]
-    both = pd.concat([kept, new])
-    if name == "scores":
-        both = both.drop_duplicates(["run", "dataset", "scale", "protocol", "image"])
+    both = pd.concat([old[(old.run == "bicubic") | ~old.run.isin(new.run)], new]).drop_duplicates(keys)
     both = both.sort_values("run", key=lambda run: run.where(run != "bicubic", ""), kind="stable")
     checkpoints.write(path, both.to_csv(index=False, lineterminator="\n").encode())
-
-
-def _ship(run: training.Run, network: nn.Module, file: str, found: pd.DataFrame, root: Path | str | None) -> None:
-    """Write the weights in half precision. Raises InputError for weights that are no better than those that ship."""
-    ships = runs(root)
-    before = ships[ships.weights == file].run.tolist()
-    mine = found[(found.dataset == SETS[0]) & (found.protocol == STANDARD)].psnr.mean()
-    its = means(before, SETS[:1], root=root).psnr.mean()
-    if run.metrics["collapsed_at"] or not (mine > its or math.isnan(its)):
-        raise InputError(f"{run.folder.name} {run.ending} with {mine:.2f} dB, {its:.2f} dB ship: keep those")
-    config = run.config
-    settings = {key: config[key] for key in ("scale", "train", "data", "fingerprint")}
-    metadata = {"model": config["model"], "config": json.dumps(config["network"]), "training": json.dumps(settings)}
-    metadata |= {"provenance": json.dumps(run.provenance), "precision": "float16"}
-    tensors = {key: value.contiguous() for key, value in network.half().state_dict().items()}
-    checkpoints.write(WEIGHTS / file, safetensors.torch.save(tensors, metadata))
-    network.float()
-
-
-# --- the weights that ship --------------------------------------------------------------------------------------------
 
 
 def shipped() -> pd.DataFrame:
@@ -296,10 +234,10 @@ def shipped() -> pd.DataFrame:
         with safetensors.safe_open(path, "pt") as file:
             said = file.metadata()
         settings = json.loads(said["training"])
-        line = {"file": path.name, "model": said["model"], "scale": settings["scale"], "data": settings["data"]}
-        keys = ("steps", "batch", "patch", "precision")
-        lines.append(line | {key: settings["train"][key] for key in keys} | {"bytes": path.stat().st_size})
-    return pd.DataFrame(lines).astype({"scale": "Int64"})
+        line = {"file": path.name, "model": said["model"], "bytes": path.stat().st_size}
+        lines.append(settings | settings["train"] | line)
+    columns = "file model scale data steps batch patch precision bytes".split()
+    return pd.DataFrame(lines, columns=columns).astype({"scale": "Int64"})
 
 
 def load(model: str, scale: int | None = None) -> nn.Module:
@@ -316,8 +254,7 @@ def _file(model: str, scale: int | None) -> str:
     return f"{model}-x{scale or 4}.safetensors" if takes_scale(model) else f"{model}.safetensors"
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A network in evaluation mode, how it was trained, in words ("20,000 steps of batch 16 on BSD400"), and its run,
     None for weights that ship."""
 
