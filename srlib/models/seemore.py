@@ -2,8 +2,8 @@
 
 The file reads like Section 3 of the paper: the mixture of low-rank expertise MoRE (Section 3.1, Algorithm 1) of the
 rank modulating expert RME, the spatial enhancement expertise SEE (Section 3.2) of the spatial modulating expert SME,
-and the network (Figure 2). Where paper and released code differ, the released code's behaviour is built.
-Names of attributes give the released files' state-dict keys.
+and the network (Figure 2). Blocks map (B, C, H, W) to (B, C, H, W). Where paper and released code differ, the released
+code's behaviour is built. Names of attributes give the released files' state-dict keys.
 """
 
 from __future__ import annotations
@@ -70,17 +70,15 @@ CONFIGS = {
 
 
 def striped_conv(channels: int, kernel: int) -> nn.Sequential:
-    """A depth-wise convolution of k x k as two stripes, 1 x k and then k x 1. (B, C, H, W) in and out."""
+    """A depth-wise convolution of k x k as two stripes, 1 x k and then k x 1."""
     row = nn.Conv2d(channels, channels, (1, kernel), padding=(0, kernel // 2), groups=channels)
     column = nn.Conv2d(channels, channels, (kernel, 1), padding=(kernel // 2, 0), groups=channels)
     return nn.Sequential(OrderedDict(conv=nn.Sequential(row, column)))
 
 
 class Router(nn.Module):
-    """The routing function G (Equation 4; Algorithm 1, lines 3 to 6): one linear layer on the image's mean feature.
-
-    (B, C, H, W) to (B, experts): softmax values, those of the ``top_k`` experts kept as they are, the others 0.
-    """
+    """The routing function G (Equation 4; Algorithm 1, lines 3 to 6): one linear layer on the image's mean feature, to
+    (B, experts): softmax values, those of the ``top_k`` experts kept as they are, the others 0."""
 
     def __init__(self, channels: int, experts: int, top_k: int) -> None:
         super().__init__()
@@ -94,7 +92,7 @@ class Router(nn.Module):
 
 
 class LowRankExpert(nn.Module):
-    """One expert E_i, in ``rank`` channels. Two views (B, C, H, W) give (B, C, H, W)."""
+    """One expert E_i, in ``rank`` channels, of two views."""
 
     def __init__(self, channels: int, rank: int) -> None:
         super().__init__()
@@ -107,9 +105,9 @@ class LowRankExpert(nn.Module):
 class LowRankMixture(nn.Module):
     """The mixture of low-rank experts: sum of G(x_a)_i E_i(x_a, x_b) (Equation 4 without its residual; Algorithm 1).
 
-    ``x_a`` and ``x_b``, (B, C, H, W), give (B, C, H, W). In training, and in a graph that has to hold for any image
-    (``torch.compile``, ``torch.export``, ONNX), every expert is computed, and gates are zero for those that aren't
-    chosen. In evaluation mode images of the same route are grouped, and only their experts are computed.
+    In training, and in a graph that has to hold for any image (``torch.compile``, ``torch.export``, ONNX), every expert
+    is computed, and gates are zero for those that aren't chosen. In evaluation mode images of the same route are
+    grouped, and only their experts are computed.
     """
 
     def __init__(self, config: SeemoReConfig) -> None:
@@ -144,7 +142,7 @@ class LowRankMixture(nn.Module):
 
 
 class MoRE(nn.Module):
-    """Mixture of low-rank expertise (Section 3.1, Figure 3, Equations 1 to 4). (B, C, H, W) in and out.
+    """Mixture of low-rank expertise (Section 3.1, Figure 3, Equations 1 to 4).
 
     A projection gives two views. x_a goes through a striped depth-wise convolution; x_b has context added, from the
     same strided depth-wise convolution applied t times, refined and enlarged. The experts combine the two.
@@ -175,7 +173,7 @@ class MoRE(nn.Module):
 
 
 class GatedFFN(nn.Module):
-    """Gated feed-forward network (Chen et al., 2023; Section 3.1). (B, C, H, W) in and out."""
+    """Gated feed-forward network (Chen et al., 2023; Section 3.1)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -189,7 +187,7 @@ class GatedFFN(nn.Module):
 
 
 class SEE(nn.Module):
-    """Spatial enhancement expertise (Section 3.2): large-kernel modulation. (B, C, H, W) in and out."""
+    """Spatial enhancement expertise (Section 3.2): large-kernel modulation."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -204,12 +202,13 @@ class SEE(nn.Module):
 
 class Conv2FormerBlock(nn.Module):
     """The convolutional modulation of Conv2Former (Hou et al., 2024) in place of SEE (Table 10, "C2F"): a full k x k
-    depth-wise convolution, and GELU on its branch alone. (B, C, H, W) in and out."""
+    depth-wise convolution, and GELU on its branch alone."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        wide = conv(channels, channels), nn.GELU(), conv(channels, channels, kernel, groups=channels)
-        self.attn = nn.Sequential(*wide)
+        self.attn = nn.Sequential(
+            conv(channels, channels), nn.GELU(), conv(channels, channels, kernel, groups=channels)
+        )
         self.to_v = conv(channels, channels)
         self.proj = conv(channels, channels)
 
@@ -240,7 +239,7 @@ def spatial_block(config: SeemoReConfig) -> nn.Module:
 
 
 class ModulatingExpert(nn.Module):
-    """What RME and SME share (Figure 2): a block and a GatedFFN, each with norm and skip. (B, C, H, W) in and out."""
+    """What RME and SME share (Figure 2): a block and a GatedFFN, each with norm and skip."""
 
     def __init__(self, channels: int, block: nn.Module) -> None:
         super().__init__()
@@ -253,7 +252,7 @@ class ModulatingExpert(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """RME, then SME (Figure 2), or the other way round (Table 4b). (B, C, H, W) in and out."""
+    """RME, then SME (Figure 2), or the other way round (Table 4b)."""
 
     def __init__(self, config: SeemoReConfig) -> None:
         super().__init__()
@@ -273,7 +272,6 @@ class SeemoRe(nn.Module):
     shuffle, around a shift by the RGB mean.
 
     Maps RGB images (B, 3, H, W), values in [0, 1], any size from 1 x 1 up, to (B, 3, scale H, scale W), not clamped.
-    Raises ``InputError`` for a tensor of another shape.
     """
 
     def __init__(self, config: SeemoReConfig) -> None:
