@@ -43,6 +43,11 @@ class Row:
         return f"{self.label} ({self.variant})" if self.variant else self.label
 
     @property
+    def slug(self) -> str:
+        """The name for commands and folders."""
+        return slug(self.name)
+
+    @property
     def scale(self) -> int | None:
         """The network's scale; None for a network that serves all the scales that its row is printed at."""
         return getattr(self.config, "scale", None)
@@ -159,9 +164,9 @@ def rows(slug: str, number: str) -> tuple[Row, ...]:
 
 
 def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
-    """The row of a table with this printed label or name; ``scale`` where it is printed at several."""
+    """The row of a table with this printed label, name or slug; ``scale`` where it is printed at several."""
     known = rows(slug, number)
-    named = [one for one in known if label in (one.label, one.name)]
+    named = [one for one in known if label in (one.label, one.name, one.slug)]
     found = [one for one in named if scale is None or one.scale in (None, scale)]
     if len(found) == 1:
         return found[0]
