@@ -65,20 +65,15 @@ Images = Annotated[list[str] | None, typer.Option("--data", help="Datasets or fo
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; default: the variable SRLIB_DATA.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Tile = Annotated[int | None, typer.Option(min=0, help="Side of the tiles in LR pixels; 0: the whole at once.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 
-def print_version(wanted: bool) -> None:
-    """Print the version and leave, if it is wanted."""
-    if wanted:
+@app.callback(invoke_without_command=True)
+def common(version: Annotated[bool, typer.Option("--version", is_eager=True)] = False) -> None:
+    """Efficient image super-resolution, as four papers build and claim it."""
+    if version:
         print(srlib.__version__)
         raise typer.Exit
-
-
-@app.callback()
-def common(version: Annotated[bool, typer.Option("--version", callback=print_version, is_eager=True)] = False) -> None:
-    """Efficient image super-resolution, as four papers build and claim it."""
 
 
 @app.command(epilog="Example: srlib train seemore-t --scale 4 --budget smoke")
@@ -91,7 +86,6 @@ def train(
     patch: Annotated[int | None, typer.Option(min=1, help="Side of an LR patch, instead of the budget's.")] = None,
     table: Annotated[str, typer.Option(help="Train a row of this table of the model's paper ...")] = "",
     row: Annotated[str, typer.Option(help="... the one with this printed label.")] = "",
-    ablation: Annotated[bool, typer.Option("--ablation", help="As few steps as a table's rows.")] = False,
     fine_tune: Annotated[Path | None, typer.Option(help="Go on from this run, with real-world degradation.")] = None,
     data: Annotated[str, typer.Option(help="Training images: a dataset or a folder.")] = "photos/train",
     held_out: Annotated[str, typer.Option(help="Images to score while training.")] = "photos/held-out",
@@ -115,19 +109,19 @@ def train(
 
     if bool(table) != bool(row):
         raise InputError("--table and --row go together, as in: srlib train safmn --table 3 --row Baseline")
-    one = papers.row(papers.of(model).slug, table, row, scale) if row else None
     store, watched = open_stores([data, held_out], data_root)
     length: dict[str, Any] = {"budget": budget, "steps": steps, "batch": batch, "patch": patch}
     length |= {"seed": seed, "precision": precision}
     if fine_tune:
         config, watched = engine.fine_tune(find_run(fine_tune), store, **length), degraded(watched)
-    elif one:
+    elif row:
+        one = papers.row(papers.of(model).slug, table, row, scale)
         config = engine.configure_row(one, store, scale=scale, **length)
     else:
         fixed = models.takes_scale(model)
         if scale and not fixed:
             say(f"{model} is trained for every scale at once, whatever --scale says")
-        config = engine.configure(model, (scale or 4) if fixed else None, store, ablation=ablation, **length)
+        config = engine.configure(model, (scale or 4) if fixed else None, store, **length)
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, wait=wait)
     if int(os.environ.get("RANK", 0)):  # of several processes the first one says it
         return
@@ -151,9 +145,7 @@ def score(
     tile: Tile = None,
     data_root: DataRoot = None,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Write the score of each image to this CSV file.")] = None,
     images: Annotated[bool, typer.Option("--images", help="Print a line for each image.")] = False,
-    as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Score a run, a file of weights, those that ship, or bicubic; say under which protocol and on which LR images."""
@@ -168,21 +160,18 @@ def score(
     for store, factor in product(open_stores(data, data_root), [scale] if scale else EVERY_SCALE if network else [4]):
         usual = papers.recipe(model).protocol_on(store.name) if network else metrics.MATLAB
         protocols = [papers.protocol(name) for name in protocol or ()] or [usual]
-        if luma and not network:
-            frames.append(evaluate.luma_bicubic(store, factor).frame().assign(model="bicubic"))
-            continue
-        for name in dict.fromkeys((model, "bicubic")):
-            upscale = evaluate.upscaler(network, factor) if network and name == model else evaluate.bicubic(factor)
-            found = evaluate.score_under(upscale, store, factor, protocols, where, tile)
-            frames += [scores.frame().assign(model=name) for scores in found]
+        found = {"bicubic": evaluate.score_under(evaluate.bicubic(factor), store, factor, protocols, where, tile)}
+        if luma:
+            found["bicubic"] = (evaluate.luma_bicubic(store, factor),)
+        if network:
+            upscaler = evaluate.upscaler(network, factor)
+            found = {model: evaluate.score_under(upscaler, store, factor, protocols, where, tile)} | found
+        frames += [scores.frame().assign(model=name) for name, each in found.items() for scores in each]
     scores = pd.concat(frames, ignore_index=True)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scores.to_csv(out, index=False)
     if not images:
         keys = ["dataset", "scale", "model", "protocol", "lr"]
         scores = scores.groupby(keys, sort=False)[["psnr", "ssim"]].mean().reset_index()
-    show(scores, as_json, as_csv, psnr="{:.2f} dB", ssim="{:.4f}")
+    show(scores, as_csv, psnr="{:.2f} dB", ssim="{:.4f}")
 
 
 @app.command("upscale", epilog="Example: srlib upscale photo.jpg large.png")
@@ -209,25 +198,22 @@ def enlarge(
     from srlib import evaluate, parallel, upscale
 
     made, notes = upscale.jobs(sources, out, format)
-    where, upscaler = parallel.pick_device(device), None
+    where, upscaler, failed = parallel.pick_device(device), None, False
     if model != "bicubic":
         usual = "safmn" if scale in (None, 4) else "moeisr-lte-s-edsr"
         _, network, own = find_network(model or (usual if record is None else ""), scale, weights, record)
         scale = own or scale
         upscaler = evaluate.upscaler(network.to(where), scale or 4)
     options: dict[str, Any] = {"force": force, "quality": quality, "lossless": lossless, "beside": beside, "tile": tile}
-    done: list[str] = []
-    for note in notes:
-        say(note)
+    say(*notes)
     for job in made:
         status, notes = upscale.enlarge_file(job, upscaler, scale or 4, **options, device=where)
-        done.append(status)
         if len(sources) == len(made) == 1 and status != "done":
             raise InputError("; ".join(notes) or f"{job.target} is there already: give another name, or --force")
         print(f"{job.target}: {status}", flush=True)
-        for note in notes:
-            say(f"{job.source}: {note.removeprefix(f'{job.source}: ')}")
-    if "failed" in done:
+        say(*(f"{job.source}: {note.removeprefix(f'{job.source}: ')}" for note in notes))
+        failed |= status == "failed"
+    if failed:
         raise typer.Exit(1)
 
 
@@ -235,7 +221,6 @@ def enlarge(
 def print_table(
     paper: Annotated[str, typer.Argument(help="A paper, such as safmn.")],
     number: Annotated[str, typer.Argument(help="Number of the table, such as 3 or 4a.")],
-    as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Print a paper's table: each printed cell beside ours, with a verdict, and beside the network trained here."""
@@ -246,30 +231,21 @@ def print_table(
         sys.stdout.write(tables.csv(found))
         return
     columns = "row variant scale dataset metric printed ours unit verdict trained trend note".split()
-    show(found if as_json else found[columns], as_json, False, ours="{:.6g}", trained="{:.2f}")
+    show(found[columns], ours="{:.6g}", trained="{:.2f}")
 
 
 @app.command("complexity", epilog="Example: srlib complexity safmn --scale 4")
-def count(
-    model: Model,
-    scale: Scale = 4,
-    height: Annotated[int | None, typer.Option(min=1, help="Of the LR image; default: of a 1280x720 output.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Of the LR image.")] = None,
-    as_json: AsJson = False,
-    as_csv: AsCsv = False,
-) -> None:
-    """Count a model's parameters, multiply-adds and activations as the papers do, with all experts at a fixed scale; of
-    a network for every scale those that a black image takes, of 48x48 pixels."""
+def count(model: Model, scale: Scale = 4, as_csv: AsCsv = False) -> None:
+    """Count a model's parameters, multiply-adds and activations as the papers do, for an output of 1280x720 with all
+    experts; of a network for every scale those that a black LR image of 48x48 pixels takes."""
     from srlib import complexity, models, resize
 
-    factor = scale or 4
-    fixed = models.takes_scale(model)
-    usual = complexity.lr_size(factor) if fixed else (48, 48)
-    size = (height or usual[0], width or usual[1])
+    factor, fixed = scale or 4, models.takes_scale(model)
+    size = complexity.lr_size(factor) if fixed else (48, 48)
     inputs: dict[str, Any] = {} if fixed else {"size": resize.enlarged_size(size, factor)}
     found = complexity.count(models.create(model, factor if fixed else None), size, training=fixed, **inputs)
     row = {"model": model, "scale": factor, "lr_height": size[0], "lr_width": size[1]}
-    show([row | {"params": found.params, "macs": found.macs, "acts": found.acts}], as_json, as_csv)
+    show([row | {"params": found.params, "macs": found.macs, "acts": found.acts}], as_csv)
 
 
 @app.command("speed")
@@ -333,20 +309,19 @@ def data_get(
 
 
 @app.command()
-def weights(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+def weights(as_csv: AsCsv = False) -> None:
     """List the weights that ship: how they were trained, and their PSNR at x4, in dB, with its gain over bicubic.
 
     The protocol is SAFMN's for all. Set5's woman is a photograph of BSD400, too. Example: srlib weights
     """
     from srlib import results
 
-    found, means, runs = results.shipped(), results.means(scale=4), results.runs()
-    ids = found.file.map(runs[runs.purpose == "ships"].set_index("weights").run)
+    found, runs = results.shipped(), results.runs()
+    ids, formats = found.file.map(runs[runs.purpose == "ships"].set_index("weights").run), {}
     for name, column in product(results.SETS, ("psnr", "gain")):
-        found[f"{name} {column}"] = means[means.dataset == name].set_index("run")[column].reindex(ids).to_list()
-    show(
-        found, as_json, as_csv, **{f"{name} {column}": "{:.2f}" for name in results.SETS for column in ("psnr", "gain")}
-    )
+        means = results.means(datasets=[name], scale=4).set_index("run")[column]
+        found[f"{name} {column}"], formats[f"{name} {column}"] = means.reindex(ids).to_list(), "{:.2f}"
+    show(found, as_csv, **formats)
 
 
 @app.command("record", epilog="Example: srlib record safmn.json ships-safmn-x4 --purpose ships")
@@ -360,10 +335,9 @@ def record_run(
     """Score a finished run and write it to the tables in book/results; one that "ships" with its weights."""
     from srlib import results
 
-    stores = open_stores(data, data_root) if data else None
     said = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
     place = {key: said.get(key, "") for key in ("table", "row")}
-    found = results.record(find_run(run), name, purpose, stores, ship=purpose == "ships", **place)
+    found = results.record(find_run(run), name, purpose, open_stores(data, data_root), **place)
     show(found, psnr="{:.2f} dB", ssim="{:.4f}", gain="{:+.2f} dB")
 
 
@@ -382,21 +356,23 @@ def doctor(data_root: DataRoot = None) -> None:
     print(f"torch {torch.__version__}; {complexity.describe_device('cpu')}; GPU: {torch.cuda.is_available()}")
     print(f"images: {here or 'none beside the photographs'}")
     pixels = torch.tensor([[0, 37, 74], [91, 129, 167], [182, 221, 4]], dtype=torch.uint8)[None, None]
-    checks = {"resizing": resize.imresize(pixels, scale=2)[0, 0, 0].tolist() == [0, 5, 20, 37, 58, 68]}  # MATLAB's
     one, other = (torch.full((1, 3, 32, 32), grey / 255) for grey in (100, 116))  # whose luma is 102 and 116
     psnr = metrics.psnr(one, other, metrics.MATLAB, 4).item()
-    checks["metrics"] = math.isclose(psnr, 20 * math.log10(255 / 14))
-    checks["weights"] = all(results.trained(model, 4).network for model in results.shipped().model)
+    checks = {
+        "resizing": resize.imresize(pixels, scale=2)[0, 0, 0].tolist() == [0, 5, 20, 37, 58, 68],  # as MATLAB does
+        "metrics": math.isclose(psnr, 20 * math.log10(255 / 14)),
+        "weights": all(results.load(model) for model in results.shipped().model),
+    }
     for name, right in checks.items():
         print(f"{name}: {'ok' if right else 'FAILED'}")
     if not all(checks.values()):
-        say("a check failed: install what constraints.txt pins")
-        raise typer.Exit(1)
+        raise InputError("a check failed: install what constraints.txt pins")
 
 
-def say(line: str) -> None:
-    """Print one line on standard error."""
-    print("srlib: " + " ".join(line.split()), file=sys.stderr, flush=True)
+def say(*lines: str) -> None:
+    """Print lines on standard error."""
+    for line in lines:
+        print("srlib: " + " ".join(line.split()), file=sys.stderr, flush=True)
 
 
 def open_stores(names: list[str] | None, root: Path | None) -> list[Store]:
@@ -404,11 +380,10 @@ def open_stores(names: list[str] | None, root: Path | None) -> list[Store]:
     Set5 and Set14 where they are here."""
     from srlib import data, datasets
 
-    here = {"photos/held-out", *(status.name for status in datasets.listing(root) if status.found)}
-    names = names or [name for name in ("photos/held-out", "Set5", "Set14") if name in here]
+    here = {status.name for status in datasets.listing(root) if status.found}
+    names = names or ["photos/held-out", *(name for name in ("Set5", "Set14") if name in here)]
     stores = [data.Store.open(datasets.find(name, root)) for name in names]
-    for note in (note for store in stores for note in store.notes):
-        say(note)
+    say(*(note for store in stores for note in store.notes))
     return stores
 
 
@@ -431,20 +406,19 @@ def find_network(model: str, scale: float | None, file: Path | None, record: Pat
 
     if record:
         run = find_run(record)
-        config = run.config
-        if model not in ("", config["model"]) or (config["scale"] and scale not in (None, config["scale"])):
-            raise InputError(f"{record} is {config['model']} at scale {config['scale']}: leave out model and --scale")
-        say(f"{config['model']}, {run.ending} of batch {config['train']['batch']} on {config['data']}")
-        return config["model"], run.network(), config["scale"] or scale
+        name, own, train = (run.config[key] for key in ("model", "scale", "train"))
+        if model not in ("", name) or (own and scale not in (None, own)):
+            raise InputError(f"{record} is {name} at scale {own}: leave out model and --scale")
+        say(f"{name}, {run.ending} of batch {train['batch']} on {run.config['data']}")
+        return name, run.network(), own or scale
     if not model:
         raise InputError("no model: give bicubic, a model, or --record RUN")
-    fixed = models.takes_scale(model)
-    scale = scale or (4 if fixed else None)
-    if fixed and scale != int(scale or 0):
+    own = (scale or 4) if models.takes_scale(model) else None
+    if own and own != int(own):
         raise InputError(f"{model} enlarges a whole number of times: give --scale 4, or a model for every scale")
-    own = int(scale or 0) if fixed else None
+    own = own and int(own)
     if file:
-        return model, checkpoints.load(file, model, own), scale
+        return model, checkpoints.load(file, model, own), own or scale
     shipped = results.trained(model, own)
     say(f"{model}: weights that ship, trained here, {shipped.caption}")
     return model, shipped.network, own or scale
@@ -453,22 +427,18 @@ def find_network(model: str, scale: float | None, file: Path | None, record: Pat
 def show_status(found: list[Any]) -> None:
     """Print what is here of datasets, and each problem in a line on standard error."""
     show([{key: getattr(one, key) for key in ("name", "what", "expected", "found", "folder")} for one in found])
-    for one in found:
-        for problem in one.problems:
-            say(f"{one.name} {one.what}: {problem}")
+    say(*(f"{one.name} {one.what}: {problem}" for one in found for problem in one.problems))
 
 
-def show(rows: Any, as_json: bool = False, as_csv: bool = False, **formats: str) -> None:
-    """Print a frame, or rows, as JSON (null for what is infinite), CSV or a table; ``formats`` are of its columns."""
+def show(rows: Any, as_csv: bool = False, **formats: str) -> None:
+    """Print a frame, or rows, as CSV or as a table; ``formats`` are of its columns."""
     import pandas as pd
 
     frame = pd.DataFrame(rows)
-    if as_json:
-        print(frame.to_json(orient="records", indent=1, force_ascii=False, default_handler=str))
-    elif as_csv:
-        frame.to_csv(sys.stdout, index=False)
-    else:
-        for name in frame:
-            text = formats.get(str(name), "{}").format
-            frame[name] = [text(value) if pd.notna(value) else "" for value in frame[name]]
-        print(frame.to_string(index=False))
+    if as_csv:
+        sys.stdout.write(frame.to_csv(index=False))
+        return
+    for name in frame:
+        text = formats.get(str(name), "{}").format
+        frame[name] = [text(value) if pd.notna(value) else "" for value in frame[name]]
+    print(frame.to_string(index=False))
