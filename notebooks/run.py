@@ -47,7 +47,7 @@ def execute(source: Path, result: Path, wanted: dict[str, str], timeout: float) 
             cwd=".",
             progress_bar=False,
             execution_timeout=round(timeout),
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except papermill.PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}".strip().splitlines()[0]
