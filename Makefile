@@ -21,6 +21,8 @@ export SRLIB_CACHE      ?= .cache
 export SRLIB_BUDGET     := $(value BUDGET)
 export SRLIB_TRAIN      := $(value TRAIN)
 export OMP_NUM_THREADS  ?= $(CORES)
+# Threads that wait for others sleep: spinning, two jobs of two threads on two cores would slow each other down fourfold.
+export OMP_WAIT_POLICY  ?= passive
 ifneq ($(wildcard ../shared/data),)
 export SRLIB_DATA       ?= ../shared/data
 endif

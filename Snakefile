@@ -100,7 +100,7 @@ rule notebook:
         settings=lambda wildcards: SETTINGS,  # a function, as Snakemake would read braces in a text
     threads: lambda wildcards: ALL_CORES if depends.TIMING.search(CODE[wildcards.notebook]) else 1
     shell:
-        "OMP_NUM_THREADS={threads} {PYTHON} notebooks/run.py {input.notebook:q} {output:q} "
+        "{PYTHON} notebooks/run.py {input.notebook:q} {output:q} "
         "--budget {params.budget} --timeout {params.timeout}"
 
 
@@ -115,5 +115,5 @@ rule train:
     threads: ALL_CORES
     shell:
         "echo training {wildcards.model}, {wildcards.row}, seed {wildcards.seed}, budget {wildcards.budget} && "
-        "OMP_NUM_THREADS={threads} {PYTHON} -m srlib train {wildcards.model} {params.options} "
+        "{PYTHON} -m srlib train {wildcards.model} {params.options} "
         '--seed {wildcards.seed} --budget {wildcards.budget} --data "$SRLIB_TRAIN" --record {output:q}'
