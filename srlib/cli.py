@@ -248,23 +248,16 @@ def count(model: Model, scale: Scale = 4, as_csv: AsCsv = False) -> None:
     show([row | {"params": found.params, "macs": found.macs, "acts": found.acts}], as_csv)
 
 
-@app.command("speed")
-def time(
-    model: Model,
-    scale: Scale = 4,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; the unit is defined for two.")] = 2,
-    device: Device = "cpu",
-) -> None:
-    """Time a model in units of one 3x3 convolution (64 to 64 channels, 180x320), taken anew before each call.
-
-    The LR image is that of a 1280x720 output; for a network for every scale 48x48. Example: srlib speed safmn
-    """
+@app.command("speed", epilog="Example: srlib speed safmn")
+def time(model: Model, scale: Scale = 4, device: Device = "cpu") -> None:
+    """Time a model on the LR image of a 1280x720 output, or on 48x48 pixels where it takes every scale; on a CPU with
+    two threads. One unit is a 3x3 convolution (64 to 64 channels, 180x320), timed anew before each call."""
     import torch
 
     from srlib import complexity, evaluate, models, parallel
 
     factor, where, fixed = scale or 4, parallel.pick_device(device), models.takes_scale(model)
-    torch.set_num_threads(threads)
+    torch.set_num_threads(2)
     image = torch.rand(1, 3, *(complexity.lr_size(factor) if fixed else (48, 48)), device=where)
     network = evaluate.upscaler(models.create(model, factor if fixed else None).eval().to(where), factor)
     with torch.inference_mode():

@@ -315,9 +315,8 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
         axes.set(**({"xscale": "log"} | axis))
         axes.set_title(f"area of a circle: {sizes}{'' if printed is None else ', dashed: printed'}")
         lines = {"arrowstyle": "-", "color": INK, "linewidth": 0.7}
-        adjust_text(
-            texts, objects=axes.collections[0], ax=axes, arrowprops=lines, iter_lim=200
-        )  # no time limit, which varies
+        apart = {"force_static": (0.3, 0.4), "expand": (1.1, 1.4), "iter_lim": 400}  # no time limit, which varies
+        adjust_text(texts, objects=axes.collections[0], ax=axes, arrowprops=lines, **apart)
         said = ", ".join(f"{label} at {x:.4g} and {y:.4g}" for label, x, y, _ in points.itertuples())
         return _chart(axes, f"{ylabel} against {xlabel}: {said}.", caption)
 
@@ -433,12 +432,11 @@ def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
 
 def ledger(frame: pd.DataFrame, caption: str = "") -> Shown:
     """What differs between print, release and ours (``tables.ledger``), the rows of one difference in one line."""
-    lines = frame.fillna("").astype(str)
+    lines: Any = frame.fillna("").astype(str)
     place = lines.table.map(lambda number: f"Table {number} " if number else "") + lines.dataset + " "
     lines["place"] = place + lines.metric.map(lambda metric: METRICS.get(metric, metric.upper()))
     keys = ["place", "printed", "ours", "verdict", "explanation", "evidence"]
-    rows: Any = lines.groupby(keys, sort=False).row
-    rows = rows.agg(lambda some: ", ".join(some.unique())).reset_index()
+    rows = lines.groupby(keys, sort=False).row.agg(lambda some: ", ".join(some.unique())).reset_index()
     return table(rows[["row", *keys]], caption)
 
 

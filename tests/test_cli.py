@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,26 +65,16 @@ def frame(result: Result) -> pd.DataFrame:
 # --- Help and refusals ---
 
 
-def test_help_comes_at_once_and_needs_no_torch() -> None:
+def test_help_needs_no_torch_and_so_comes_at_once() -> None:
     flags = [sys.executable, "-X", "importtime", "-m", "srlib", "--help"]
-    best = min(_seconds(flags[:1] + flags[3:]) for _ in range(3))
     done = subprocess.run(flags, capture_output=True, text=True, check=True, timeout=60)
     assert not {"torch", "numpy", "pandas"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert best < 0.3 * max(1.0, _seconds([sys.executable, "-c", "pass"]) / 0.03), "on a machine that is not busy"
-
-
-def _seconds(arguments: list[str]) -> float:
-    began = time.perf_counter()
-    subprocess.run(arguments, capture_output=True, check=True, timeout=60)
-    return time.perf_counter() - began
 
 
 def test_every_command_has_help_and_an_example_and_the_version_is_the_packages(command: Srlib) -> None:
     commands = {"train", "evaluate", "upscale", "table", "complexity", "speed", "weights", "record", "doctor", "data"}
-    shown = command("--help").stdout
-    assert all(f"\n  {name} " in shown for name in commands)
-    for name in sorted(commands - {"data"}):
-        assert f"Example: srlib {name}" in command(name, "-h").stdout
+    assert all(f"\n  {name} " in command("--help").stdout for name in commands)
+    assert all(f"Example: srlib {name}" in command(name, "-h").stdout for name in commands - {"data"})
     assert command("--version").stdout == f"{srlib.__version__}\n"
     assert command().exit_code == 2 and "Usage" in command().output
 
