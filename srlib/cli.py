@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from srlib.data import Store
     from srlib.runs import Run
 
+# Threads that wait for others sleep instead of spinning, which on a busy machine takes the others' time. For torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 EVERY_SCALE = (2, 3, 4, 6, 8)  # at which a network for every scale is scored: those of MoEISR's Table 2
 
 
