@@ -383,7 +383,9 @@ def table(frame: pd.DataFrame, caption: str = "", *, digits: int = 4) -> Shown:
     name becomes the first column."""
     frame = frame.reset_index() if any(frame.index.names) else frame
     shown = frame.astype(object).map(lambda value: _cell(value, digits))
-    return _html(shown.rename(columns=lambda name: escape(str(name))), caption)
+    words = {name for name in shown if shown[name].str.contains("srlib-text").any()}  # whose heads are flush left, too
+    heads = {name: f'<span{" class=srlib-text" * (name in words)}>{escape(str(name))}</span>' for name in shown}
+    return _html(shown.rename(columns=heads), caption)
 
 
 def _printed(cell: Any, notes: dict[str, int]) -> str:
