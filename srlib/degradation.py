@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +26,6 @@ from srlib.errors import InputError
 Range = tuple[float, float]
 
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601
-
-
-class Kind(NamedTuple):
-    """A kind of blur kernel and how probable it is; one that is not isotropic has two widths and an angle."""
-
-    shape: str  # gaussian, generalised or plateau
-    isotropic: bool
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -62,39 +53,22 @@ class Round:
     jpeg: tuple[int, int] = (30, 95)
 
 
-@dataclass(frozen=True)
-class RealEsrgan:
-    """All settings: those that paper and release train x4 with.
-
-    Of ``sizes`` of kernels, in pixels, and of ``modes`` to resize by, one is drawn evenly; ``kinds`` are the kernels
-    that are not sinc. ``final_sinc`` is the probability of the last sinc filter, ``sinc_first`` that of its coming
-    before the second JPEG compression.
-    """
-
-    first: Round = Round()
-    second: Round = Round(
-        blur=0.8,
-        sigma=(0.2, 1.5),
-        resize=(0.3, 0.4, 0.3),
-        resize_range=(0.3, 1.2),
-        gaussian_sigma=(1.0, 25.0),
-        poisson_scale=(0.05, 2.5),
-    )
-    sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
-    kinds: tuple[Kind, ...] = (
-        Kind("gaussian", True, 0.45),
-        Kind("gaussian", False, 0.25),
-        Kind("generalised", True, 0.12),
-        Kind("generalised", False, 0.03),
-        Kind("plateau", True, 0.12),
-        Kind("plateau", False, 0.03),
-    )
-    modes: tuple[str, ...] = ("area", "bilinear", "bicubic")
-    final_sinc: float = 0.8
-    sinc_first: float = 0.5
-
-
-SETTINGS = RealEsrgan()
+# What paper and release train x4 with.
+FIRST = Round()
+SECOND = Round(
+    blur=0.8,
+    sigma=(0.2, 1.5),
+    resize=(0.3, 0.4, 0.3),
+    resize_range=(0.3, 1.2),
+    gaussian_sigma=(1.0, 25.0),
+    poisson_scale=(0.05, 2.5),
+)
+SIZES = (7, 9, 11, 13, 15, 17, 19, 21)  # of kernels, in pixels; one is drawn evenly
+SHAPES = ("gaussian", "gaussian", "generalised", "generalised", "plateau", "plateau")  # of kernels that are not sinc:
+ODDS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # each isotropic, then with two widths and an angle
+MODES = ("area", "bilinear", "bicubic")  # to resize by; one is drawn evenly
+FINAL_SINC = 0.8  # probability of the last sinc filter
+SINC_FIRST = 0.5  # probability of its coming before the second JPEG compression
 
 
 def degrade(hr: Tensor, scale: int, seed: int = 0, step: int = 0, index: int = 0) -> Tensor:
@@ -120,17 +94,17 @@ def _degrade(image: Tensor, scale: int, draw: np.random.Generator) -> Tensor:
     height, width = image.shape[1:]
     size = height // scale, width // scale
 
-    image = _blur_resize_noise(image, (height, width), SETTINGS.first, draw)
-    image = jpeg(image, int(draw.integers(*SETTINGS.first.jpeg, endpoint=True)))
-    image = _blur_resize_noise(image, size, SETTINGS.second, draw)
+    image = _blur_resize_noise(image, (height, width), FIRST, draw)
+    image = jpeg(image, int(draw.integers(*FIRST.jpeg, endpoint=True)))
+    image = _blur_resize_noise(image, size, SECOND, draw)
 
-    quality = int(draw.integers(*SETTINGS.second.jpeg, endpoint=True))
-    sinc_first = draw.random() < SETTINGS.sinc_first
+    quality = int(draw.integers(*SECOND.jpeg, endpoint=True))
+    sinc_first = draw.random() < SINC_FIRST
     if not sinc_first:
         image = jpeg(image, quality)
-    image = resize(image, size, draw.choice(SETTINGS.modes))
-    if draw.random() < SETTINGS.final_sinc:
-        image = blur(image, sinc_kernel(draw.choice(SETTINGS.sizes), draw.uniform(math.pi / 3, math.pi)))
+    image = resize(image, size, draw.choice(MODES))
+    if draw.random() < FINAL_SINC:
+        image = blur(image, sinc_kernel(draw.choice(SIZES), draw.uniform(math.pi / 3, math.pi)))
     if sinc_first:
         image = jpeg(image, quality)
     return (image * 255).round().clamp(0, 255) / 255
@@ -144,7 +118,7 @@ def _blur_resize_noise(image: Tensor, size: tuple[int, int], settings: Round, dr
     low, high = settings.resize_range
     factor = 1 + (draw.choice((high, low, 1.0), p=settings.resize) - 1) * draw.random()
     height, width = (max(1, int(factor * side)) for side in size)
-    image = resize(image, (height, width), draw.choice(SETTINGS.modes))
+    image = resize(image, (height, width), draw.choice(MODES))
 
     grey = draw.random() < settings.grey
     if draw.random() < settings.gaussian:
@@ -156,15 +130,15 @@ def _blur_resize_noise(image: Tensor, size: tuple[int, int], settings: Round, dr
 
 def random_kernel(settings: Round, draw: np.random.Generator) -> Tensor:
     """A kernel of Section 3.1 or, with probability ``settings.sinc``, of Section 3.3: float32 (k, k), its sum 1."""
-    size = draw.choice(SETTINGS.sizes)
+    size = draw.choice(SIZES)
     if draw.random() < settings.sinc:
         return sinc_kernel(size, draw.uniform(math.pi / 3 if size < 13 else math.pi / 5, math.pi))
-    kind = SETTINGS.kinds[draw.choice(len(SETTINGS.kinds), p=[kind.probability for kind in SETTINGS.kinds])]
+    kind = draw.choice(len(ODDS), p=ODDS)
     sigma_x, sigma_y = draw.uniform(*settings.sigma), draw.uniform(*settings.sigma)
     angle, beta = draw.uniform(-math.pi, math.pi), {"gaussian": 1.0}
     for shape, (low, high) in (("generalised", settings.generalised_beta), ("plateau", settings.plateau_beta)):
         beta[shape] = draw.uniform(min(low, 1.0), 1.0) if draw.random() < 0.5 else draw.uniform(1.0, max(high, 1.0))
-    return kernel(size, sigma_x, sigma_x if kind.isotropic else sigma_y, angle, kind.shape, beta[kind.shape])
+    return kernel(size, sigma_x, sigma_y if kind % 2 else sigma_x, angle, SHAPES[kind], beta[SHAPES[kind]])
 
 
 def kernel(

@@ -12,7 +12,7 @@ from scipy.ndimage import convolve
 from torch import Tensor
 
 from srlib import degradation
-from srlib.degradation import RealEsrgan, Round, degrade
+from srlib.degradation import FIRST, SIZES, Round, degrade
 from srlib.errors import InputError
 
 
@@ -71,14 +71,14 @@ def test_a_sinc_kernel_is_a_low_pass(cutoff: float) -> None:
 
 
 def test_random_kernels_sum_to_one_and_keep_the_odds() -> None:
-    settings, odds, generator = RealEsrgan(), Counter(), draw()
+    odds, generator = Counter(), draw()
     for _ in range(2000):
-        values = degradation.random_kernel(settings.first, generator)
+        values = degradation.random_kernel(FIRST, generator)
         assert abs(values.double().sum() - 1) < 1e-5
         odds["size", len(values)] += 1
         odds["negative"] += bool(values.min() < -1e-6)  # only sinc kernels are
         odds["turned"] += not torch.allclose(values, values.T, atol=1e-7)
-    assert all(abs(odds["size", size] / 2000 - 1 / 8) < 0.04 for size in settings.sizes)
+    assert all(abs(odds["size", size] / 2000 - 1 / 8) < 0.04 for size in SIZES)
     assert abs(odds["negative"] / 2000 - 0.1) < 0.03
     assert abs(odds["turned"] / 2000 - 0.9 * 0.31) < 0.05
 
@@ -107,8 +107,8 @@ def test_poisson_noise_grows_with_the_light(grey: bool) -> None:
 
 def test_with_nothing_drawn_what_is_left_is_resizing(monkeypatch: pytest.MonkeyPatch) -> None:
     silent = Round(blur=0, resize=(0, 0, 1), gaussian=1, gaussian_sigma=(0, 0), grey=0, jpeg=(100, 100))
-    settings = RealEsrgan(first=silent, second=silent, modes=("area",), final_sinc=0)
-    monkeypatch.setattr(degradation, "SETTINGS", settings)
+    for name, value in {"FIRST": silent, "SECOND": silent, "MODES": ("area",), "FINAL_SINC": 0}.items():
+        monkeypatch.setattr(degradation, name, value)
     hr = batch(2).mean(1, keepdim=True).expand(2, 3, 48, 60)  # JPEG halves the resolution of colours
     expected = torch.nn.functional.avg_pool2d(hr, 4)
     assert (degrade(hr, 4) - expected).abs().mean() < 0.01  # twice JPEG at its best
@@ -140,7 +140,7 @@ def test_an_image_is_decided_by_seed_step_and_index_alone() -> None:
 
 def test_the_draws_are_fixed_for_good() -> None:
     """The stream is part of what a seed means: a change would make recorded runs impossible to repeat."""
-    found = degradation.random_kernel(RealEsrgan().first, draw(1))
+    found = degradation.random_kernel(FIRST, draw(1))
     assert found.shape == (13, 13) and found[6, 6].item() == pytest.approx(0.0204038, abs=1e-6)
     levels = torch.arange(3 * 32 * 40).reshape(1, 3, 32, 40) % 251
     lr = (degrade(levels / 255, 4, seed=1, step=2, index=3) * 255).round().to(torch.uint8)
