@@ -42,15 +42,14 @@ Device = str | torch.device
 class Counts:
     """What ``count`` found, all for one image.
 
-    ``params``: learnt values. ``macs``: multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS), also by
-    torch's operator ("convolution") and by dotted module name, each including its children; "" is the whole network.
-    ``acts``: values put out by convolutions.
+    ``params``: learnt values. ``macs``: multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS). ``acts``:
+    values put out by convolutions. Both also by dotted module name, each including its children; "" is the whole
+    network.
     """
 
     params: int
     macs: int
     acts: int
-    macs_by_operator: dict[str, int]
     macs_by_module: dict[str, int]
     acts_by_module: dict[str, int]
 
@@ -81,8 +80,8 @@ def count(
     found = _Counter(type(model).__name__)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), found.modules, found:
         twin(given, **inputs)
-    params, operators = sum(p.numel() for p in model.parameters()), dict(sorted(found.operators.items()))
-    return Counts(params, found.macs[""], found.acts[""], operators, dict(found.macs), dict(found.acts))
+    params = sum(p.numel() for p in model.parameters())
+    return Counts(params, found.macs[""], found.acts[""], dict(found.macs), dict(found.acts))
 
 
 def multiply_adds(network: nn.Module, image: Tensor, scale: float) -> int:
@@ -102,17 +101,15 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.root, self.modules = root, ModuleTracker()
         self.macs, self.acts = Counter[str](), Counter[str]()  # by module
-        self.operators = Counter[str]()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         operator = function.overloadpacket
-        name, macs = operator.__name__, _macs(operator, args, kwargs or {}, out)
-        self.operators += Counter({name: macs})  # keeps what is above 0
+        macs = _macs(operator, args, kwargs or {}, out)
         for kind, _, module in (place.partition(".") for place in self.modules.parents):
             if kind == self.root:  # else a part that is called without its parent, which holds the count
                 self.macs[module] += macs
-                self.acts[module] += out.numel() if name == "convolution" else 0
+                self.acts[module] += out.numel() if operator == torch.ops.aten.convolution else 0
         return out
 
 

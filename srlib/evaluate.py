@@ -110,8 +110,7 @@ def luma_bicubic(store: Store, scale: int) -> Scores:
     itself, in its full range. RGB images reduced, stored in 8 bits and enlarged, as networks are given them, score
     differently.
     """
-    plane = "MATLAB bicubic, not rounded, of the 8-bit luma of the HR image cropped to a multiple of the scale"
-    protocol = replace(MATLAB, name="matlab-luma", lr_origin=plane)
+    protocol = replace(MATLAB, name="matlab-luma")
     scores = Scores(store.name, store.fingerprint, "matlab-bicubic of luma", scale, protocol, [])
     for i, name in enumerate(store.names):
         lr, hr = store.pair(i, scale)

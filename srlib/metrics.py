@@ -28,8 +28,8 @@ class Protocol:
     channel are taken as luma already. ``border_at`` holds pairs (scale, border) that take precedence over the rule
     ``border_per_scale * scale + border_extra``. ``ssim_precision`` is that of SSIM's local means and squares.
 
-    Three fields have no part in the arithmetic: ``about`` says what is known, what is assumed, and the source;
-    ``lr_origin`` which LR images the evaluation starts from; ``means`` how a release rounds the means that it prints.
+    Two fields have no part in the arithmetic: ``about`` says what is known, what is assumed, and the source; ``means``
+    how a release rounds the means that it prints.
     """
 
     name: str
@@ -48,7 +48,6 @@ class Protocol:
     ssim_k2: float = 0.03
     ssim_precision: Literal["float64", "float32"] = "float64"
     means: Literal["nearest", "up"] = "nearest"
-    lr_origin: str = "MATLAB bicubic, 8 bits, of the HR image cropped to a multiple of the scale"
 
     def border(self, scale: float) -> int:
         """Pixels cut off at each edge of the HR image; a fractional scale's border is rounded up."""
@@ -60,7 +59,7 @@ class Protocol:
 
     def same_arithmetic(self, other: Protocol) -> bool:
         """Whether both protocols give the same scores for any two images, to the last digit."""
-        return self == replace(other, name=self.name, lr_origin=self.lr_origin, means=self.means)
+        return self == replace(other, name=self.name, means=self.means)
 
 
 MATLAB = Protocol(

@@ -27,7 +27,7 @@ TOLERANCE = {"psnr": "0.02", "ssim": "0.0006"}
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
-COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs", "anchor"]
+COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs"]
 claims = papers.claims
 Cell = dict[Any, Any]  # one line of a printed table
 
@@ -55,8 +55,7 @@ def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
         elif not found["why"]:
             found["why"] = _not_run(about, number, row, cell)
         found["note"] = "; ".join(filter(None, (cell["note"], found["why"])))
-        what = f"{cell['row']} {cell['variant']} x{cell['scale']} {cell['dataset']} {cell['metric']}"
-        found |= {"own": about.own(number, cell["row"]), "anchor": f"{paper}-table-{number}-{papers.slug(what)}"}
+        found["own"] = about.own(number, cell["row"])
         lines.append({"paper": paper, "table": number} | cell | found)
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
 
@@ -93,11 +92,11 @@ def scoreboard(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def ledger(paper: str | None = None) -> pd.DataFrame:
-    """The ledger of a paper, or of all: one line a difference (``papers.ledger``), with the numbers, verdict and anchor
-    of the cell where it explains one. Raises ``InputError`` for an entry that explains no cell."""
+    """The ledger of a paper, or of all: one line a difference (``papers.ledger``), with the numbers and verdict of the
+    cell where it explains one. Raises ``InputError`` for an entry that explains no cell."""
     lines = []
     for slug in [paper] if paper else papers.all_papers():
-        entries = papers.ledger(slug).assign(paper=slug, verdict="", anchor="")
+        entries = papers.ledger(slug).assign(paper=slug, verdict="")
         for name, mark in (("row", " | "), ("scale", " ")):  # an entry may explain several rows and scales
             entries = entries.assign(**{name: entries[name].str.split(mark, regex=False)}).explode(name)
         cells = {number: table(slug, number) for number in entries[entries.kind == "cell"].table.unique()}
@@ -216,7 +215,7 @@ def _explained(entry: Cell, cells: pd.DataFrame) -> dict[str, str]:
         raise InputError(f"the ledger of {entry['paper']} explains {len(found)} cells by {entry['row']!r}; name one")
     cell = found.iloc[0]
     printed, ours = (f"{text} {cell.unit}".strip() for text in (cell.printed, _digits(cell.ours, cell.printed)))
-    return {"printed": printed, "ours": ours, "verdict": cell.verdict, "anchor": cell.anchor}
+    return {"printed": printed, "ours": ours, "verdict": cell.verdict}
 
 
 def _decimals(printed: str) -> int:

@@ -111,7 +111,7 @@ def test_a_misplaced_offset_moves_ssim_but_not_psnr() -> None:
 
 def test_names_and_printing_have_no_part_in_the_arithmetic() -> None:
     assert (SSIU.printed(28.431, 2), SSIU.printed(0.81151, 4), BASICSR.printed(28.431, 2)) == (28.44, 0.8116, 28.43)
-    assert BASICSR.same_arithmetic(replace(BASICSR, name="other", about="", lr_origin="here", means="up"))
+    assert BASICSR.same_arithmetic(replace(BASICSR, name="other", about="", means="up"))
     assert not BASICSR.same_arithmetic(MATLAB) and BASICSR == replace(BASICSR, about="more is known")
 
 
