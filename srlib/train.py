@@ -78,14 +78,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
-            value, choices = getattr(self, name), get_args(kind)
+            value, parts = getattr(self, name), get_args(kind)
             if get_origin(kind) is Literal:
-                fits, advice = value in choices, f"choose one of {', '.join(choices)}"
+                fits, advice = value in parts, f"choose one of {', '.join(parts)}"
             else:
-                numbers = value if isinstance(value, tuple) else (value,)
                 least, limit = LEAST.get(name, 0), 1 if name in ("betas", "ema_decay") else 2**63
-                fits = all(least <= number < limit for number in numbers) and (kind is not int or type(value) is int)
-                advice = f"give {'a whole number' if kind is int else 'numbers'} from {least} up, below {limit}"
+                what, types = ("whole number", {int}) if int in (kind, *parts) else ("number", {int, float})
+                numbers, amount, several = (value,), f"a {what}", ... in parts  # (int, ...) is any number of them
+                if parts:
+                    numbers, amount = value, f"a tuple of {'some' if several else len(parts)} {what}s"
+                fits = isinstance(numbers, tuple) and (several or len(numbers) == max(1, len(parts)))
+                fits = fits and all(type(number) in types and least <= number < limit for number in numbers)
+                advice = f"give {amount} from {least} up, below {limit}"
             if not fits:
                 raise InputError(f"{name} is {value!r}: {advice}")
         if self.scales[0] > self.scales[1]:

@@ -344,6 +344,7 @@ def test_what_can_not_be_asked_is_refused_in_one_line() -> None:
         ("what to make", images(1, 4, 4), {"coord": torch.zeros(1, 5, 2)}),
         ("RGB", torch.zeros(3, 8, 8), {"size": (9, 9)}),
         ("float32", torch.zeros(1, 3, 8, 8).half(), {"size": (9, 9)}),
+        (r"size is \(0, 4\)", torch.zeros(1, 3, 8, 8), {"size": (0, 4)}),
     ):
         with pytest.raises(InputError, match=message) as error:
             model(x, **asked)

@@ -140,6 +140,8 @@ class MoEISR(nn.Module, ABC):
         if x.dtype.itemsize < 4:
             raise InputError(f"coordinates need float32, not {x.dtype}: give that, and use torch.autocast for speed")
         if size is not None and coord is None and cell is None:
+            if min(size) < 1:
+                raise InputError(f"size is {tuple(size)}: give the height and width of an image, such as (480, 320)")
             return self.render(x, (0, 0), x.shape[-2:], size, slice(None), slice(None))
         if size is None and coord is not None and cell is not None:
             return self.answer((x - 0.5) / 0.5, coord, cell)
