@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from srlib import models, papers, tables
+from srlib import cli, models, papers, tables
 from srlib.errors import InputError
 from srlib.metrics import LIIF_LUMA, MATLAB_LUMA
 from srlib.papers.seemore import macs_by_ranks
@@ -73,7 +75,7 @@ def test_a_row_is_found_by_label_or_name() -> None:
 
 
 def test_unknown_names_are_refused_with_what_there_is() -> None:
-    for call in (papers.paper, papers.tables, papers.settings, papers.ledger):
+    for call in (papers.paper, papers.tables, papers.settings, papers.ledger, papers.claims):
         with pytest.raises(InputError, match="unknown paper 'edsr'; choose one of: safmn, seemore, ssiu, moeisr"):
             call("edsr")
     with pytest.raises(InputError, match="seemore has no table '4'; choose one of: 1, 2, 3a, 3b, 4a, 4b"):
@@ -185,6 +187,7 @@ TOY_DATA = {
     "table1": "row,variant,scale,dataset,metric,printed,unit,note\nToy,,2,,params,336,,\nToy,,2,Set5,psnr,30.00,dB,\n",
     "rows": "table,row,variant,model,network,train,baseline\n1,Toy,,toy,scale=2,,\n",
     "ledger": "kind,table,row,scale,metric,dataset,printed,ours,explanation,evidence\n",
+    "claims": "claim,place,evidence,link,verdict,why\nToy is small.,Table 1,336 values.,/chapters/toy,holds,Exact.\n",
 }
 
 
@@ -196,9 +199,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         folder.mkdir()
         (folder / "toy.py").write_text(text)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    monkeypatch.setattr(papers, "DATA", tmp_path)
+    monkeypatch.setattr(papers, "DATA", shutil.copytree(papers.DATA, tmp_path / "data"))
     for name, text in TOY_DATA.items():
-        (tmp_path / f"toy_{name}.csv").write_text(text)
+        (papers.DATA / f"toy_{name}.csv").write_text(text)
     yield
     for package in (models, papers):
         sys.modules.pop(f"{package.__name__}.toy", None)
@@ -212,3 +215,14 @@ def test_a_fifth_paper_is_found_by_its_files_alone(toy: None) -> None:
     assert list(frame.verdict) == ["exact", "not-run"] and frame.ours[0] == 3 * 12 * 9 + 12
     assert "500,000 steps of batch 64" in frame.note[1]
     assert tables.ledger("toy").empty and "toy" in set(tables.scoreboard([frame]).paper)
+    assert papers.claims().claim.iloc[-1] == "Toy is small." and len(papers.claims("toy")) == 1
+
+
+def test_a_fifth_paper_s_network_is_counted_by_the_command(toy: None) -> None:
+    result = CliRunner().invoke(cli.app, ["complexity", "toy", "--scale", "2", "--csv"])
+    assert result.exit_code == 0 and "336" in result.output
+
+
+def test_a_fifth_paper_s_network_has_its_colour(toy: None) -> None:
+    viz = pytest.importorskip("srlib.viz", reason="needs the book extra", exc_type=ImportError)
+    assert viz.look(["Toy"]) == {"palette": {"Toy": "#123456"}, "markers": {"Toy": "*"}}

@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,13 @@ class Paper:
 
 def all_papers() -> dict[str, Paper]:
     """Every paper by its slug, in order."""
-    modules = (import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__))
+    return dict(_found_in(tuple(__path__)))
+
+
+@cache
+def _found_in(folders: tuple[str, ...]) -> dict[str, Paper]:
+    """The papers whose files lie in these folders, by slug, in order."""
+    modules = (import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(folders))
     found = [module.PAPER for module in modules if hasattr(module, "PAPER")]
     return {paper.slug: paper for paper in sorted(found, key=lambda paper: paper.order)}
 
@@ -188,8 +195,8 @@ def ledger(slug: str) -> pd.DataFrame:
 
 def claims(slug: str | None = None) -> pd.DataFrame:
     """What a paper, or every paper, says in words, with our evidence and a verdict."""
-    frames = [read(one, "claims").assign(paper=one) for one in all_papers() if slug in (None, one)]
-    return pd.concat(frames, ignore_index=True)
+    slugs = all_papers() if slug is None else [slug]
+    return pd.concat([read(one, "claims").assign(paper=one) for one in slugs], ignore_index=True)
 
 
 def read(slug: str, what: str) -> pd.DataFrame:
