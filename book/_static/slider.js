@@ -1,6 +1,6 @@
 /* Images compared by eye: a divider between any two, above panels that zoom and move together.
 
-   Each figure of class srlib-compare (srlib.viz.slider) holds its images once, as a row of panels. This file adds the
+   Each figure of class srlib-compare holds its images once, as a row of panels. This file adds the
    rest: two lists to choose from, the divider with its handle, and the buttons. The view is one for all of them: the
    zoom (1 is the whole image) and the middle, in parts of the image's sides. Of several figures (srlib.viz.viewer) the
    reader chooses one. Without this file the rows of images stay. */
