@@ -130,11 +130,13 @@ class _Cached:
         self.files = [cache / f"{key}.npy" for key in keys]
 
         def shape(i: int) -> tuple[int, ...]:
-            if not self.files[i].exists():
-                content = io.BytesIO()
-                np.save(content, make(i))
+            try:
+                return np.load(self.files[i], mmap_mode="r").shape
+            except (FileNotFoundError, EOFError, ValueError):  # not there yet, or cut short
+                image, content = make(i), io.BytesIO()
+                np.save(content, image)
                 _write(self.files[i], content.getvalue())
-            return np.load(self.files[i], mmap_mode="r").shape
+                return image.shape
 
         try:
             cache.mkdir(parents=True, exist_ok=True)

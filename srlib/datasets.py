@@ -155,20 +155,23 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
 
     Names are taken in any case, and by their aliases ("B100"). A path may be relative to the working folder, to the
     data folder (``root``, else SRLIB_DATA) or to benchmark/ or train/ in it; of a folder with HR/ in it that one is
-    taken, and its LR files. Raises InputError with the choices where nothing fits.
+    taken, and its LR files. DIV2K and DF2K are joined of their parts where no such folder holds their images. Raises
+    InputError with the choices where nothing fits.
     """
     if spec in PHOTOS:
         return _photos(spec)
     base, datasets = data_root(root), known(spec)
-    if len(datasets) > 1:
-        return _joined(spec.upper(), [find(one.name, base) for one in datasets])
-    folders = [base / hr for one in datasets for hr in one.hr] if base else []
+    several = len(datasets) > 1
+    spec = spec.upper() if several else spec
+    folders = [base / hr for one in datasets for hr in one.hr] if base and not several else []
     folders += [Path(os.path.expanduser(spec))]
     folders += [base / parent / spec for parent in ("", "benchmark", "train")] if base else []
     for folder in folders:
-        if os.path.isdir(folder):
-            name = datasets[0].name if datasets else folder.resolve().name
-            return _image_set(name, folder / "HR" if (folder / "HR").is_dir() else folder)
+        hr = folder / "HR" if (folder / "HR").is_dir() else folder
+        if os.path.isdir(hr) and (not several or scan(hr)[0]):
+            return _image_set(spec if several else datasets[0].name if datasets else folder.resolve().name, hr)
+    if several:
+        return _joined(spec, [find(one.name, base) for one in datasets])
     if datasets:
         raise InputError(datasets[0].absent(base))
     where = f" in {base}" if base else " (SRLIB_DATA is not set)"
@@ -188,7 +191,7 @@ def _photos(name: str) -> ImageSet:
 def _image_set(name: str, hr: Path) -> ImageSet:
     """The set in a folder; of a dataset's name, the images of that dataset."""
     files, whole, notes = scan(hr)
-    for dataset in known(name):
+    for dataset in datasets if len(datasets := known(name)) == 1 else ():
         name, whole, others = dataset.name, dataset.images, dataset.others(files)
         notes += (f"{len(files)} of the {whole} images of {name}",) * (len(files) != whole) + tuple(others.values())
         files = [file for file in files if file not in others]

@@ -146,6 +146,15 @@ def test_nothing_is_decoded_twice_but_what_has_changed(images, cache, store, mon
     assert Store.open(str(images), cache).fingerprint != store.fingerprint and opened == ["b.png"]
 
 
+@pytest.mark.parametrize("length", [0, 50, 1000])
+def test_a_file_of_the_cache_that_was_cut_short_is_made_anew(images, cache, store, length):
+    file = store.images.files[0]
+    whole = file.read_bytes()
+    file.unlink()
+    file.write_bytes(whole[:length])
+    assert Store.open(str(images), cache).images.shapes == store.images.shapes and file.read_bytes() == whole
+
+
 def test_the_fingerprint_is_of_pixels_and_names(images, cache, store, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     for file in images.iterdir():

@@ -120,6 +120,12 @@ def test_df2k_is_two_sets_with_the_scales_of_both(tmp_path):
             fill(tmp_path / f"{name}_LR_bicubic" / f"X{scale}", ["0001"])
     found = datasets.find("DF2K", tmp_path)
     assert found.title == "DF2K (4 of 3450 images)" and set(found.lr_files) == {2} and len(found.lr_files[2]) == 4
+    (tmp_path / "train" / "DF2K").mkdir(parents=True)
+    assert datasets.find("df2k", tmp_path) == found, "an empty folder is none"
+    fill(tmp_path / "train" / "DF2K" / "HR", ["a", "b", "c"])
+    for spec in ("df2k", str(tmp_path / "train" / "DF2K")):
+        found = datasets.find(spec, tmp_path)
+        assert (found.title, found.names, found.notes) == ("DF2K", ("a", "b", "c"), ())
 
 
 def test_a_data_folder_that_is_named_must_be_there(tmp_path, monkeypatch):
