@@ -44,17 +44,18 @@ class Job(NamedTuple):
 def jobs(sources: Sequence[str], out: str, format: str | None = None) -> tuple[list[Job], tuple[str, ...]]:
     """What to make of files, folders and glob patterns, and where; and notes on files that are left out.
 
-    A folder stands for the pictures in it and in folders below it, whose tree is kept. One file goes into the file
-    ``out`` if its suffix says a format; everything else goes into the folder ``out``, by the same name, with the suffix
-    of ``format`` where one is named, and .png where its own says no format that can be written.
+    A folder stands for the pictures in it and in folders below it, whose tree is kept. One file, named or matched, goes
+    into the file ``out`` if its suffix says a format; everything else goes into the folder ``out``, by the same name,
+    with the suffix of ``format`` where one is named, and .png where its own says no format that can be written.
 
     Raises InputError where nothing is found, two pictures would become one file, or one that is read be replaced.
     """
-    found, notes = _sources(sources, Path(out).resolve())
     place = Path(out).expanduser()
+    found, notes = _sources(sources, place.resolve())
     if place.is_file() and len(found) > 1:
         raise InputError(f"{out} is a file, and several pictures need a folder: name a folder")
-    single = len(sources) == 1 and Path(sources[0]).is_file() and not place.is_dir() and place.suffix
+    folders = any(Path(source).expanduser().is_dir() for source in sources)
+    single = len(found) == 1 and not folders and not place.is_dir() and place.suffix
     if single and (format_of(place) is None or format not in (None, format_of(place))):
         raise InputError(f"{out} says another format than .png, .jpg, .webp, .tif or --format: give one of these")
     made: dict[Path, Job] = {}

@@ -77,6 +77,14 @@ def test_one_file_goes_into_a_file_or_a_folder_and_several_into_a_folder(tmp_pat
     assert len(jobs([one, other], str(tmp_path / "large"))[0]) == 2
 
 
+def test_a_pattern_of_one_file_and_a_quoted_home_are_as_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    one = save(tmp_path / "one" / "a.jpg")
+    for source in (str(tmp_path / "one" / "*.jpg"), "~/one/a.jpg", "~/one/*.jpg"):
+        assert jobs([source], "~/large.png")[0] == [Job(one, tmp_path / "large.png")]
+    assert jobs(["~/one"], "~/large.v2")[0] == [Job(one, tmp_path / "large.v2" / "a.jpg")]
+
+
 def test_what_cannot_be_is_one_line(tmp_path):
     one, other = str(save(tmp_path / "a.png")), str(save(tmp_path / "sub" / "a.png"))
     for sources, out, said in (
