@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -52,9 +54,14 @@ def folder() -> Path | None:
     return next((place for place in places if (place / "runs.csv").is_file()), None)
 
 
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _read(name: str) -> pd.DataFrame:
     if (where := folder()) is None:
-        print(f"no {name} are recorded here: book/results comes with srlib's repository")
+        _say_once("no runs are recorded here: book/results comes with srlib's repository")
         return pd.DataFrame(columns=COLUMNS[name].split())
     return pd.read_csv(where / f"{name}.csv", dtype=_TYPES)
 
@@ -119,11 +126,13 @@ class Gap(NamedTuple):
 def gaps(one: Collection[str], other: Collection[str], scale: int = 4) -> Gap:
     """How far the runs ``one`` lie above the runs ``other`` (ids; ["bicubic"] for the baseline): PSNR in dB under the
     standard protocol, paired by seed and image. Seeds that only one side has are left out, and images that either was
-    trained on. Raises InputError for runs without a common seed and image, and for runs that were trained otherwise."""
+    trained on. Raises InputError for runs without a common seed and image, and for runs that were trained otherwise;
+    only runs whose purpose is "precision" may differ from the others in that."""
     about, found = runs().set_index("run"), scores()
     used = about[about.index.isin([*one, *other])]
-    if len(used[["steps", "batch", "patch", "fingerprint"]].drop_duplicates()) > 1:
-        raise InputError("the runs differ in steps, batch, patch or training images: compare runs trained alike")
+    settings = ["steps", "batch", "patch", "fingerprint"] + ["precision"] * ("precision" not in [*used.purpose])
+    if len(used[settings].drop_duplicates()) > 1:
+        raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
     seen = set().union(*(SEEN.get(images, set()) for images in used.fingerprint))
     found = found[(found.protocol == STANDARD) & (found.scale == scale) & found.dataset.isin(SETS)]
     found = found[[place not in seen for place in zip(found.dataset, found.image, strict=True)]]
@@ -172,12 +181,16 @@ def record(
     """Score a finished run and write its lines, and bicubic's, in place of older ones of that id; returns the means.
 
     One that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError
-    where there are no records, and for weights that collapsed, or are no better on the held-out photographs than those
-    that ship.
+    where there are no records, for the baseline's id, and for weights that collapsed, are not scored on the held-out
+    photographs, or are no better there than those that ship.
     """
     where, config, train = folder(), run.config, run.config["train"]
     if where is None:
         raise InputError("there are no records here: start in the project's folder")
+    if run_id == "bicubic":
+        raise InputError("bicubic is the baseline's id: give the run another, such as equal-safmn-seed0")
+    if purpose == "ships" and SETS[0] not in [store.name for store in stores]:
+        raise InputError(f"weights ship by their score on {SETS[0]}: name it among the data, too")
     network, model, weights = run.network().eval(), config["model"], ""
     network = network.half().float() if purpose == "ships" else network
     low, high = train["scales"]
@@ -197,7 +210,7 @@ def record(
     thin = log.iloc[:: max(1, len(log) // 100)][["step", "loss"]].merge(validation[["step", "psnr"]], "outer", "step")
     thin = thin.assign(run=run_id, loss=thin.loss.map("{:.6g}".format), psnr=thin.psnr.round(4)).astype({"step": int})
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
-    said |= {"paper": papers.of(model).slug, "table": table, "row": row, "version": training.TRAINING_VERSION}
+    said |= {"paper": papers.of(model).slug, "table": table, "row": row}
     _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
     _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
     _write(where / "curves.csv", thin, ["run", "step"])
@@ -208,7 +221,7 @@ def _scored(run_id: str, upscale: Callable[..., Any], model: str, stores: Sequen
     """Lines of ``scores`` under the standard protocol and, where it is another, the paper's own."""
     standard, lines = papers.protocol(STANDARD), []
     for store in stores:
-        own = papers.recipe(model).protocol_on(store.name)
+        own = papers.recipe(model).protocol_on(store.image_set.name)
         protocols = [standard] if own.same_arithmetic(standard) else [own, standard]
         for found in score_under(upscale, store, scale, protocols):
             lines.append(found.frame().assign(run=run_id, fingerprint=found.fingerprint[:12]))

@@ -71,9 +71,11 @@ def test_without_records_the_tables_are_empty_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(results, "folder", lambda: None)
+    results._say_once.cache_clear()
     assert results.runs().empty and list(results.scores()) == results.COLUMNS["scores"].split()
     assert results.means().empty
-    assert "book/results" in capsys.readouterr().out.splitlines()[0]
+    said = capsys.readouterr()
+    assert not said.out and len(said.err.splitlines()) == 1 and "book/results" in said.err
 
 
 # --- gaps and trends --------------------------------------------------------------------------------------------------
@@ -94,9 +96,15 @@ def test_a_gap_to_bicubic_has_no_interval_of_one_seed() -> None:
     assert several.low < several.mean < several.high and several.n == 3 * gap.n
 
 
-def test_runs_that_cannot_be_compared_are_refused() -> None:
+def test_runs_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="differ in steps"):
         results.gaps(["ships-safmn-x4"], of_seeds("safmn"))
+    found = results.runs()
+    found.loc[found.run == "equal-ssiu-seed0", "precision"] = "bf16-mixed"
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="precision"):
+        patch.setattr(results, "runs", lambda: found)
+        results.gaps(of_seeds("safmn"), of_seeds("ssiu"))
+    assert results.gaps([f"precision-safmn-bf16-seed{seed}" for seed in range(3)], of_seeds("safmn")).n
     with pytest.raises(InputError, match="share no seed"):
         results.gaps(of_seeds("safmn")[:1], of_seeds("ssiu")[1:])
 
@@ -186,6 +194,21 @@ def test_a_run_is_recorded_once_and_changes_no_other_line(trained: runs.Run, rec
         new = [line for line in after if line.startswith("mechanism-safmn-x,")]
         assert len(new) == {"runs": 1, "scores": 4, "curves": 3}[name]
         assert [line for line in after if line not in new] == lines
+
+
+def test_a_record_keeps_the_run_s_own_version(
+    trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "TRAINING_VERSION", 99)
+    results.record(trained, "mechanism-safmn-x", "mechanism", [data.Store.open("photos/held-out")])
+    assert results.runs().set_index("run").version["mechanism-safmn-x"] == trained.provenance["version"] != 99
+
+
+def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> None:
+    with pytest.raises(InputError, match="baseline"):
+        results.record(trained, "bicubic", "mechanism", [data.Store.open("photos/held-out")])
+    with pytest.raises(InputError, match="photos/held-out"):
+        results.record(trained, "ships-safmn-x4", "ships", [])
 
 
 def test_weights_that_are_no_better_do_not_ship(trained: runs.Run, records: Path) -> None:
