@@ -116,9 +116,16 @@ def train(
     length: dict[str, Any] = {"budget": budget, "steps": steps, "batch": batch, "patch": patch}
     length |= {"seed": seed, "precision": precision}
     if fine_tune:
-        config, watched = engine.fine_tune(find_run(fine_tune), store, **length), degraded(watched)
+        start = find_run(fine_tune)
+        if start.config["model"] != model:
+            raise InputError(f"{start.folder} is a run of {start.config['model']}: name that model, not {model}")
+        if start.folder.resolve().parent != runs.resolve():
+            raise InputError(f"{start.folder} lies in another folder of runs: give --runs {start.folder.parent}")
+        config, watched = engine.fine_tune(start, store, **length), degraded(watched)
     elif row:
         one = papers.row(papers.of(model).slug, table, row, scale)
+        if one.model != model:
+            raise InputError(f"{row!r} of table {table} is a row of {one.model}: name that model, not {model}")
         config = engine.configure_row(one, store, scale=scale, **length)
     else:
         fixed = models.takes_scale(model)
@@ -160,8 +167,10 @@ def score(
     if model != "bicubic":
         model, network, scale = find_network(model, scale, weights, record)
         network = network.to(where)
+    elif weights or record:
+        raise InputError("bicubic has no weights: name a model, or leave out --weights and --record")
     for store, factor in product(open_stores(data, data_root), [scale] if scale else EVERY_SCALE if network else [4]):
-        usual = papers.recipe(model).protocol_on(store.name) if network else metrics.MATLAB
+        usual = papers.recipe(model).protocol_on(store.image_set.name) if network else metrics.MATLAB
         protocols = [papers.protocol(name) for name in protocol or ()] or [usual]
         found = {"bicubic": evaluate.score_under(evaluate.bicubic(factor), store, factor, protocols, where, tile)}
         if luma:
@@ -195,8 +204,8 @@ def enlarge(
 ) -> None:
     """Enlarge PNG, JPEG, WebP and TIFF files, with colour profile, transparency and 16 bits kept.
 
-    Of several, those that are there already are left, so that the same command goes on where it stopped; exit code 1 if
-    one failed. bicubic and networks for every scale take any scale, such as 2.5.
+    Of a folder or several files, those that are there already are left, so that the same command goes on where it
+    stopped; exit code 1 if one failed. bicubic and networks for every scale take any scale, such as 2.5.
     """
     from srlib import evaluate, parallel, upscale
 
@@ -207,11 +216,13 @@ def enlarge(
         _, network, own = find_network(model or (usual if record is None else ""), scale, weights, record)
         scale = own or scale
         upscaler = evaluate.upscaler(network.to(where), scale or 4)
+    elif weights or record:
+        raise InputError("bicubic has no weights: name a model, or leave out --weights and --record")
     options: dict[str, Any] = {"force": force, "quality": quality, "lossless": lossless, "beside": beside, "tile": tile}
     say(*notes)
     for job in made:
         status, notes = upscale.enlarge_file(job, upscaler, scale or 4, **options, device=where)
-        if len(sources) == len(made) == 1 and status != "done":
+        if [job.source] == [Path(source).expanduser() for source in sources] and status != "done":
             raise InputError("; ".join(notes) or f"{job.target} is there already: give another name, or --force")
         print(f"{job.target}: {status}", flush=True)
         say(*(f"{job.source}: {note.removeprefix(f'{job.source}: ')}" for note in notes))
@@ -345,7 +356,7 @@ def doctor(data_root: DataRoot = None) -> None:
     """
     import torch
 
-    from srlib import complexity, datasets, metrics, resize, results, runs
+    from srlib import complexity, datasets, evaluate, metrics, resize, results, runs
 
     here = ", ".join(f"{one.name} {one.what} {one.found}" for one in datasets.listing(data_root) if one.found)
     print(f"srlib {srlib.__version__}, commit {runs.commit()}; Python {platform.python_version()}")
@@ -354,15 +365,22 @@ def doctor(data_root: DataRoot = None) -> None:
     pixels = torch.tensor([[0, 37, 74], [91, 129, 167], [182, 221, 4]], dtype=torch.uint8)[None, None]
     one, other = (torch.full((1, 3, 32, 32), grey / 255) for grey in (100, 116))  # whose luma is 102 and 116
     psnr = metrics.psnr(one, other, metrics.MATLAB, 4).item()
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    disk = (22.5 - torch.hypot(y - 33, x - 31)).clamp(0, 1).mul(0.8).add(0.1).expand(1, 3, 64, 64)
+    lr, upscalers = resize.imresize(disk, scale=1 / 4), [evaluate.bicubic(4)]
+    upscalers += [evaluate.upscaler(results.load(model), 4) for model in results.shipped().model]
+    with torch.inference_mode():
+        bicubic, *ours = (metrics.psnr(upscale(lr), disk, metrics.MATLAB, 4).item() for upscale in upscalers)
     checks = {
         "resizing": resize.imresize(pixels, scale=2)[0, 0, 0].tolist() == [0, 5, 20, 37, 58, 68],  # as MATLAB does
         "metrics": math.isclose(psnr, 20 * math.log10(255 / 14)),
-        "weights": all(results.load(model) for model in results.shipped().model),
+        "weights": bool(ours) and all(each > bicubic + 5 for each in ours),  # 9 dB or more
     }
     for name, right in checks.items():
         print(f"{name}: {'ok' if right else 'FAILED'}")
     if not all(checks.values()):
-        raise InputError("a check failed: install what constraints.txt pins")
+        say("a check failed: install what constraints.txt pins")
+        raise typer.Exit(1)
 
 
 def say(*lines: str) -> None:
@@ -376,8 +394,9 @@ def open_stores(names: list[str] | None, root: Path | None) -> list[Store]:
     Set5 and Set14 where they are here."""
     from srlib import data, datasets
 
-    here = {status.name for status in datasets.listing(root) if status.found}
-    names = names or ["photos/held-out", *(name for name in ("Set5", "Set14") if name in here)]
+    if not names:
+        here = {status.name for status in datasets.listing(root) if status.found}
+        names = ["photos/held-out", *(name for name in ("Set5", "Set14") if name in here)]
     stores = [data.Store.open(datasets.find(name, root)) for name in names]
     say(*(note for store in stores for note in store.notes))
     return stores

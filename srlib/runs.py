@@ -352,7 +352,7 @@ class Session:
 
 def scored_on(config: RunConfig, held_out: data.Store) -> dict[str, Any]:
     """What a run's scores depend on but its weights."""
-    scale, protocol = config.scale or VALIDATION_SCALE, papers.recipe(config.model).protocol_on(held_out.name)
+    scale, protocol = config.scale or VALIDATION_SCALE, papers.recipe(config.model).protocol_on(held_out.image_set.name)
     images = {"fingerprint": held_out.fingerprint, "lr_fingerprint": held_out.lr_fingerprint(scale)}
     return {"dataset": held_out.name, **images, "scale": scale, "protocol": protocol.name}
 

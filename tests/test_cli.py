@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import srlib
-from srlib import cli, runs
+from srlib import cli, models, papers, runs
 from srlib.errors import Stopped
 from srlib.models import create
 
@@ -85,11 +85,14 @@ def test_every_command_has_help_and_an_example_and_the_version_is_the_packages(c
         (("train", "nothing"), "safmn"),
         (("train", "safmn", "--table", "3"), "--table and --row go together"),
         (("train", "safmn", "--table", "3", "--row", "nothing"), "nothing"),
+        (("train", "seemore-b", "--table", "4a", "--row", "Baseline"), "seemore-t"),
         (("train", "safmn", "--data", "nowhere"), "nowhere"),
         (("evaluate", "--scale", "4"), "--record RUN"),
         (("evaluate", "safmn", "--weights", "none.pth"), "none.pth"),
         (("evaluate", "--record", "none.json"), "none.json is no run"),
         (("evaluate", "bicubic", "--protocol", "nothing"), "nothing"),
+        (("evaluate", "bicubic", "--record", "none.json"), "bicubic has no weights"),
+        (("evaluate", "bicubic", "--weights", "none.pth"), "bicubic has no weights"),
         (("upscale", "none.png", "out.png"), "none.png"),
         (("table", "safmn", "99"), "99"),
         (("complexity", "nothing"), "nothing"),
@@ -153,6 +156,9 @@ def test_a_run_goes_on_with_real_world_degradation(command: Srlib, images: Path,
     assert command("train", "seemore-t", "--scale", "2", "--record", "run.json", *given).exit_code == 0
     tuned = command("train", "seemore-t", "--fine-tune", "run.json", *given)
     assert tuned.exit_code == 0 and "real-esrgan" in tuned.stdout, tuned.output
+    assert "a run of seemore-t" in refused(command("train", "seemore-b", "--fine-tune", "run.json", *given))
+    elsewhere = command("train", "seemore-t", "--fine-tune", "run.json", "--runs", "others", *given)
+    assert "give --runs runs" in refused(elsewhere) and not Path("others").exists()
 
 
 def test_a_stopped_training_exits_with_75(
@@ -202,13 +208,19 @@ def test_pictures_are_enlarged_and_left_when_they_are_there(command: Srlib, imag
     one = ("upscale", images / "0.png", "large.png")
     assert command(*one).exit_code == 0 and Image.open("large.png").size == (288, 256)
     assert "is there already" in refused(command(*one))
+    assert "is there already" in refused(command("upscale", "./images/0.png", "large.png"))
     assert command(*one, "--model", "bicubic", "--scale", "2.5", "--force").exit_code == 0
     assert Image.open("large.png").size == (180, 160)
+    (images / "below").mkdir()
+    (images / "1.png").rename(images / "below" / "1.png")
+    folder = ("upscale", images / "below", "kept", "--model", "bicubic")
+    assert command(*folder).stdout == "kept/1.png: done\n" and command(*folder).stdout == "kept/1.png: kept\n"
+    assert command(*folder).exit_code == 0
     several = ("upscale", images, "out", "--model", "bicubic", "--scale", "2", "--format", "webp")
     assert command(*several).exit_code == command(*several).exit_code == 0
     (images / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     result = command(*several)
-    assert result.exit_code == 1 and "2.png" in result.stderr and len(list(Path("out").iterdir())) == 2
+    assert result.exit_code == 1 and "2.png" in result.stderr and len(list(Path("out").rglob("*.webp"))) == 2
     result = command("upscale", images / "0.png", "x.png", "--model", "safmn", "--scale", "2.5")
     assert "whole number" in refused(result)
 
@@ -238,3 +250,23 @@ def test_datasets_are_listed_and_the_doctor_finds_nothing(command: Srlib) -> Non
     assert "no data folder" in refused(command("data", "check", "Set5"))
     result = command("doctor")
     assert result.exit_code == 0 and result.stdout.count(": ok") == 3 and srlib.__version__ in result.stdout
+
+
+def test_a_check_that_fails_is_named_and_exit_code_1(command: Srlib, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srlib.results.load", lambda model: create(model, 4 if models.takes_scale(model) else None))
+    result = command("doctor")
+    assert result.exit_code == 1 and "weights: FAILED" in result.stdout and result.stdout.count(": ok") == 2
+    assert result.stderr.splitlines()[-1].startswith("srlib: a check failed")
+
+
+def test_part_of_a_dataset_is_scored_under_the_protocol_of_the_whole(
+    command: Srlib, images: Path, tmp_path: Path
+) -> None:
+    whole = tmp_path / "data" / "DIV2K" / "DIV2K_valid_HR"
+    whole.parent.mkdir(parents=True)
+    images.rename(whole)
+    torch.save({"params": create("moeisr-lte-s-edsr").state_dict()}, "own.pth")
+    given = ("--data", "DIV2K_val", "--data-root", tmp_path / "data", "--scale", "4", "--csv", "--weights", "own.pth")
+    scores = frame(command("evaluate", "moeisr-lte-s-edsr", *given))
+    assert scores.dataset[0] == "DIV2K_val (2 of 100 images)"
+    assert scores.protocol[0] == papers.recipe("moeisr-lte-s-edsr").protocol_on("DIV2K_val").name
