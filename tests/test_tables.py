@@ -34,7 +34,7 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Set what ``results`` has: lines of runs and of scores."""
 
     def set_to(runs: list[tuple[Any, ...]], scores: list[tuple[Any, ...]]) -> None:
-        told = pd.DataFrame(runs, columns=RUNS), pd.DataFrame(scores, columns=SCORES)
+        told = pd.DataFrame(runs, columns=RUNS).assign(precision="32-true"), pd.DataFrame(scores, columns=SCORES)
         monkeypatch.setattr(results, "runs", lambda root=None: told[0].astype({"scale": "Int64"}))
         monkeypatch.setattr(results, "scores", lambda root=None: told[1].astype({"psnr": float, "ssim": float}))
 
