@@ -150,6 +150,13 @@ def test_a_finished_run_is_loaded_and_other_images_are_scored_anew(trained, stor
     assert again.metrics == record["metrics"] and before == (again.folder / "model.safetensors").stat().st_mtime_ns
 
 
+def test_part_of_a_dataset_is_scored_under_the_protocol_of_the_whole(store):
+    config = runs.configure("moeisr-lte-s-edsr", None, store, steps=1, batch=1, patch=8)
+    part = Store(replace(store.image_set, name="DIV2K_val", whole=100), store.cache.parent)
+    scored = runs.scored_on(config, part)
+    assert (scored["dataset"], scored["protocol"]) == ("DIV2K_val (2 of 100 images)", "liif-div2k")
+
+
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights(trained, store, tmp_path):
     """With kill -9: at random moments, and while a checkpoint is half written."""
     seed = random.randrange(10**6)
