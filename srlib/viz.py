@@ -35,7 +35,6 @@ from pygments.lexers import PythonLexer
 
 from srlib import metrics, papers
 from srlib.errors import InputError
-from srlib.results import Gap
 
 Panels = Mapping[str, Any]  # by label: images CHW or HW, or a batch of one, uint8 or float in [0, 1]; or planes
 Notes = Mapping[str, str]  # by label: a line of text
@@ -245,7 +244,7 @@ def _chart(axes: Any, alt: str, caption: str) -> Shown:
     address = "data:image/svg+xml," + escape(re.sub(r"\s+", " ", svg).replace('"', "'"), quote=False)
     address = address.replace("%", "%25").replace("#", "%23")
     image = f'<img class="dark-light" src="{address}" alt="{escape(alt)}">'
-    box = '<div class="srlib-chart" role="region" tabindex="0" aria-label="Chart">'
+    box = '<div class="srlib-chart" role="group" tabindex="0" aria-label="Chart">'
     return _figure(f"{box}{image}</div>", alt, caption)
 
 
@@ -323,17 +322,16 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
 
 def intervals(gaps: Mapping[str, Any], caption: str = "", *, printed: Mapping[str, float] | None = None) -> Shown:
     """Gaps in dB (mean, low, high), such as ``results.Gap``, one a line beside 0; diamonds where print has them."""
-    ours = {label: Gap(*gap) for label, gap in gaps.items()}
-    bounds = pd.DataFrame({label: gap[:3] for label, gap in ours.items()}).melt(var_name="row", value_name="gap")
-    with _drawing(1.2 + 0.32 * len(ours)) as axes:
+    bounds = pd.DataFrame({label: gap[:3] for label, gap in gaps.items()}).melt(var_name="row", value_name="gap")
+    with _drawing(1.2 + 0.32 * len(gaps)) as axes:
         axes.axvline(0, color=INK, linewidth=0.8)
         span = {"estimator": "median", "errorbar": ("pi", 100)}  # of mean, low and high: the mean, and the interval
         sns.pointplot(bounds, x="gap", y="row", linestyle="none", color=PALETTE[0], label="ours, 95 %", ax=axes, **span)
         if printed:
-            shown = pd.Series(printed).reindex([*ours])
+            shown = pd.Series(printed).reindex([*gaps])
             sns.scatterplot(x=shown, y=shown.index, marker="D", color=INK, edgecolor="none", label="printed", ax=axes)
-        axes.set(xlabel="gap in PSNR (dB)", ylabel="", ylim=(len(ours) - 0.5, -0.5))
-        said = "; ".join(f"{label} {gap.text}" for label, gap in ours.items())
+        axes.set(xlabel="gap in PSNR (dB)", ylabel="", ylim=(len(gaps) - 0.5, -0.5))
+        said = "; ".join("{} {:+.2f} ({:+.2f} to {:+.2f})".format(label, *gap[:3]) for label, gap in gaps.items())
         return _chart(axes, f"Gaps in PSNR, dB: {said}.", caption)
 
 
@@ -373,7 +371,8 @@ def _html(frame: pd.DataFrame, caption: str, after: str = "") -> Shown:
     """A frame of HTML as a table that scrolls in its own box; the first column names the rows."""
     html = frame.style.hide(axis="index").to_html(exclude_styles=True)
     html = re.sub(r"(<tr>\s*)<td\s*>(.*?)</td>", r'\1<th scope="row">\2</th>', html, flags=re.DOTALL)
-    box = f'<div class="srlib-scroll" role="region" tabindex="0" aria-label="{escape(caption)}">{html}</div>'
+    html = re.sub(r"<th\b([^>]*)>(?:&nbsp;|\s)*</th>", r"<td\1></td>", html)  # a corner is no head
+    box = f'<div class="srlib-scroll" role="group" tabindex="0" aria-label="{escape(caption)}">{html}</div>'
     html = f'<div class="srlib-table"><p class="srlib-caption">{escape(caption)}</p>{box}{after}</div>'
     return Shown(html, f"{caption} {len(frame)} rows, {len(frame.columns)} columns.")
 
@@ -384,7 +383,7 @@ def table(frame: pd.DataFrame, caption: str = "", *, digits: int = 4) -> Shown:
     frame = frame.reset_index() if any(frame.index.names) else frame
     shown = frame.astype(object).map(lambda value: _cell(value, digits))
     words = {name for name in shown if shown[name].str.contains("srlib-text").any()}  # whose heads are flush left, too
-    heads = {name: f'<span{" class=srlib-text" * (name in words)}>{escape(str(name))}</span>' for name in shown}
+    heads = {name: f"<span{' class=srlib-text' * (name in words)}>{escape(str(name))}</span>" for name in shown}
     return _html(shown.rename(columns=heads), caption)
 
 

@@ -106,7 +106,7 @@ SAID = {
     "curves": "loss against step: SAFMN from 1 at 1 to",
     "bands": "SSIU from 1.5 at 1 to 4 at 3",
     "scatter": "SSIU at 45 and 32.3",
-    "intervals": "no SAFM \u22120.20 (\u22120.30 to \u22120.10)",
+    "intervals": "no SAFM -0.20 (-0.30 to -0.10)",
     "shares": "block 1 r=2 0.25, r=4 0.75; block 2 r=2 0, r=4 1",
 }
 
