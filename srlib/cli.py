@@ -117,10 +117,9 @@ def train(
     length |= {"seed": seed, "precision": precision}
     if fine_tune:
         start = find_run(fine_tune)
-        if start.config["model"] != model:
-            raise InputError(f"{start.folder} is a run of {start.config['model']}: name that model, not {model}")
-        if start.folder.resolve().parent != runs.resolve():
-            raise InputError(f"{start.folder} lies in another folder of runs: give --runs {start.folder.parent}")
+        own, home = start.config["model"], start.folder.parent
+        if (own, home.resolve()) != (model, runs.resolve()):
+            raise InputError(f"{start.folder} goes on as srlib train {own} --runs {home}: name that model and folder")
         config, watched = engine.fine_tune(start, store, **length), degraded(watched)
     elif row:
         one = papers.row(papers.of(model).slug, table, row, scale)
@@ -164,11 +163,9 @@ def score(
     from srlib import evaluate, metrics, papers, parallel
 
     where, network, frames = parallel.pick_device(device), None, []
-    if model != "bicubic":
+    if model != "bicubic" or weights or record:
         model, network, scale = find_network(model, scale, weights, record)
         network = network.to(where)
-    elif weights or record:
-        raise InputError("bicubic has no weights: name a model, or leave out --weights and --record")
     for store, factor in product(open_stores(data, data_root), [scale] if scale else EVERY_SCALE if network else [4]):
         usual = papers.recipe(model).protocol_on(store.image_set.name) if network else metrics.MATLAB
         protocols = [papers.protocol(name) for name in protocol or ()] or [usual]
@@ -211,13 +208,11 @@ def enlarge(
 
     made, notes = upscale.jobs(sources, out, format)
     where, upscaler, failed = parallel.pick_device(device), None, False
-    if model != "bicubic":
+    if model != "bicubic" or weights or record:
         usual = "safmn" if scale in (None, 4) else "moeisr-lte-s-edsr"
         _, network, own = find_network(model or (usual if record is None else ""), scale, weights, record)
         scale = own or scale
         upscaler = evaluate.upscaler(network.to(where), scale or 4)
-    elif weights or record:
-        raise InputError("bicubic has no weights: name a model, or leave out --weights and --record")
     options: dict[str, Any] = {"force": force, "quality": quality, "lossless": lossless, "beside": beside, "tile": tile}
     say(*notes)
     for job in made:
@@ -428,6 +423,8 @@ def find_network(model: str, scale: float | None, file: Path | None, record: Pat
         return name, run.network(), own or scale
     if not model:
         raise InputError("no model: give bicubic, a model, or --record RUN")
+    if model == "bicubic":
+        raise InputError("bicubic has no weights: name a model, or leave out --weights")
     own = (scale or 4) if models.takes_scale(model) else None
     if own and own != int(own):
         raise InputError(f"{model} enlarges a whole number of times: give --scale 4, or a model for every scale")

@@ -53,9 +53,8 @@ def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
     try:
         image = _decoded(file.read_bytes())
     except (pyvips.Error, OSError, ValueError) as error:
-        raise InputError(
-            f"{file} cannot be read ({' '.join(str(error).split())}): fetch it again, or take it out"
-        ) from None
+        why = " ".join(str(error).split())
+        raise InputError(f"{file} cannot be read ({why}): fetch it again, or take it out") from None
     if image.format not in ("uchar", "ushort") or image.bands > 4:
         raise InputError(f"{file} has {image.bands} channels of {image.format}: save it as 8-bit or 16-bit RGB")
     if image.interpretation == "cmyk":
@@ -70,9 +69,8 @@ def _decoded(data: bytes) -> pyvips.Image:
     if data.startswith(b"BM"):  # libvips doesn't read BMP
         return pyvips.Image.new_from_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
     jpeg = data.startswith(b"\xff\xd8")
-    data += (
-        b"\xff\xd9" * jpeg
-    )  # phones leave out a JPEG's end marker; libjpeg's warnings tell whether pixels are missing
+    # phones leave out a JPEG's end marker; libjpeg's warnings tell whether pixels are missing
+    data += b"\xff\xd9" * jpeg
     image = pyvips.Image.new_from_buffer(data, "", fail_on="warning" if jpeg else "error")
     if image.width * image.height > LARGEST:
         raise ValueError(f"it has {image.width}x{image.height} pixels, more than {LARGEST // 10**6} million")

@@ -91,8 +91,9 @@ def test_every_command_has_help_and_an_example_and_the_version_is_the_packages(c
         (("evaluate", "safmn", "--weights", "none.pth"), "none.pth"),
         (("evaluate", "--record", "none.json"), "none.json is no run"),
         (("evaluate", "bicubic", "--protocol", "nothing"), "nothing"),
-        (("evaluate", "bicubic", "--record", "none.json"), "bicubic has no weights"),
+        (("evaluate", "bicubic", "--record", "none.json"), "none.json is no run"),
         (("evaluate", "bicubic", "--weights", "none.pth"), "bicubic has no weights"),
+        (("upscale", __file__, "out", "--model", "bicubic", "--weights", "none.pth"), "bicubic has no weights"),
         (("upscale", "none.png", "out.png"), "none.png"),
         (("table", "safmn", "99"), "99"),
         (("complexity", "nothing"), "nothing"),
@@ -131,7 +132,8 @@ def test_a_run_is_trained_found_again_scored_and_recorded(
     assert list(scores.model) == ["safmn", "bicubic"] and f"{scores.psnr[0]:.2f} dB" in first.stdout
     same = frame(command("evaluate", "--record", said["run"], "--data", images, "--csv"))
     assert same.equals(scores), "a run is its folder, too"
-    assert "leave out model and --scale" in refused(command("evaluate", "--record", said["run"], "--scale", "4"))
+    for more in (("--scale", "4"), ("bicubic",)):
+        assert "leave out model and --scale" in refused(command("evaluate", "--record", said["run"], *more))
     seen: list[object] = []
 
     def keep(run: runs.Run, *given: object, **named: str) -> pd.DataFrame:
@@ -156,9 +158,11 @@ def test_a_run_goes_on_with_real_world_degradation(command: Srlib, images: Path,
     assert command("train", "seemore-t", "--scale", "2", "--record", "run.json", *given).exit_code == 0
     tuned = command("train", "seemore-t", "--fine-tune", "run.json", *given)
     assert tuned.exit_code == 0 and "real-esrgan" in tuned.stdout, tuned.output
-    assert "a run of seemore-t" in refused(command("train", "seemore-b", "--fine-tune", "run.json", *given))
+    assert "srlib train seemore-t --runs runs" in refused(
+        command("train", "seemore-b", "--fine-tune", "run.json", *given)
+    )
     elsewhere = command("train", "seemore-t", "--fine-tune", "run.json", "--runs", "others", *given)
-    assert "give --runs runs" in refused(elsewhere) and not Path("others").exists()
+    assert "srlib train seemore-t --runs runs" in refused(elsewhere) and not Path("others").exists()
 
 
 def test_a_stopped_training_exits_with_75(
