@@ -161,8 +161,7 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     if spec in PHOTOS:
         return _photos(spec)
     base, datasets = data_root(root), known(spec)
-    several = len(datasets) > 1
-    spec = spec.upper() if several else spec
+    spec = spec.upper() if (several := len(datasets) > 1) else spec
     folders = [base / hr for one in datasets for hr in one.hr] if base and not several else []
     folders += [Path(os.path.expanduser(spec))]
     folders += [base / parent / spec for parent in ("", "benchmark", "train")] if base else []

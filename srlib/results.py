@@ -45,6 +45,7 @@ COLUMNS = {
     "curves": "run step loss psnr",
     "speed": "network what implementation units unit_ms seconds low high device threads conditions",
 }
+_say_once = cache(lambda line: print(line, file=sys.stderr))
 _TYPES = {"table": "string", "row": "string", "weights": "string", "scale": "Int64", "collapsed_at": "Int64"}
 
 
@@ -52,11 +53,6 @@ def folder() -> Path | None:
     """Where the evidence lies: book/results beside the package or below the current folder; None where it is not."""
     places = (Path(__file__).parents[1] / "book/results", Path("book/results"))
     return next((place for place in places if (place / "runs.csv").is_file()), None)
-
-
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _read(name: str) -> pd.DataFrame:
