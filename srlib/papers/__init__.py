@@ -172,6 +172,7 @@ def rows(slug: str, number: str) -> tuple[Row, ...]:
 
 def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
     """The row of a table with this printed label, name or slug; ``scale`` where it is printed at several."""
+    _pick(dict.fromkeys(tables(slug)), number, f"{slug} has no table")
     known = rows(slug, number)
     named = [one for one in known if label in (one.label, one.name, one.slug)]
     found = [one for one in named if scale is None or one.scale in (None, scale)]

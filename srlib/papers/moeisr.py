@@ -71,7 +71,7 @@ SWINIR: dict[str, Any] = {
 }
 # srlib train moeisr-lte-s-edsr --data DIV2K --budget paper
 # Printed for EDSR-MoEISR(LTE)-s at x4: 29.04 dB on DIV2K's validation images, in RGB (Table 1). 1/333 of the steps with
-# a quarter of the batch take 28 minutes on one CPU core.
+# a quarter of the batch and half the patch take 28 minutes on one CPU core.
 EXPERTS: dict[str, Any] = {
     "l1_weight": 3000.0,
     "balance_weight": 1.0,
