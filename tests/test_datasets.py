@@ -60,6 +60,7 @@ def test_a_folder_may_have_any_name_and_place(tmp_path, monkeypatch):
     fill(tmp_path / "photos" / "mine", ["a"])
     fill(tmp_path / "data" / "train" / "BSD400", ["a"])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SRLIB_DATA", raising=False)
     assert datasets.find("photos/mine").name == "mine"
     assert datasets.find("train/BSD400", "data") == datasets.find("BSD400", "data")
     assert datasets.find("BSD400", "data").name == "BSD400"
