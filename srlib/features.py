@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srlib.errors import InputError
 
-Watched = Mapping[str, nn.Module | str] | Iterable[str]  # label to module or dotted name; or names alone
+def record(
+    network: Callable[[Tensor], object], image: Tensor, modules: Mapping[str, nn.Module], inputs: bool = False
+) -> dict[str, Any]:
+    """The output (C, h, w) of each module, by its label, while ``network`` sees ``image`` (1, 3, H, W); on the CPU.
 
-
-def record(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, Tensor]:
-    """The output (C, h, w) of each watched module, on the CPU, while ``network`` sees ``image`` (1, 3, H, W), by label.
-
-    Modules that run several times give the last output; those that don't run are left out. Raises ``InputError`` for a
-    name that the network lacks.
+    With ``inputs``, the tuple of tensors that each module is given, (C, h, w) each, instead. Of a module that runs
+    several times the last run is kept; one that doesn't run is left out.
     """
-    return _watch(network, image, watched, lambda inputs, output: output[0].detach().cpu().clone())
+    found: dict[str, Any] = {}
 
+    def keep(label: str, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        copies = tuple(x[0].cpu().clone() for x in (given if inputs else (output,)))  # the next may work in place
+        found[label] = copies if inputs else copies[0]
 
-def record_inputs(network: nn.Module, image: Tensor, watched: Watched) -> dict[str, tuple[Tensor, ...]]:
-    """The tensors that each watched module is given, (1, C, h, w) each; otherwise as ``record``."""
-    return _watch(network, image, watched, lambda inputs, output: tuple(x.detach().cpu().clone() for x in inputs))
+    with ExitStack() as hooks, torch.inference_mode():
+        for label, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(keep, label)))
+        network(image)
+    return {label: found[label] for label in modules if label in found}
 
 
 def sharpness(maps: Tensor) -> Tensor:
@@ -35,22 +40,3 @@ def sharpness(maps: Tensor) -> Tensor:
     """
     steps = (maps.diff(dim=1).abs().mean((1, 2)) + maps.diff(dim=2).abs().mean((1, 2))) / 2
     return steps / maps.std((1, 2)).clamp_min(1e-12)
-
-
-def _watch(network: nn.Module, image: Tensor, watched: Watched, keep: Callable[[Any, Any], Any]) -> dict[str, Any]:
-    """By label, what ``keep`` makes of each watched module's inputs and output: copies, as the next module may work in
-    place."""
-    labelled = watched if isinstance(watched, Mapping) else {name: name for name in watched}
-    known, kept, hooks = dict(network.named_modules(remove_duplicate=False)), {}, []
-    if unknown := [module for module in labelled.values() if isinstance(module, str) and module not in known]:
-        raise InputError(f"{type(network).__name__} has no module {unknown[0]!r}; network.named_modules() lists them")
-    try:
-        for label, module in labelled.items():
-            hook = lambda module, inputs, output, label=label: kept.update({label: keep(inputs, output)})  # noqa: E731
-            hooks.append((known[module] if isinstance(module, str) else module).register_forward_hook(hook))
-        with torch.inference_mode():
-            network(image)
-    finally:
-        for one in hooks:
-            one.remove()
-    return {label: kept[label] for label in labelled if label in kept}
