@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,15 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import srlib
-from srlib.errors import InputError
+from srlib.errors import InputError, say
 from srlib.models import create, default_config, takes_scale
 
 WRAPPERS = ("params_ema", "ema", "params", "model_state_dict", "state_dict", "model", "sd")  # averages of weights first
-
-
-def say(line: str) -> None:
-    """Print one line on standard error."""
-    print(f"srlib: {line}", file=sys.stderr, flush=True)
 
 
 def write(path: Path, content: bytes) -> None:

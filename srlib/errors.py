@@ -1,4 +1,6 @@
-"""How a command ends that can't do its work: by bad input, or for now."""
+"""How a command ends that can't do its work, by bad input or for now, and what it says on the way."""
+
+import sys
 
 
 class InputError(ValueError):
@@ -16,3 +18,9 @@ class Stopped(KeyboardInterrupt):
 
     The command line prints the message, one line, and exits with 75 (EX_TEMPFAIL of sysexits.h: try again later).
     """
+
+
+def say(*lines: str) -> None:
+    """Print each on one line of standard error; standard output is for results."""
+    for line in lines:
+        print("srlib:", " ".join(line.splitlines()), file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,7 +18,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
 
-from srlib.errors import InputError, Stopped
+from srlib.errors import InputError, Stopped, say
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 AGREE = 10  # steps after which several processes ask each other whether to stop
@@ -114,7 +113,7 @@ def lock(fabric: Fabric, folder: Path, wait: bool) -> Iterator[None]:
         except Timeout:
             if not wait:
                 raise Stopped(f"another process trains {folder.name}: try again later, or wait for it") from None
-            print(f"srlib: another process trains {folder.name}: waiting for it", file=sys.stderr, flush=True)
+            say(f"another process trains {folder.name}: waiting for it")
             held.acquire()
         except OSError as error:
             raise InputError(f"cannot write to {folder} ({error.strerror}): choose another folder") from None

@@ -30,8 +30,8 @@ LEAST = {"steps": 1, "batch": 1, "patch": 1, "scales": 1, "lr": 1e-9}  # of a se
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything but the data and the network that determines trained weights. Each recipe in :mod:`srlib.papers`
-    states every value. Raises InputError for values that no training can use."""
+    """Everything but the data and the network that determines trained weights. A default is the neutral value of what a
+    recipe (:mod:`srlib.papers`) does not use, no paper's. Raises InputError for values that no training can use."""
 
     steps: int
     """Number of optimiser steps; the schedule spans them."""
@@ -43,7 +43,7 @@ class TrainConfig:
     """AdamW takes the weight decay apart from the gradient."""
     betas: tuple[float, float]
     """Decay rates of the optimiser's first and second moments."""
-    weight_decay: float
+    weight_decay: float = 0.0
     """Strength of the pull of weights to zero."""
     lr: float
     """Learning rate at the start."""
@@ -51,9 +51,9 @@ class TrainConfig:
     """Learning rate at the end of the cosine; a multistep schedule does not use it."""
     schedule: Literal["cosine", "multistep"]
     """One cosine from ``lr`` to ``lr_final``, or ``lr`` times ``lr_decay`` at each milestone."""
-    milestones: tuple[int, ...]
+    milestones: tuple[int, ...] = ()
     """Steps after which a multistep schedule lowers the learning rate; () for a cosine."""
-    lr_decay: float
+    lr_decay: float = 0.5
     """Factor of a multistep schedule."""
     fft_weight: float
     """Weight of the L1 loss between spectra (:func:`srlib.losses.fft_l1`); 0 leaves it out."""
@@ -61,15 +61,15 @@ class TrainConfig:
     """Decay of the exponential moving average of the weights, which is then what is evaluated; 0: no average."""
     degradation: Literal["bicubic", "real-esrgan"]
     """What makes LR patches of HR ones."""
-    queries: int
+    queries: int = 0
     """Output pixels that are asked of a network for every scale, for each patch (LIIF); 0 compares whole patches."""
-    scales: tuple[float, float]
+    scales: tuple[float, float] = (1.0, 4.0)
     """The least and the greatest scale, between which each patch of queries gets a random one."""
-    l1_weight: float
+    l1_weight: float = 1.0
     """Alpha of MoEISR's Equation 6; it counts for queries alone."""
-    balance_weight: float
+    balance_weight: float = 0.0
     """Beta of MoEISR's Equation 6; it counts for queries alone."""
-    expert_weights: tuple[float, ...]
+    expert_weights: tuple[float, ...] = ()
     """The w_j of MoEISR's Equation 7, one for each expert; () for 1 each."""
     precision: Precision = "32-true"
     """Fabric's name of the arithmetic; weights are float32 in each."""

@@ -75,7 +75,7 @@ def test_training_gives_the_weights_that_it_always_gave(stripes, model):
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
-def test_a_recipe_states_every_setting():
+def test_a_recipe_states_every_setting_that_it_uses():
     with pytest.raises(TypeError, match="missing .* required keyword-only"):
         TrainConfig(steps=10, batch=2, patch=8)  # type: ignore[call-arg]
 
