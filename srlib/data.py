@@ -36,22 +36,22 @@ from srlib.resize import imresize
 LARGEST = 2 * 89_478_485  # pixels of an image, where Pillow draws the line, too
 CACHE_VERSION = 1  # raise it when decoding, or an output of imresize or degrade, changes
 Degradation = Literal["bicubic", "real-esrgan"]
+Decoded = tuple[np.ndarray, tuple[str, ...]]  # pixels, and notes on what is odd
 
 logging.getLogger("pyvips").setLevel(logging.ERROR)  # what it warns of is raised here, or does no harm
 pyvips.cache_set_max(0)  # a picture is decoded once, and its memory given back
 
 
 def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
-    """The picture in a file, decoded, and notes on what was converted or left out.
+    """The picture in a file, decoded, and notes on what is odd, was converted or left out.
 
     It has 8 or 16 bits a channel, is grey or RGB, with alpha where the file has it, upright as EXIF says; of several
     pictures it is the first. The content decides the format. Palettes become RGB, CMYK goes through its profile to
     sRGB; other profiles stay attached. Raises InputError for a file that cannot be read, is no picture, lacks pixels,
     has more than ``LARGEST`` of them, or has floating-point ones.
     """
-    notes: tuple[str, ...] = ()
     try:
-        image = _decoded(file.read_bytes())
+        image, notes = _read(file.read_bytes())
     except (pyvips.Error, OSError, ValueError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{file} cannot be read ({why}): fetch it again, or take it out") from None
@@ -65,32 +65,40 @@ def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
     return image.autorot(), notes
 
 
-def _decoded(data: bytes) -> pyvips.Image:
+def _read(data: bytes) -> tuple[pyvips.Image, tuple[str, ...]]:
+    """A picture with all its pixels, and a note on a JPEG that lacks its end marker, as phones' panoramas do."""
     if data.startswith(b"BM"):  # libvips doesn't read BMP
-        return pyvips.Image.new_from_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-    jpeg = data.startswith(b"\xff\xd8")
-    # phones leave out a JPEG's end marker; libjpeg's warnings tell whether pixels are missing
-    data += b"\xff\xd9" * jpeg
-    image = pyvips.Image.new_from_buffer(data, "", fail_on="warning" if jpeg else "error")
+        return pyvips.Image.new_from_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))), ()
+    if not data.startswith(b"\xff\xd8"):
+        return _decoded(data, "error"), ()
+    try:
+        return _decoded(data, "warning"), ()
+    except pyvips.Error as error:
+        if "premature end of JPEG image" in str(error):  # of the file; if pixels are missing, that is a warning now
+            return _decoded(data + b"\xff\xd9", "warning"), ("it has all its pixels, but no end marker",)
+        if any(damage in str(error) for damage in ("premature end", "Huffman", "instead of RST")):
+            raise
+        return _decoded(data, "error"), ()  # libjpeg's other warnings are harmless
+
+
+def _decoded(data: bytes, fail_on: str) -> pyvips.Image:
+    image = pyvips.Image.new_from_buffer(data, "", fail_on=fail_on)
     if image.width * image.height > LARGEST:
         raise ValueError(f"it has {image.width}x{image.height} pixels, more than {LARGEST // 10**6} million")
-    try:
-        return image.copy_memory()
-    except pyvips.Error as error:
-        if not jpeg or any(damage in str(error) for damage in ("premature end", "Huffman", "instead of RST")):
-            raise
-        return pyvips.Image.new_from_buffer(data, "").copy_memory()
+    return image.copy_memory()
 
 
-def decode(file: str | Path) -> np.ndarray:
-    """The pixels of an image file as networks are trained and scored on them: uint8 (3, H, W), RGB, or (1, H, W), grey.
+def decode(file: str | Path) -> Decoded:
+    """An image file as networks are trained and scored on it: uint8 (3, H, W), RGB, or (1, H, W), grey; and notes.
 
-    What is transparent is laid over white, 16 bits are divided by 257 and rounded. Raises InputError as ``open_image``.
+    What is transparent is laid over white, 16 bits are divided by 257 and rounded. Notes and errors are those of
+    ``open_image``.
     """
-    image, _ = open_image(Path(file))
+    image, notes = open_image(Path(file))
     if image.hasalpha():
         image = image.flatten(background=[255 if image.format == "uchar" else 65535])
-    return eight_bits(image.numpy().reshape(image.height, image.width, -1).transpose(2, 0, 1))
+    pixels = eight_bits(image.numpy().reshape(image.height, image.width, -1).transpose(2, 0, 1))
+    return pixels, tuple(f"{file}: {note}" for note in notes)
 
 
 def eight_bits(pixels: np.ndarray) -> np.ndarray:
@@ -121,20 +129,29 @@ def _mapped(file: Path) -> np.ndarray:
 
 
 class _Cached:
-    """Images in the cache, KEY.npy each, uint8 (3, H, W) or, of a grey one, (1, H, W); ``make(i)`` gives what is not
-    there."""
+    """Images in the cache, KEY.npy each, uint8 (3, H, W) or, of a grey one, (1, H, W), with KEY.txt where there are
+    notes. ``make(i)`` gives what is not there; ``problems`` say by i which it could not make, and why."""
 
-    def __init__(self, cache: Path, keys: Sequence[str], make: Callable[[int], np.ndarray]) -> None:
+    def __init__(self, cache: Path, keys: Sequence[str], make: Callable[[int], Decoded]) -> None:
         self.files = [cache / f"{key}.npy" for key in keys]
+        self.problems: dict[int, str] = {}
 
         def shape(i: int) -> tuple[int, ...]:
             try:
                 return np.load(self.files[i], mmap_mode="r").shape
             except (FileNotFoundError, EOFError, ValueError):  # not there yet, or cut short
-                image, content = make(i), io.BytesIO()
-                np.save(content, image)
-                _write(self.files[i], content.getvalue())
-                return image.shape
+                pass
+            try:
+                image, notes = make(i)
+            except InputError as error:
+                self.problems[i] = str(error)
+                return ()
+            content = io.BytesIO()
+            np.save(content, image)
+            if notes:
+                _write(self.files[i].with_suffix(".txt"), "\n".join(notes).encode(errors="surrogateescape"))
+            _write(self.files[i], content.getvalue())
+            return image.shape
 
         try:
             cache.mkdir(parents=True, exist_ok=True)
@@ -146,6 +163,12 @@ class _Cached:
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, memory-mapped: uint8 (3, H, W)."""
         return np.broadcast_to(_mapped(self.files[i]), (3, *self.shapes[i][1:]))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd about the images."""
+        beside = (file.with_suffix(".txt") for file in self.files)
+        return tuple(line for file in beside if file.exists() for line in file.read_text().splitlines())
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """sha256 over names, sizes and pixels, computed once."""
@@ -159,22 +182,39 @@ class _Cached:
         return memo.read_text()
 
 
+def _decode_set(image_set: ImageSet, cache: Path) -> tuple[ImageSet, _Cached, dict[int, _Cached]]:
+    """A set without the images that are broken, its HR images, and by scale its distributed LR images."""
+
+    def decoded(files: Sequence[Path]) -> _Cached:
+        return _Cached(cache, [_digest(CACHE_VERSION, _stamp(file)) for file in files], lambda i: decode(files[i]))
+
+    hr, lr = decoded(image_set.files), {scale: decoded(files) for scale, files in image_set.lr_files.items()}
+    broken = dict(hr.problems)
+    for scale, files in image_set.lr_files.items():  # a file that is not there matters where its scale is used
+        broken |= {i: why for i, why in lr[scale].problems.items() if files[i].exists()}
+    return _decode_set(image_set.without(broken), cache) if broken else (image_set, hr, lr)
+
+
 class Store:
     """The decoded images of a set, and their LR images at each scale: uint8 tensors (3, H, W), RGB.
 
     LR images are the distributed files where the set has them; else HR is cropped to multiples of the scale and reduced
     by ``imresize``, or by Real-ESRGAN's degradation where there is a ``seed`` (see ``degraded``).
 
+    An image is left out if its HR file or an LR file of it, at whatever scale, cannot be decoded: ``broken`` has its
+    name, ``notes`` a line on it, and ``name`` says that the set is not whole.
+
     ``cache`` is a folder, else SRLIB_CACHE, else ~/.cache/srlib; images are found there by their files' paths, sizes
-    and time stamps. Raises InputError for an image that cannot be decoded, and a cache that cannot be written.
+    and time stamps. Raises InputError where every image is broken, and for a cache that cannot be written.
     """
 
     def __init__(self, image_set: ImageSet, cache: str | Path | None = None, seed: int | None = None) -> None:
         place = Path(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser()
-        self.image_set, self.cache, self.seed = image_set, place / "images", seed
-        self.name, self.names, self.notes = image_set.title, image_set.names, image_set.notes
-        keys = [_digest(CACHE_VERSION, _stamp(file)) for file in image_set.files]
-        self.images = _Cached(self.cache, keys, lambda i: decode(image_set.files[i]))
+        self.cache, self.seed = place / "images", seed
+        self.image_set, self.images, self._distributed = _decode_set(image_set, self.cache)
+        self.name, self.names, self.broken = self.image_set.title, self.image_set.names, self.image_set.broken
+        decoded = (self.images, *self._distributed.values())
+        self.notes = self.image_set.notes + sum((images.notes for images in decoded), ())
         self._lr: dict[int, _Cached] = {}
 
     @classmethod
@@ -211,42 +251,44 @@ class Store:
         """Where the LR images come from: "distributed", "matlab-bicubic" or "real-esrgan, seed 0"."""
         if self.seed is not None:
             return f"real-esrgan, seed {self.seed}"
-        return "distributed" if scale in self.image_set.lr_files else "matlab-bicubic"
+        return "distributed" if scale in self._distributed else "matlab-bicubic"
 
     def lr_fingerprint(self, scale: int) -> str:
         """sha256 over the LR images as ``fingerprint`` is over the HR images."""
         return self.reduced(scale).fingerprint(self.names)
 
     def reduced(self, scale: int) -> _Cached:
-        """The LR images of a scale, made or decoded on first use.
+        """The LR images of a scale, made on first use.
 
-        Raises InputError for an image smaller than the scale, and for a distributed LR file that is missing, broken or
-        of another size.
+        Raises InputError for an image smaller than the scale, and for a distributed LR file that is missing or of
+        another size.
         """
         if scale not in self._lr:
-            lr_files = self.image_set.lr_files.get(scale)
-            sources = map(_stamp, lr_files) if lr_files else range(len(self))  # a place decides on the degradation
-            files = zip(self.images.files, sources, strict=True)
-            keys = [f"{file.stem}-x{scale}-{_digest(self.lr_origin(scale), source)}" for file, source in files]
-            self._lr[scale] = _Cached(self.cache, keys, lambda i: self._make_lr(i, scale))
+            sizes = [(height // scale, width // scale) for _, height, width in self.images.shapes]
+            for name, size in zip(self.names, sizes, strict=True):
+                if 0 in size:
+                    raise InputError(f"{name} is too small for x{scale}: use a smaller scale or leave it out")
+            lr = self._distributed.get(scale) or self._make_lr(scale, sizes)
+            for i in sorted(lr.problems):
+                raise InputError(lr.problems[i])
+            for file, (_, h, w), size in zip(self.image_set.lr_files.get(scale, ()), lr.shapes, sizes, strict=False):
+                if (h, w) != size:
+                    wrong = f"{file} is {w}x{h}, but its HR image needs {size[1]}x{size[0]}: fetch both of one release"
+                    raise InputError(f"{wrong}, or remove {file.parent} to have it made from HR")
+            self._lr[scale] = lr
         return self._lr[scale]
 
-    def _make_lr(self, i: int, scale: int) -> np.ndarray:
-        height, width = (side // scale for side in self.images.shapes[i][1:])
-        if not height or not width:
-            raise InputError(f"{self.names[i]} is too small for x{scale}: use a smaller scale or leave it out")
-        if scale in self.image_set.lr_files:
-            file = self.image_set.lr_files[scale][i]
-            lr = decode(file)
-            if lr.shape[1:] != (height, width):
-                wrong = f"{file} is {lr.shape[2]}x{lr.shape[1]}, but its HR image needs {width}x{height}"
-                raise InputError(f"{wrong}: fetch both of one release, or remove {file.parent} to have it made from HR")
-            return lr
-        hr = self.hr(i)[:, : height * scale, : width * scale]
-        if self.seed is None:
-            return imresize(hr, size=(height, width)).numpy()
-        made = degrade(hr[None].to(torch.float32) / 255, scale, self.seed, index=i)[0]
-        return (made * 255).round().to(torch.uint8).numpy()
+    def _make_lr(self, scale: int, sizes: Sequence[tuple[int, int]]) -> _Cached:
+        def make(i: int) -> Decoded:
+            hr = self.hr(i)[:, : sizes[i][0] * scale, : sizes[i][1] * scale]
+            if self.seed is None:
+                return imresize(hr, size=sizes[i]).numpy(), ()
+            made = degrade(hr[None].to(torch.float32) / 255, scale, self.seed, index=i)[0]
+            return (made * 255).round().to(torch.uint8).numpy(), ()
+
+        origin = self.lr_origin(scale)  # an image's place decides on its degradation
+        keys = [f"{file.stem}-x{scale}-{_digest(origin, i)}" for i, file in enumerate(self.images.files)]
+        return _Cached(self.cache, keys, make)
 
 
 def degraded(store: Store, seed: int = 0) -> Store:

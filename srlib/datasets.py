@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ class ImageSet:
     """A named, ordered list of image files.
 
     ``lr_files`` are the distributed LR files by scale, in the same order. ``notes`` name what was left out and why,
-    one line each. ``whole`` is the number of images that there should be, where it is another.
+    one line each. ``whole`` is the number of images that there should be, where it is another. ``broken`` are the names
+    of those that were left out because they cannot be decoded.
     """
 
     name: str
@@ -89,6 +90,7 @@ class ImageSet:
     lr_files: Mapping[int, tuple[Path, ...]] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
     whole: int = 0
+    broken: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -101,6 +103,20 @@ class ImageSet:
         """The images' names: file names without suffix, or with it where two files would share a name."""
         stems = Counter(file.stem for file in self.files)
         return tuple(file.stem if stems[file.stem] == 1 else file.name for file in self.files)
+
+    def without(self, broken: Mapping[int, str]) -> ImageSet:
+        """The set without the images at these places, with a note on each. Raises InputError where none is left."""
+        kept = [place for place in range(len(self.files)) if place not in broken]
+        if not kept:
+            raise InputError(f"{self.name}: none of its {len(self.files)} images can be used: {broken[0]}")
+        return replace(
+            self,
+            files=tuple(self.files[place] for place in kept),
+            lr_files={scale: tuple(files[place] for place in kept) for scale, files in self.lr_files.items()},
+            notes=self.notes + tuple(f"left out: {broken[place]}" for place in sorted(broken)),
+            whole=self.whole or len(self.files),
+            broken=self.broken + tuple(self.names[place] for place in sorted(broken)),
+        )
 
 
 def few(names: Collection[str]) -> str:

@@ -48,7 +48,7 @@ def store(images: Path, cache: Path) -> Store:
 
 def encoded(image: Image.Image, path: Path, **options: object) -> np.ndarray:
     image.save(path, **options)
-    pixels = decode(path).transpose(1, 2, 0)
+    pixels = decode(path)[0].transpose(1, 2, 0)
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
 
 
@@ -94,12 +94,13 @@ def test_a_jpeg_with_all_its_pixels_is_read_and_half_a_one_refused(tmp_path):
     half = whole[: len(whole) * 2 // 3]
     file = tmp_path / "a.jpg"
     file.write_bytes(whole)
-    pixels = decode(file)
+    pixels, _ = decode(file)
     assert np.array_equal(pixels, np.asarray(Image.open(file)).transpose(2, 0, 1)), "as Pillow decodes it"
-    file.write_bytes(whole[:-2])
-    for odd in (whole[:-2], whole + b"appended by a phone" * 9):
+    note = f"{file}: it has all its pixels, but no end marker"
+    for odd, notes in ((whole[:-2], (note,)), (whole + b"appended by a phone" * 9, ())):
         file.write_bytes(odd)
-        assert np.array_equal(decode(file), pixels) and data.open_image(file)[1] == ()
+        again, said = decode(file)
+        assert np.array_equal(again, pixels) and said == notes
     for damaged in (half, half + b"\xff\xd9"):  # a decoder would fill it up with grey
         file.write_bytes(damaged)
         with pytest.raises(InputError, match="a.jpg cannot be read .*premature end"):
@@ -126,7 +127,7 @@ def test_what_is_no_picture_or_too_large_is_one_line(tmp_path, monkeypatch):
 
 def test_a_store_holds_what_the_files_show(images, store):
     assert (store.name, store.names, len(store), store.notes) == ("images", ("a", "b", "c"), 3, ())
-    assert torch.equal(store.hr(2), torch.from_numpy(decode(images / "c.png"))) and store.hr(2).dtype == torch.uint8
+    assert torch.equal(store.hr(2), torch.from_numpy(decode(images / "c.png")[0])) and store.hr(2).dtype == torch.uint8
     store.hr(2).zero_()
     assert store.hr(2).any(), "what is written to an image stays out of the cache"
 
@@ -200,6 +201,12 @@ def test_distributed_lr_is_used_and_must_fit(images, cache, tmp_path):
     save(home / "LR_bicubic" / "x2" / "bx2.png", 9, 9)
     with pytest.raises(InputError, match="bx2.png is 9x9, but its HR image needs 31x35: fetch both of one release"):
         Store.open(str(home), cache).lr(0, 2)
+    (home / "LR_bicubic" / "x2" / "bx2.png").write_text("no image")
+    broken = Store.open(str(home), cache)
+    assert (broken.name, broken.broken) == ("set (2 of 3 images)", ("b",)) and "bx2.png cannot be read" in broken.notes[
+        0
+    ]
+    assert torch.equal(broken.lr(1, 2), store.lr(2, 2)) and torch.equal(broken.hr(1), store.hr(2))
     (home / "LR_bicubic" / "x2" / "bx2.png").unlink()
     with pytest.raises(InputError, match="bx2.png cannot be read .*No such file"):
         Store.open(str(home), cache).lr(0, 2)
@@ -219,9 +226,45 @@ def test_what_cannot_be_is_one_line(store, images, cache, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to .*: set SRLIB_CACHE"):
         Store.open(str(images), tmp_path / "file")
-    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:900])
-    with pytest.raises(InputError, match="b.png cannot be read .*fetch it again, or take it out"):
+
+
+def cut(file: Path) -> None:
+    """Break an image: half of its file is lost."""
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_broken_image_is_left_out_and_stops_no_other(images, cache):
+    whole = Store.open(str(images), cache)
+    cut(images / "b.png")
+    for _ in range(2):  # decoded now, and from the cache
+        store = Store.open(str(images), cache)
+        assert (store.name, store.names, store.broken) == ("images (2 of 3 images)", ("a", "c"), ("b",))
+        (note,) = store.notes
+        assert "left out: " in note and "b.png cannot be read" in note and "\n" not in note
+    assert torch.equal(store.pair(1, 2)[1], whole.pair(2, 2)[1]) and store.fingerprint != whole.fingerprint
+    assert data.degraded(store).name == store.name and data.degraded(store).broken == ("b",)
+    assert Patches(store, 2, 8, 2, 0)[0][0].shape == (2, 3, 8, 8)
+    for name in "ac":
+        (images / f"{name}.png").write_text("no image")
+    with pytest.raises(InputError, match="images: none of its 3 images can be used: .*a.png cannot be read"):
         Store.open(str(images), cache)
+
+
+def test_a_known_set_with_a_broken_image_is_not_whole(images, cache):
+    found = datasets.ImageSet("Set3", datasets.find(str(images)).files, whole=3)
+    cut(images / "a.png")
+    assert Store(found, cache).name == "Set3 (2 of 3 images)"
+    photo = datasets.ImageSet("photos/mine", found.files)
+    assert Store(photo, cache).name == "photos/mine (2 of 3 images)", "though nobody said how many there should be"
+
+
+def test_an_odd_image_is_read_with_a_line_each_time(tmp_path, cache):
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.jpg").write_bytes(smooth_jpeg()[:-2])
+    for _ in range(2):  # decoded now, and from the cache
+        store = Store.open(str(tmp_path / "phone"), cache)
+        assert (store.name, store.broken) == ("phone", ()) and len(store) == 1
+        assert store.notes == (f"{tmp_path / 'phone' / 'a.jpg'}: it has all its pixels, but no end marker",)
 
 
 def test_a_degraded_store_is_fixed_and_says_so(store):
