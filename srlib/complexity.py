@@ -10,13 +10,11 @@ Activations are the values that convolutions put out (SAFMN, caption of Table 1)
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import platform
 import re
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,24 +26,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
 from srlib.resize import enlarged_size
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler writes lines of its own to standard error
 Call = Callable[[], object]
 Device = str | torch.device
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What ``count`` found, all for one image.
-
-    ``params``: learnt values. ``macs``: multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as GMACS). ``acts``:
-    values put out by convolutions. Both also by dotted module name, each including its children; "" is the whole
-    network.
-    """
+    """What ``count`` found for one image: learnt values, multiply-adds (SAFMN and SSIU print them as FLOPs, SeemoRe as
+    GMACS) and values put out by convolutions. By module: its dotted name -> what it and its children count."""
 
     params: int
     macs: int
@@ -54,13 +50,10 @@ class Counts:
     acts_by_module: dict[str, int]
 
 
-def lr_size(scale: int, hr: tuple[int, int] = (720, 1280)) -> tuple[int, int]:
-    """Height and width of the LR image that belongs to an HR image, to the nearest whole pixel.
-
-    The papers count for an HR image of 1280x720: LR 640x360, 427x240 and 320x180 for x2, x3 and x4.
-    """
-    height, width = (int(side / scale + 0.5) for side in hr)
-    return height, width
+def lr_size(scale: int) -> tuple[int, int]:
+    """Height and width of the LR image that the papers count for: that of an HR image of 1280x720, to the nearest whole
+    pixel, 360 and 640, 240 and 427, 180 and 320 for x2, x3 and x4."""
+    return int(720 / scale + 0.5), int(1280 / scale + 0.5)
 
 
 def count(
@@ -147,10 +140,8 @@ class Timing:
 def latency(
     call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu", unit: Callable[[], float] = lambda: 1.0
 ) -> Timing:
-    """Time ``call`` in units that are measured just before each; on CUDA the device's work is in the time.
-
-    The unit is the second unless given. The caller chooses inference mode.
-    """
+    """Time ``call`` in units of so many seconds, measured just before each call; on CUDA the device's work is in the
+    time. The caller chooses inference mode."""
     pairs = [(unit(), _timed(call, device)) for _ in range(warmup + repeats)][warmup:]
     times, usual = [seconds / one for one, seconds in pairs], statistics.median(one for one, _ in pairs)
     return Timing(statistics.median(times), min(times), max(times), describe_device(device), usual)
@@ -181,10 +172,12 @@ def in_units(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cp
 
 
 def _timed(call: Call, device: Device) -> float:
-    _synchronise(device)
+    """Seconds that one ``call`` takes until the device has done its work."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda device: None
+    wait(device)
     start = time.perf_counter()
     call()
-    _synchronise(device)
+    wait(device)
     return time.perf_counter() - start
 
 
@@ -200,34 +193,25 @@ def peak_memory(call: Call, device: Device = "cpu") -> int:
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes lines of its own to standard error
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted((float(e["ts"]), int(e["args"]["Bytes"])) for e in events if e.get("name") == "[memory]")
-    return max(accumulate((change for _, change in changes), initial=0))
+    events = (event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(accumulate(changes, initial=0))
 
 
-def operator_times(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu") -> dict[str, float]:
+def operator_times(call: Call, repeats: int, device: Device = "cpu") -> dict[str, float]:
     """Seconds of each of torch's operators in ``call`` by ``torch.profiler``: mean of ``repeats``, slowest first.
 
     SAFMN's Table 5 was taken so. A time includes the operators that are called in turn, as ``aten::layer_norm`` spends
     its time in ``aten::native_layer_norm``. On CUDA the times are those of the kernels.
     """
     cuda = torch.device(device).type == "cuda"
-    kinds = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
-    for _ in range(warmup):
-        call()
-    _synchronise(device)
-    with torch.profiler.profile(activities=kinds) as profile:
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiled:
         for _ in range(repeats):
             call()
-        _synchronise(device)
     total = "device_time_total" if cuda else "cpu_time_total"  # in microseconds
-    events = [event for event in profile.key_averages() if event.key.startswith("aten::")]
+    events = [event for event in profiled.key_averages() if event.key.startswith("aten::")]
     times = {event.key: getattr(event, total) / repeats / 1e6 for event in events}
     return dict(sorted(times.items(), key=lambda item: -item[1]))
 
@@ -240,8 +224,3 @@ def describe_device(device: Device = "cpu") -> str:
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.is_file() else "")
     threads = torch.get_num_threads()
     return f"{[*names, platform.processor() or platform.machine()][0]}, {threads} thread{'s' * (threads > 1)}"
-
-
-def _synchronise(device: Device) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
