@@ -109,14 +109,20 @@ class SAFM(nn.Module):
         parts = [self.mfr[0](groups[0])]
         for level in range(1, self.config.levels):
             if self.config.multi_scale:  # Eq. (1)
-                size = [max(1, side // 2**level) for side in x.shape[-2:]]
-                small = self.mfr[level](POOLS[self.config.pooling](groups[level], size))
+                small = self.mfr[level](self.pool(groups[level], 2**level))
                 parts.append(F.interpolate(small, x.shape[-2:], mode="nearest"))
             else:
                 parts.append(self.mfr[level](groups[level]))
         attention = self.aggr(torch.cat(parts, dim=1))  # Eq. (2)
         attention = GATES[self.config.gate](attention)
         return attention * x if self.config.modulation else attention  # Eq. (3)
+
+    def pool(self, x: Tensor, factor: int) -> Tensor:
+        """Equation 1's down arrow: (B, C, H, W) to 1 / ``factor`` of the size, rounded down, at least 1 x 1."""
+        # ONNX has no adaptive pooling to a size that is free; where the factor divides the sides this is the same.
+        if torch.compiler.is_exporting() and self.config.pooling == "max" and not any(n % factor for n in x.shape[-2:]):
+            return F.max_pool2d(x, factor)
+        return POOLS[self.config.pooling](x, [max(1, side // factor) for side in x.shape[-2:]])
 
 
 class SqueezeExcitation(nn.Module):
