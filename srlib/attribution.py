@@ -12,10 +12,10 @@ F is any differentiable callable that enlarges float images (B, 3, h, w) in [0, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,11 @@ class Attribution:
         return self.values.abs().sum(0)
 
     @property
+    def shares(self) -> Tensor:
+        """``strength`` as shares of its sum; NaN where a map is 0 everywhere."""
+        return self.strength / self.strength.sum()
+
+    @property
     def completeness(self) -> float:
         """The sum of the values over the detector's gain: 1 but for few steps' error and for jumps of the network."""
         return self.values.sum().item() / (self.found[1] - self.found[0])
@@ -56,7 +61,7 @@ class Attribution:
     def diffusion_index(self) -> float:
         """The index (1 - G) 100, G the Gini coefficient of ``strength``: 100 for an even map, 100 / n where one of n
         pixels holds everything. Only maps of as many pixels compare."""
-        ordered = _shares(self.strength).flatten().sort().values
+        ordered = self.shares.flatten().sort().values
         rank = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
         return 100 * (1 - ((2 * rank - len(ordered) - 1) * ordered).sum().item() / len(ordered))
 
@@ -69,59 +74,21 @@ class Attribution:
     @property
     def distances(self) -> Tensor:
         """The distance of each LR pixel's centre from the patch in LR pixels, (h, w): 0 inside it."""
-        away = []
-        for side, start, length in zip(self.strength.shape, self.box[:2], self.box[2:], strict=True):
-            centre = torch.arange(side, dtype=torch.float64) + 0.5
-            away.append(torch.maximum(start - centre, centre - start - length).clamp_min(0))
-        return torch.hypot(away[0][:, None], away[1][None])
+        top, left, height, width = self.box
+        y, x = (torch.arange(side, dtype=torch.float64) + 0.5 for side in self.strength.shape)
+        down = torch.maximum(top - y, y - top - height).clamp_min(0)
+        across = torch.maximum(left - x, x - left - width).clamp_min(0)
+        return torch.hypot(down[:, None], across)
 
     def beyond(self, radius: float) -> float:
         """The share of ``strength`` that lies further than ``radius`` LR pixels from the patch."""
-        return _shares(self.strength)[self.distances > radius].sum().item()
+        return self.shares[self.distances > radius].sum().item()
 
     def reach(self, share: float = 0.99) -> float:
         """Within how many LR pixels of the patch at least this ``share`` of ``strength`` lies."""
         distance, order = self.distances.flatten().sort()
-        gathered = _shares(self.strength).flatten()[order].cumsum(0)
+        gathered = self.shares.flatten()[order].cumsum(0)
         return distance[torch.searchsorted(gathered, share - 1e-12).clamp_max(len(distance) - 1)].item()
-
-
-def attribute(
-    upscale: Upscale, lr: Tensor, patch: Box, scale: float, *, detector: Detector | None = None, steps: int = 8
-) -> Attribution:
-    """The local attribution map of a ``patch`` of the output for one image ``lr``, (3, h, w).
-
-    The path is walked in ``steps`` straight edges, short at the blurred end, where detectors bend most. The gradient in
-    the middle of each times the edge is exact up to second order. (The authors' code takes 50 even steps, with the
-    gradient at their ends.) A network should be in evaluation mode. Its decisions, such as which expert to take, are
-    not differentiated. ``detector`` is ``gradients`` by default. Raises ``InputError`` for an image, scale or patch
-    that can't be, and for an upscaler without a gradient.
-    """
-    if lr.ndim != 3 or not lr.is_floating_point() or min(lr.shape[1:]) <= KERNEL // 2:
-        raise InputError(f"got {lr.dtype} of shape {tuple(lr.shape)}; give one float image (3, h, w), 5x5 or larger")
-    size, (top, left, height, width) = enlarged_size(lr.shape[1:], scale), patch
-    if min(top, left, height - 1, width - 1) < 0 or top + height > size[0] or left + width > size[1]:
-        raise InputError(f"patch {patch} leaves the output of {size[0]} x {size[1]}; give (top, left, height, width)")
-
-    def detect(image: Tensor) -> Tensor:
-        sr = upscale(image[None])
-        if sr.shape[-2:] != size:
-            raise InputError(f"the upscaler made {tuple(sr.shape)} of {tuple(image.shape)}, which isn't x{scale:g}")
-        return (detector or gradients)(sr, patch)
-
-    points = _path(steps)
-    with torch.inference_mode(False), torch.enable_grad():
-        image = lr.detach().clone()
-        values = torch.zeros(image.shape, dtype=torch.float64, device=image.device)
-        for start, end in pairwise(points):
-            middle = _blurred(image, (start + end) / 2).to(image.dtype).requires_grad_()
-            found = detect(middle)
-            if not found.requires_grad:
-                raise InputError("no gradient comes through the upscaler; bicubic is srlib.resize.imresize on floats")
-            values += torch.autograd.grad(found, middle)[0].double() * _blurred(image, end - start)
-        with torch.no_grad():
-            first, last = (detect(_blurred(image, point).to(image.dtype)).item() for point in points[[0, -1]])
-    return Attribution(values.cpu(), patch, scale, (first, last))
 
 
 def gradients(sr: Tensor, patch: Box) -> Tensor:
@@ -135,6 +102,40 @@ def gradients(sr: Tensor, patch: Box) -> Tensor:
     part = F.pad(part, (0, width + 1 - part.shape[-1], 0, height + 1 - part.shape[-2]), mode="replicate")
     down, right = part.diff(dim=-2)[..., :width], part.diff(dim=-1)[..., :height, :]
     return torch.linalg.vector_norm(torch.stack([down, right]), dim=0).sum((1, 2, 3))
+
+
+def attribute(
+    upscale: Upscale, lr: Tensor, patch: Box, scale: float, *, detector: Detector = gradients, steps: int = 8
+) -> Attribution:
+    """The local attribution map of a ``patch`` of the output for one image ``lr``, (3, h, w).
+
+    The path is walked in ``steps`` straight edges, short at the blurred end, where detectors bend most. The gradient in
+    the middle of each times the edge is exact up to second order. (The authors' code takes 50 even steps, with the
+    gradient at their ends.) A network should be in evaluation mode. Its decisions, such as which expert to take, are
+    not differentiated. Raises ``InputError`` for an image, scale or patch that can't be.
+    """
+    if lr.ndim != 3 or not lr.is_floating_point() or min(lr.shape[1:]) <= KERNEL // 2:
+        raise InputError(f"got {lr.dtype} of shape {tuple(lr.shape)}; give one float image (3, h, w), 5x5 or larger")
+    size, (top, left, height, width) = enlarged_size(lr.shape[1:], scale), patch
+    if min(top, left, height - 1, width - 1) < 0 or top + height > size[0] or left + width > size[1]:
+        raise InputError(f"patch {patch} leaves the output of {size[0]} x {size[1]}; give (top, left, height, width)")
+
+    def detect(image: Tensor) -> Tensor:
+        sr = upscale(image[None])
+        if sr.shape[-2:] != size:
+            raise InputError(f"the upscaler made {tuple(sr.shape)} of {tuple(image.shape)}, which isn't x{scale:g}")
+        return detector(sr, patch)
+
+    points = _path(steps)
+    with torch.inference_mode(False), torch.enable_grad():
+        image = lr.detach().clone()
+        values = torch.zeros(image.shape, dtype=torch.float64, device=image.device)
+        for start, end in pairwise(points):
+            middle = _blurred(image, (start + end) / 2).to(image.dtype).requires_grad_()
+            values += torch.autograd.grad(detect(middle), middle)[0].double() * _blurred(image, end - start)
+        with torch.no_grad():
+            first, last = (detect(_blurred(image, point).to(image.dtype)).item() for point in points[[0, -1]])
+    return Attribution(values.cpu(), patch, scale, (first, last))
 
 
 def _path(steps: int) -> Tensor:
@@ -156,15 +157,7 @@ def _blurred(image: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(padded, kernel[None, None].to(padded))[:, 0]
 
 
-def _shares(values: Tensor) -> Tensor:
-    """Values from 0 up as shares of their sum, float64 on the CPU."""
-    values = values.detach().double().cpu()
-    if values.min() < 0 or not 0 < values.sum().item() < float("inf"):
-        raise InputError("a map that is 0 everywhere, negative or not finite; choose a patch with some detail")
-    return values / values.sum()
-
-
-def upscaler(network: nn.Module, scale: float, patch: Box) -> Upscale:
+def upscaler(network: Any, scale: float, patch: Box) -> Upscale:
     """``network`` as an upscaler for ``attribute``: itself, but of a network for every scale no more is computed than
     the patch and the row and the column after it, which ``gradients`` reads; the rest of the output is 0."""
     if not hasattr(network, "render"):
@@ -175,7 +168,7 @@ def upscaler(network: nn.Module, scale: float, patch: Box) -> Upscale:
     def at_patch(lr: Tensor) -> Tensor:
         size = enlarged_size(lr.shape[-2:], scale)
         sr = lr.new_zeros(len(lr), 3, *size)
-        sr[..., rows, columns] = cast(Any, network).render(lr, (0, 0), lr.shape[-2:], size, rows, columns)
+        sr[..., rows, columns] = network.render(lr, (0, 0), lr.shape[-2:], size, rows, columns)
         return sr
 
     return at_patch
@@ -184,12 +177,10 @@ def upscaler(network: nn.Module, scale: float, patch: Box) -> Upscale:
 @contextmanager
 def blocked(modules: Iterable[nn.Module]) -> Iterator[None]:
     """No gradient passes through these modules' outputs, so that a map lacks what came through them."""
-    hooks = [module.register_forward_hook(lambda module, inputs, output: output.detach()) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(lambda module, inputs, output: output.detach()))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class Window(NamedTuple):
@@ -222,13 +213,11 @@ def busiest(hr: Tensor, size: tuple[int, int], step: int = 4, margin: int = 0) -
     return step * (first + row), step * (first + column), *size
 
 
-def window(hr: Tensor, scale: int, patch: int = 16, side: int = 64) -> Window:
-    """Around the busiest square of ``patch`` HR pixels a side, a window of ``side`` LR pixels inside an HR image."""
-    before = (side - patch // scale) // 2  # LR pixels from the window's corner to its patch
-    top, left, *_ = busiest(hr, (patch, patch), scale, scale * before)
-    top, left = top - scale * before, left - scale * before
+def window(hr: Tensor, scale: int) -> Window:
+    """Around the busiest square of 16 HR pixels a side, a window of 64 LR pixels inside an HR image (3, H, W)."""
+    before = (64 - 16 // scale) // 2  # LR pixels from the window's corner to its patch
+    top, left = (place // scale - before for place in busiest(hr, (16, 16), scale, scale * before)[:2])
+    side = 64 * scale
     return Window(
-        (top // scale, left // scale, side, side),
-        (top, left, scale * side, scale * side),
-        (scale * before, scale * before, patch, patch),
+        (top, left, 64, 64), (scale * top, scale * left, side, side), (scale * before, scale * before, 16, 16)
     )

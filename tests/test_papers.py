@@ -175,12 +175,13 @@ class ToyConfig(Config):
 CONFIGS = {"toy": ToyConfig()}
 """
 TOY_PAPER = """
-from srlib.papers import Paper, Recipe, recipe
+from srlib.papers import Paper, Recipe
+from srlib.papers.safmn import PROTOCOL, TRAIN
 
 PAPER = Paper(
     slug="toy", name="Toy", title="A fifth paper", citation="toy2027", order=5, colour="#123456", marker="*",
     main="toy", titles={"toy": "Toy"}, protocols=(), peer_tables=(), own_rows="Toy",
-    recipes={"toy": Recipe(recipe("safmn").train, recipe("safmn").protocol)},
+    recipes={"toy": Recipe(TRAIN, PROTOCOL)},
 )
 """
 TOY_DATA = {
@@ -202,7 +203,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(papers, "DATA", shutil.copytree(papers.DATA, tmp_path / "data"))
     for name, text in TOY_DATA.items():
         (papers.DATA / f"toy_{name}.csv").write_text(text)
+    papers.all_papers.cache_clear()
     yield
+    papers.all_papers.cache_clear()
     for package in (models, papers):
         sys.modules.pop(f"{package.__name__}.toy", None)
         vars(package).pop("toy", None)

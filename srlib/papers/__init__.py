@@ -1,6 +1,6 @@
 """What the papers claim: one file a paper, and its tables, rows, settings, ledger and claims in the folder data.
 
-A file that lies here and defines ``PAPER`` is found; nothing else lists papers. The functions below look into all of
+A file that lies here ends in ``PAPER`` and is found; nothing else lists papers. The functions below look into all of
 them: ``recipe("safmn")`` is how SAFMN trains, ``rows("safmn", "3")`` the networks of its Table 3, ``printed("safmn",
 "3")`` that table's cells. Table numbers are text ("3", "4c"). An unknown name raises ``InputError`` with those known.
 """
@@ -103,16 +103,10 @@ class Paper:
         return table not in self.peer_tables or re.search(self.own_rows, label) is not None
 
 
+@cache
 def all_papers() -> dict[str, Paper]:
     """Every paper by its slug, in order."""
-    return dict(_found_in(tuple(__path__)))
-
-
-@cache
-def _found_in(folders: tuple[str, ...]) -> dict[str, Paper]:
-    """The papers whose files lie in these folders, by slug, in order."""
-    modules = (import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(folders))
-    found = [module.PAPER for module in modules if hasattr(module, "PAPER")]
+    found = [import_module(f"{__name__}.{file.name}").PAPER for file in pkgutil.iter_modules(__path__)]
     return {paper.slug: paper for paper in sorted(found, key=lambda paper: paper.order)}
 
 

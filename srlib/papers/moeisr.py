@@ -36,10 +36,11 @@ LIIF_DIV2K = Protocol(
     border_extra=6,
     round_image=False,
 )
-MOEISR_ABOUT = (
-    "As liif: MoEISR has no released code, and repeats LIIF's rows. Its Table 5 doesn't say how SSIM is taken."
+MOEISR = replace(
+    LIIF,
+    name="moeisr",
+    about="As liif: MoEISR has no released code, and repeats LIIF's rows. Its Table 5 doesn't say how SSIM is taken.",
 )
-MOEISR = replace(LIIF, name="moeisr", about=MOEISR_ABOUT)
 
 # srlib train liif-edsr --data DIV2K --budget paper
 TRAIN = TrainConfig(
@@ -59,9 +60,6 @@ TRAIN = TrainConfig(
     degradation="bicubic",  # Section 3.4
     queries=2304,  # output pixels a patch, LIIF's release
     scales=(1.0, 4.0),  # Section 3.4
-    l1_weight=1.0,  # LIIF's release
-    balance_weight=0.0,  # LIIF and LTE have one decoder
-    expert_weights=(),  # LIIF and LTE have one decoder
 )
 # LIIF's and LTE's releases with SwinIR as the encoder: half the steps of twice the batch, epochs 500, 800, 900 and 950
 SWINIR: dict[str, Any] = {
@@ -81,8 +79,9 @@ SMOKE = {"steps": 400, "patch": 24, "queries": 576, "lr": 1e-3}  # at 1e-4 a few
 
 def recipe(model: str) -> Recipe:
     """How a network for every scale is trained: as its backbone, and MoEISR with its own losses."""
-    own = (SWINIR if model.endswith("swinir") else {}) | (EXPERTS if model.startswith("moeisr") else {})
-    return Recipe(replace(TRAIN, **own), LIIF, protocols={"DIV2K_val": LIIF_DIV2K}, smoke=SMOKE)
+    train = replace(TRAIN, **SWINIR) if model.endswith("swinir") else TRAIN
+    train = replace(train, **EXPERTS) if model.startswith("moeisr") else train
+    return Recipe(train, LIIF, protocols={"DIV2K_val": LIIF_DIV2K}, smoke=SMOKE)
 
 
 def title(model: str) -> str:
@@ -107,10 +106,8 @@ def mapper_macs(config: MoEISRConfig) -> int:
 def pixels(dataset: str, scale: int) -> float:
     """How many pixels an LR image has on average: Set14's images are the LR images themselves (Table 3), those of
     Urban100 are reduced (Table 4), from sides cropped to a multiple of ``scale``."""
-    sizes = papers.read("moeisr", dataset.lower())[["width", "height"]].astype(int) // (
-        1 if dataset == "Set14" else scale
-    )
-    return float((sizes.width * sizes.height).mean())
+    sides = papers.read("moeisr", dataset.lower())[["width", "height"]].astype(int)
+    return float((sides // (1 if dataset == "Set14" else scale)).prod(axis=1).mean())
 
 
 def bounds(config: MoEISRConfig, lr_pixels: float, scale: int) -> tuple[float, float]:

@@ -25,26 +25,10 @@ TRAIN = TrainConfig(
     lr=1e-3,  # Section 4.1
     lr_final=1e-5,  # Section 4.1
     schedule="cosine",  # Section 4.1; release: one cosine, no restarts
-    milestones=(),  # none in a cosine
-    lr_decay=0.5,  # not used: there are no milestones
     fft_weight=0.05,  # release; the paper says "the same as ShuffleMixer"
     ema_decay=0.999,  # release; the average is what is evaluated
     degradation="bicubic",  # Section 4.1
-    queries=0,  # whole patches
-    scales=(1.0, 4.0),  # not used: it is trained at one scale
-    l1_weight=1.0,  # release
-    balance_weight=0.0,  # no experts
-    expert_weights=(),  # no experts
 )
-
-TABLE5_OPERATORS = {  # Table 5's operations -> torch's operators, as ``complexity.operator_times`` names them
-    "LayerNorm": "aten::layer_norm",
-    "Channel Splitting": "aten::chunk",
-    "Adaptive MaxPool": "aten::adaptive_max_pool2d",
-    "Nearest Interpolation": "aten::upsample_nearest2d",
-    "Element-wise Product": "aten::mul",
-    "Element-wise Addition": "aten::add",
-}
 
 PAPER = Paper(
     slug="safmn",

@@ -39,11 +39,6 @@ TRAIN = TrainConfig(
     fft_weight=0.1,  # Table 6, Table 12
     ema_decay=0.0,  # release: no average
     degradation="bicubic",  # Section 4
-    queries=0,  # whole patches
-    scales=(1.0, 4.0),  # not used: it is trained at one scale
-    l1_weight=1.0,  # Table 12
-    balance_weight=0.0,  # no balance loss
-    expert_weights=(),  # no balance loss
 )
 
 

@@ -39,16 +39,9 @@ TRAIN = TrainConfig(
     lr=1e-3,  # Section IV-A2
     lr_final=1e-6,  # Section IV-A2
     schedule="cosine",  # Section IV-A2; the release lowers it once an epoch
-    milestones=(),  # none in a cosine
-    lr_decay=0.5,  # not used: there are no milestones
     fft_weight=0.01,  # lambda, Section IV-A2
     ema_decay=0.0,  # neither paper nor release has an average
     degradation="bicubic",  # Section IV-A1
-    queries=0,  # whole patches
-    scales=(1.0, 4.0),  # not used: it is trained at one scale
-    l1_weight=1.0,  # Equation 21
-    balance_weight=0.0,  # its experts choose features, and have no balance loss
-    expert_weights=(),  # no balance loss
 )
 
 
