@@ -107,15 +107,13 @@ def gradients(sr: Tensor, patch: Box) -> Tensor:
 def attribute(
     upscale: Upscale, lr: Tensor, patch: Box, scale: float, *, detector: Detector = gradients, steps: int = 8
 ) -> Attribution:
-    """The local attribution map of a ``patch`` of the output for one image ``lr``, (3, h, w).
+    """The local attribution map of a ``patch`` of the output for one image ``lr``: (3, h, w), float, 5x5 or larger.
 
     The path is walked in ``steps`` straight edges, short at the blurred end, where detectors bend most. The gradient in
     the middle of each times the edge is exact up to second order. (The authors' code takes 50 even steps, with the
     gradient at their ends.) A network should be in evaluation mode. Its decisions, such as which expert to take, are
-    not differentiated. Raises ``InputError`` for an image, scale or patch that can't be.
+    not differentiated. Raises ``InputError`` for a patch or a scale that isn't the output's.
     """
-    if lr.ndim != 3 or not lr.is_floating_point() or min(lr.shape[1:]) <= KERNEL // 2:
-        raise InputError(f"got {lr.dtype} of shape {tuple(lr.shape)}; give one float image (3, h, w), 5x5 or larger")
     size, (top, left, height, width) = enlarged_size(lr.shape[1:], scale), patch
     if min(top, left, height - 1, width - 1) < 0 or top + height > size[0] or left + width > size[1]:
         raise InputError(f"patch {patch} leaves the output of {size[0]} x {size[1]}; give (top, left, height, width)")
@@ -197,27 +195,20 @@ def crop(image: Tensor, box: Box) -> Tensor:
     return image[..., top : top + height, left : left + width]
 
 
-def busiest(hr: Tensor, size: tuple[int, int], step: int = 4, margin: int = 0) -> Box:
+def busiest(hr: Tensor, size: tuple[int, int], step: int = 4) -> Box:
     """The box of ``size`` (height, width) of an image (3, H, W) with the largest gradient energy: the mean squared
-    difference to the pixels below and on the right, of the mean of the channels.
-
-    Boxes start at multiples of ``step`` and keep ``margin``, a multiple of it, from the border.
-    """
-    if hr.shape[-2] < size[0] + 2 * margin or hr.shape[-1] < size[1] + 2 * margin:
-        raise InputError(f"{tuple(hr.shape[1:])} has no box of {size} with {margin} around it; give a larger image")
-    grey, first = hr.double().mean(0, keepdim=True), margin // step
+    difference to the pixels below and on the right, of the mean of the channels. It starts at multiples of ``step``."""
+    grey = hr.double().mean(0, keepdim=True)
     down, right = F.pad(grey.diff(dim=1), (0, 0, 0, 1)), F.pad(grey.diff(dim=2), (0, 1))
     energy = F.avg_pool2d(down**2 + right**2, size, stride=step)[0]
-    energy = energy[first : len(energy) - first, first : energy.shape[1] - first]
     row, column = divmod(int(energy.argmax()), energy.shape[1])
-    return step * (first + row), step * (first + column), *size
+    return step * row, step * column, *size
 
 
 def window(hr: Tensor, scale: int) -> Window:
-    """Around the busiest square of 16 HR pixels a side, a window of 64 LR pixels inside an HR image (3, H, W)."""
-    before = (64 - 16 // scale) // 2  # LR pixels from the window's corner to its patch
-    top, left = (place // scale - before for place in busiest(hr, (16, 16), scale, scale * before)[:2])
-    side = 64 * scale
-    return Window(
-        (top, left, 64, 64), (scale * top, scale * left, side, side), (scale * before, scale * before, 16, 16)
-    )
+    """A window of 64 LR pixels a side inside an HR image (3, H, W), about the busiest square of 16 HR pixels a side."""
+    before, side = (64 - 16 // scale) // 2, 64 * scale  # before: LR pixels from the window's corner to its patch
+    inner = hr[:, scale * before : -scale * before, scale * before : -scale * before]
+    top, left = busiest(inner, (16, 16), scale)[:2]  # the window's own corner, as just that much was cut off
+    lr = (top // scale, left // scale, 64, 64)
+    return Window(lr, (top, left, side, side), (scale * before, scale * before, 16, 16))

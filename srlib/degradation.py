@@ -64,8 +64,8 @@ SECOND = Round(
     poisson_scale=(0.05, 2.5),
 )
 SIZES = (7, 9, 11, 13, 15, 17, 19, 21)  # of kernels, in pixels; one is drawn evenly
-SHAPES = ("gaussian", "gaussian", "generalised", "generalised", "plateau", "plateau")  # of kernels that are not sinc:
-ODDS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # each isotropic, then with two widths and an angle
+# Of kernels that are not sinc: Gaussian, generalised and plateau, each isotropic, then with two widths and an angle
+ODDS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
 MODES = ("area", "bilinear", "bicubic")  # to resize by; one is drawn evenly
 FINAL_SINC = 0.8  # probability of the last sinc filter
 SINC_FIRST = 0.5  # probability of its coming before the second JPEG compression
@@ -76,11 +76,9 @@ def degrade(hr: Tensor, scale: int, seed: int = 0, step: int = 0, index: int = 0
 
     H and W are ``scale`` times h and w; the values are multiples of 1 / 255. Image b of a batch is decided by its
     pixels, ``seed``, ``step`` and ``index`` + b alone, which make key and counter of a Philox generator. It is computed
-    on the CPU, where noise and JPEG are at home. Raises InputError for images of another shape, type or size.
+    on the CPU, where noise and JPEG are at home. Raises InputError for sides that are no multiples of ``scale``.
     """
-    if hr.dim() != 4 or hr.shape[1] != 3 or not hr.is_floating_point():
-        raise InputError(f"give float images (B, 3, H, W) in [0, 1], not {hr.dtype} of shape {tuple(hr.shape)}")
-    if not hr.numel() or any(side % scale for side in hr.shape[2:]):
+    if any(side % scale for side in hr.shape[2:]):
         raise InputError(f"sides of {tuple(hr.shape[2:])} are no multiples of scale {scale}; crop the images to some")
     key, degraded = np.array([seed, step], np.uint64), []
     for number, image in enumerate(hr.detach().to("cpu", torch.float32), index):
@@ -135,14 +133,14 @@ def random_kernel(settings: Round, draw: np.random.Generator) -> Tensor:
         return sinc_kernel(size, draw.uniform(math.pi / 3 if size < 13 else math.pi / 5, math.pi))
     kind = draw.choice(len(ODDS), p=ODDS)
     sigma_x, sigma_y = draw.uniform(*settings.sigma), draw.uniform(*settings.sigma)
-    angle, beta = draw.uniform(-math.pi, math.pi), {"gaussian": 1.0}
-    for shape, (low, high) in (("generalised", settings.generalised_beta), ("plateau", settings.plateau_beta)):
-        beta[shape] = draw.uniform(min(low, 1.0), 1.0) if draw.random() < 0.5 else draw.uniform(1.0, max(high, 1.0))
-    return kernel(size, sigma_x, sigma_y if kind % 2 else sigma_x, angle, SHAPES[kind], beta[SHAPES[kind]])
+    angle, betas = draw.uniform(-math.pi, math.pi), [1.0]
+    for low, high in (settings.generalised_beta, settings.plateau_beta):
+        betas.append(draw.uniform(low, 1.0) if draw.random() < 0.5 else draw.uniform(1.0, high))
+    return kernel(size, sigma_x, sigma_y if kind % 2 else sigma_x, angle, betas[kind // 2], plateau=kind >= 4)
 
 
 def kernel(
-    size: int, sigma_x: float, sigma_y: float, angle: float = 0.0, shape: str = "gaussian", beta: float = 1.0
+    size: int, sigma_x: float, sigma_y: float, angle: float = 0.0, beta: float = 1.0, plateau: bool = False
 ) -> Tensor:
     """A blur kernel of Section 3.1, float32 (size, size), its sum 1; ``size`` is odd.
 
@@ -153,7 +151,7 @@ def kernel(
     y, x = _grid(size)
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
     q = ((along / sigma_x) ** 2 + (across / sigma_y) ** 2) ** beta
-    values = 1 / (1 + q) if shape == "plateau" else torch.exp(-0.5 * q)
+    values = 1 / (1 + q) if plateau else torch.exp(-0.5 * q)
     return (values / values.sum()).to(torch.float32)
 
 
@@ -212,4 +210,5 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
 def _grid(size: int) -> tuple[Tensor, Tensor]:
     """Distances of a kernel's taps from its centre, along y and x: float64 (size, size) each."""
     line = torch.arange(size, dtype=torch.float64) - size // 2
-    return line[:, None].expand(size, size), line.expand(size, size)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return y, x

@@ -204,8 +204,6 @@ def test_distance_and_reach_of_a_known_map() -> None:
         ({"patch": (0, 0, 0, 4)}, "leaves the output of 32 x 32"),
         ({"patch": (30, 0, 4, 4)}, "leaves the output of 32 x 32"),
         ({"scale": 3}, "made .*32, 32.* which isn't x3"),
-        ({"lr": torch.zeros(3, 16, 16, dtype=torch.uint8)}, "float image"),
-        ({"lr": torch.zeros(1, 3, 16, 16)}, "one float image"),
     ],
     ids=lambda value: "",
 )
@@ -231,8 +229,6 @@ def test_the_busiest_box_holds_the_most_detail() -> None:
     hr = with_detail(200, 300, (100, 200), (20, 40))
     top, left, height, width = busiest(hr, (32, 48), 4)
     assert (height, width) == (32, 48) and top <= 100 <= top + 16 and left <= 200 <= left + 32
-    with pytest.raises(InputError, match="has no box of"):
-        busiest(hr, (201, 48))
 
 
 def test_a_window_has_the_detail_in_its_middle() -> None:
@@ -240,5 +236,3 @@ def test_a_window_has_the_detail_in_its_middle() -> None:
     found = window(hr, 4)
     assert found == ((20, 50, 64, 64), (80, 200, 256, 256), (120, 120, 16, 16))
     assert crop(crop(hr, found.hr), found.patch).any()
-    with pytest.raises(InputError, match="larger image"):
-        window(torch.zeros(3, 255, 400), 4)
