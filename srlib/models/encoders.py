@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.models.layers import conv, pad_reflect
+from srlib.models.layers import conv, merge, pad_reflect, windows
 
 CHANNELS = 64  # of the features
 
@@ -99,13 +99,12 @@ class WindowAttention(nn.Module):
         self.index = nn.Buffer(index.reshape(window**2, window**2), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        batch, windows, pixels, channels = x.shape
-        q, k, v = self.qkv(x).reshape(batch * windows, pixels, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)[None]
         if mask is not None:
-            bias = (bias + mask[:, None]).repeat(batch, 1, 1, 1)  # (B N, heads, window^2, window^2)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B N, heads, window^2, C / heads)
-        return self.proj(x.transpose(1, 2).reshape(batch, windows, pixels, channels))
+            bias = (bias + mask[:, None]).repeat(len(x), 1, 1, 1)  # (B N, heads, window^2, window^2)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B N, heads, window^2, C / heads)
+        return self.proj(y.transpose(1, 2).reshape(x.shape))
 
 
 class STL(nn.Module):
@@ -127,9 +126,9 @@ class STL(nn.Module):
         self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
 
     def forward(self, x: Tensor) -> Tensor:
-        windows = split(self.norm1(x).roll((-self.shift, -self.shift), (1, 2)), self.window)
+        rolled = self.norm1(x).roll((-self.shift, -self.shift), (1, 2))
         mask = shift_mask(x.shape[1:3], self.window, x) if self.shift else None
-        attended = merge(self.attn(windows, mask), self.window, x.shape)
+        attended = merge(self.attn(windows(rolled, self.window, self.window), mask), self.window, x.shape[1:3])
         x = x + self.drop_path(attended.roll((self.shift, self.shift), (1, 2)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -138,24 +137,12 @@ class STL(nn.Module):
         return branch * F.dropout(branch.new_ones(len(branch), 1, 1, 1), self.drop, self.training)
 
 
-def split(x: Tensor, window: int) -> Tensor:
-    """(B, h, w, C) cut into windows, row by row: (B, N, window^2, C)."""
-    return x.unflatten(2, (-1, window)).unflatten(1, (-1, window)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def merge(windows: Tensor, window: int, shape: torch.Size) -> Tensor:
-    """The inverse of ``split``: windows (B, N, window^2, C) to ``shape``, (B, h, w, C)."""
-    batch, height, width, channels = shape
-    x = windows.reshape(batch, height // window, width // window, window, window, channels)
-    return x.transpose(2, 3).reshape(shape)
-
-
 def shift_mask(size: Sequence[int], window: int, like: Tensor) -> Tensor:
     """What is added to the scores of shifted windows: -100 between pixels that are neighbours only because the image
     of that ``size`` was rolled, else 0. (N, window^2, window^2), of the type and on the device of ``like``."""
     rows, columns = (torch.arange(side, device=like.device) - (side - window) for side in size)
     rows, columns = ((axis >= 0).to(like.dtype) + (axis >= window // 2) for axis in (rows, columns))  # 0, 1 or 2
-    region = split((3 * rows[:, None] + columns)[None, :, :, None], window)[0, :, :, 0]  # (N, window^2)
+    region = windows((3 * rows[:, None] + columns)[None, :, :, None], window, window)[0, :, :, 0]  # (N, window^2)
     return (region[:, :, None] != region[:, None]).to(like.dtype) * -100
 
 

@@ -1,8 +1,9 @@
-"""What papers share: the check of a configuration and of a network's input, padding, and the layer norm."""
+"""What papers share: the check of a configuration and of a network's input, padding, windows, and the layer norm."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,15 +18,16 @@ class Config:
     """Base of all networks' configurations: every field is checked against its annotation.
 
     ``int`` is a whole number from 1 up, ``float`` a number above 0, ``tuple`` one or more such whole numbers (a list,
-    as JSON has it, becomes a tuple). ``InputError`` for any other value. A subclass says by ``require`` what else must
-    hold, and its ``build()`` gives the network, with fresh random weights.
+    as JSON has it, becomes a tuple). A subclass says by ``require`` what else must hold; any other value raises
+    ``InputError``. Its ``build()`` gives the network, with fresh random weights.
     """
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
             value, choices = getattr(self, name), get_args(kind)
             if get_origin(kind) is Literal:
-                self.require(value in choices, name, f"choose one of: {', '.join(map(str, choices))}")
+                known = value in choices and type(value) in map(type, choices)  # 2.0 is no 2
+                self.require(known, name, f"choose one of: {', '.join(map(str, choices))}")
             elif kind is bool:
                 self.require(isinstance(value, bool), name, "give True or False")
             elif kind is int:
@@ -69,6 +71,17 @@ def pad_reflect(x: Tensor, multiple: int) -> Tensor:
             place = torch.arange(side + more, device=x.device) % max(1, 2 * side - 2)
             x = x.index_select(axis, torch.minimum(place, 2 * side - 2 - place))
     return x
+
+
+def windows(x: Tensor, side: int, step: int) -> Tensor:
+    """The squares of ``side`` pixels, one every ``step`` pixels, in (B, H, W, C), row by row: (B, N, side^2, C)."""
+    return x.unfold(1, side, step).unfold(2, side, step).permute(0, 1, 2, 4, 5, 3).flatten(3, 4).flatten(1, 2)
+
+
+def merge(x: Tensor, side: int, size: Sequence[int]) -> Tensor:
+    """Squares (B, N, side^2, C) that do not overlap, put together again to (B, H, W, C), ``size`` being (H, W)."""
+    x = x.unflatten(2, (side, side)).unflatten(1, (size[0] // side, size[1] // side))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 class LayerNorm(nn.LayerNorm):

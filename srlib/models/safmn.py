@@ -26,7 +26,7 @@ class SAFMNConfig(Config):
     of SAFM, group i working at 1 / 2^i of the size. Raises ``InputError`` for any other value.
     """
 
-    scale: int = 4
+    scale: Literal[2, 3, 4] = 4
     blocks: int = 8
     channels: int = 36
     levels: int = 4
@@ -41,7 +41,6 @@ class SAFMNConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.scale in (2, 3, 4), "scale", "choose 2, 3 or 4")
         self.require(self.channels % self.levels == 0, "channels", f"give a multiple of the {self.levels} levels")
 
     def build(self) -> SAFMN:

@@ -31,7 +31,7 @@ class SeemoReConfig(Config):
     ``recursion``: steps t of Equation 1. ``kernel``: side of SEE's striped convolution, odd. ``InputError`` otherwise.
     """
 
-    scale: int = 4
+    scale: Literal[2, 3, 4] = 4
     groups: int = 6
     channels: int = 36
     order: Literal["rank-spatial", "spatial-rank"] = "rank-spatial"  # Table 4b
@@ -47,7 +47,6 @@ class SeemoReConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.scale in (2, 3, 4), "scale", "choose 2, 3 or 4")
         self.require(self.kernel % 2 == 1, "kernel", "give an odd number")
         self.require(self.top_k <= self.experts, "top_k", f"give no more than the {self.experts} experts")
 

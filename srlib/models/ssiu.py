@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.models.layers import Config, LayerNorm, check_images, conv, pad_reflect
+from srlib.models.layers import Config, LayerNorm, check_images, conv, merge, pad_reflect, windows
 
 HEADS = 4
 BLOCK = 8  # side of ESAM's blocks of queries
@@ -33,7 +33,7 @@ class SSIUConfig(Config):
     them. ``channels``: width C, a multiple of 8. Raises ``InputError`` for any other value.
     """
 
-    scale: int = 4
+    scale: Literal[2, 3, 4] = 4
     stages: int = 9
     channels: int = 64
     attention: Literal["esam", "sam"] = "esam"  # Table III: sparse, or dense at full size without what goes with it
@@ -42,7 +42,6 @@ class SSIUConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.scale in (2, 3, 4), "scale", "choose 2, 3 or 4")
         self.require(self.channels % (2 * HEADS) == 0, "channels", f"give a multiple of {2 * HEADS}")
         self.require(not self.moe_fs or self.stages % 3 == 0, "stages", "give a multiple of 3, as MoE-FS takes thirds")
 
@@ -99,20 +98,13 @@ class ESAM(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         """Self-attention of each block to its window (Equation 17). (B, C, H, W) in and out."""
-        batch, channels, height, width = x.shape
         q, k, v = self.qkv_conv(x).permute(0, 2, 3, 1).chunk(3, dim=-1)  # (B, H, W, C) each
-        q = windows(q, BLOCK)
-        k, v = (windows(F.pad(part, (0, 0, HALO, HALO, HALO, HALO)), WINDOW) for part in (k, v))
+        k, v = (F.pad(part, (0, 0, HALO, HALO, HALO, HALO)) for part in (k, v))
+        cut = (windows(part, side, BLOCK).flatten(0, 1) for part, side in ((q, BLOCK), (k, WINDOW), (v, WINDOW)))
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in cut)  # (B N, heads, pixels, C / heads)
         embedding = torch.cat([self.rel_h.expand(1, WINDOW, WINDOW, -1), self.rel_w.expand(1, WINDOW, WINDOW, -1)], -1)
-        y = F.scaled_dot_product_attention(q, k + embedding.flatten(1, 2), v).transpose(1, 2)  # (..., 64, heads, c)
-        y = y.reshape(batch, height // BLOCK, width // BLOCK, BLOCK, BLOCK, channels).transpose(2, 3)
-        return y.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
-
-
-def windows(x: Tensor, side: int) -> Tensor:
-    """The squares of ``side`` pixels about all blocks of (B, H, W, C): (B blocks, heads, side^2, C / heads)."""
-    x = x.unfold(1, side, BLOCK).unfold(2, side, BLOCK).permute(0, 1, 2, 4, 5, 3)  # (B, rows, columns, side, side, C)
-    return x.flatten(0, 2).flatten(1, 2).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k + embedding.flatten(1, 2), v).transpose(1, 2).flatten(2)
+        return merge(y.unflatten(0, (len(x), -1)), BLOCK, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class SSReM(nn.Module):
