@@ -33,20 +33,6 @@ SHARPNESS = 0.75  # a block of a pristine photograph counts if it is sharper tha
 _GREY = (0.298936021293775, 0.587043074451121, 0.114020904255103)  # ITU-R BT.601 as rgb2gray has it
 _WINDOW, _SIGMA = 7, 7 / 6  # the Gaussian window of local mean and deviation, in pixels
 
-# Lowest and highest value of each feature over BRISQUE's training images, which map to -1 and 1
-_BRISQUE_RANGES = (
-    (0.338, 10.0), (0.017204, 0.806612),
-    (0.236, 1.642), (-0.123884, 0.20293), (0.000155, 0.712298), (0.001122, 0.470257),
-    (0.244, 1.641), (-0.123586, 0.179083), (0.000152, 0.710456), (0.000975, 0.470984),
-    (0.249, 1.555), (-0.135687, 0.100858), (0.000174, 0.684173), (0.000913, 0.534174),
-    (0.258, 1.561), (-0.143408, 0.100486), (0.000179, 0.685696), (0.000888, 0.536508),
-    (0.471, 3.264), (0.012809, 0.703171),
-    (0.218, 1.046), (-0.094876, 0.187459), (0.000015, 0.442057), (0.001272, 0.40803),
-    (0.222, 1.042), (-0.115772, 0.162604), (0.000016, 0.444362), (0.001374, 0.40243),
-    (0.227, 0.996), (-0.117188, 0.098323), (0.00003, 0.531903), (0.001122, 0.369589),
-    (0.228, 0.99), (-0.12243, 0.098658), (0.000028, 0.530092), (0.001118, 0.370399),
-)  # fmt: skip
-
 
 def niqe(image: Tensor) -> float:
     """NIQE by Equation 10 of the paper: the distance of an image's blocks from those of ``pristine`` photographs.
@@ -64,8 +50,8 @@ def niqe(image: Tensor) -> float:
 def pristine() -> tuple[Tensor, Tensor]:
     """What ``fit`` finds in the 400 train and test photographs of BSDS500. The authors took 125 photographs, some of
     them from the same collection."""
-    numbers = torch.from_numpy(np.loadtxt(Path(__file__).with_name("niqe.csv"), delimiter=","))
-    return numbers[0], numbers[1:]
+    mean, *covariance = _numbers("niqe")
+    return mean, torch.stack(covariance)
 
 
 def fit(photographs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -78,7 +64,7 @@ def fit(photographs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 def brisque(image: Tensor) -> float:
     """BRISQUE, trained on judgements from 0 to 100, beyond which it may go; NaN for a flat image."""
     gamma, offset, coefficients, vectors = regression()
-    low, high = torch.tensor(_BRISQUE_RANGES, dtype=torch.float64).T
+    low, high = _numbers("brisque").T  # of each feature over the training images: they map to -1 and 1
     scaled = 2 * (brisque_features(image) - low) / (high - low) - 1
     return (coefficients @ torch.exp(-gamma * (vectors - scaled).square().sum(1))).item() - offset
 
@@ -196,6 +182,11 @@ def _gammas(alpha: Tensor, a: int, b: int) -> Tensor:
 def _width(alpha: Tensor) -> Tensor:
     """The scale of a generalised Gaussian whose standard deviation is 1."""
     return _gammas(alpha, 1, 3).sqrt()
+
+
+def _numbers(name: str) -> Tensor:
+    """What one of this folder's CSV files holds, float64."""
+    return torch.from_numpy(np.loadtxt(Path(__file__).with_name(f"{name}.csv"), delimiter=","))
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
