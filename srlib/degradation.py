@@ -25,32 +25,23 @@ from srlib.errors import InputError
 
 Range = tuple[float, float]
 
-_GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601
-
 
 @dataclass(frozen=True)
 class Round:
-    """One round of blur, resizing, noise and JPEG, by default the first; each (low, high) is drawn from uniformly.
+    """One round of blur, resizing, noise and JPEG, by default the first; each (low, high) is drawn from uniformly."""
 
-    ``blur`` is the probability of blurring at all, ``sinc`` that of a sinc kernel where one blurs. ``sigma`` is in
-    pixels, ``gaussian_sigma`` in 8-bit units. The betas are drawn below 1 half of the time and above 1 otherwise.
-    ``resize`` has the probabilities of enlarging, reducing and keeping; factors lie between 1 and an end of
-    ``resize_range``. Noise is Gaussian with probability ``gaussian``, otherwise Poisson's times a number from
-    ``poisson_scale``; with probability ``grey`` it is the same in all channels. ``jpeg`` is Pillow's quality.
-    """
-
-    blur: float = 1.0
-    sinc: float = 0.1
-    sigma: Range = (0.2, 3.0)
-    generalised_beta: Range = (0.5, 4.0)
-    plateau_beta: Range = (1.0, 2.0)
-    resize: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    resize_range: Range = (0.15, 1.5)
-    gaussian: float = 0.5
-    gaussian_sigma: Range = (1.0, 30.0)
-    poisson_scale: Range = (0.05, 3.0)
-    grey: float = 0.4
-    jpeg: tuple[int, int] = (30, 95)
+    blur: float = 1.0  # probability of blurring at all
+    sinc: float = 0.1  # probability of a sinc kernel where one blurs
+    sigma: Range = (0.2, 3.0)  # width of other kernels along each axis, in pixels
+    generalised_beta: Range = (0.5, 4.0)  # exponent of generalised Gaussians, below 1 half of the time
+    plateau_beta: Range = (1.0, 2.0)  # exponent of plateau kernels, 1 half of the time
+    resize: tuple[float, float, float] = (0.2, 0.7, 0.1)  # probabilities of enlarging, reducing and keeping the size
+    resize_range: Range = (0.15, 1.5)  # least and largest factor
+    gaussian: float = 0.5  # probability of Gaussian noise; otherwise it is Poisson's
+    gaussian_sigma: Range = (1.0, 30.0)  # in 8-bit units
+    poisson_scale: Range = (0.05, 3.0)  # what Poisson's noise is multiplied by
+    grey: float = 0.4  # probability of the same noise in all channels
+    jpeg: tuple[int, int] = (30, 95)  # Pillow's quality
 
 
 # What paper and release train x4 with.
@@ -192,7 +183,7 @@ def poisson_noise(image: Tensor, grey: bool, draw: np.random.Generator) -> Tenso
     The mean count of a white pixel is the number of different 8-bit values in the image, rounded up to a power of two.
     """
     if grey:
-        image = torch.einsum("c,chw->hw", image.new_tensor(_GREY), image)[None]
+        image = torch.einsum("c,chw->hw", torch.tensor([0.2989, 0.587, 0.114]), image)[None]  # ITU-R BT.601
     levels = (image * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     photons = 2.0 ** math.ceil(math.log2(len(np.unique(levels))))
     means = np.arange(256) / 255 * photons

@@ -10,17 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.attribution import (
-    Attribution,
-    Box,
-    attribute,
-    blocked,
-    busiest,
-    crop,
-    gradients,
-    upscaler,
-    window,
-)
+from srlib.attribution import Attribution, Box, attribute, blocked, busiest, crop, gradients, upscaler, window
 from srlib.errors import InputError
 from srlib.models import create, default_config
 from srlib.models.moeisr import MoEISRConfig
@@ -66,9 +56,6 @@ def blurred(lr: Tensor) -> Tensor:
     return F.conv2d(padded, (kernel / kernel.sum())[None, None])[:, 0]
 
 
-# --- closed forms -----------------------------------------------------------------------------------------------------
-
-
 def test_a_convolution_attributes_exactly_its_kernel_s_support() -> None:
     conv, lr = nn.Conv2d(3, 3, 5, padding=2).double(), photo(17, 21).double()
     found = attribute(conv, lr, (8, 9, 1, 1), 1, detector=total, steps=7)
@@ -84,9 +71,6 @@ def test_bicubic_reaches_three_pixels() -> None:
     touched = (found.strength > 0).nonzero()
     assert touched.min(0).values.tolist() == [8, 8] and touched.max(0).values.tolist() == [12, 12]
     assert found.reach(1.0) < 3 and found.beyond(3) == pytest.approx(0)
-
-
-# --- completeness -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["safmn", "seemore-t", "ssiu", "lte", "liif"])
@@ -170,9 +154,6 @@ def test_a_gpu_makes_the_same_map() -> None:
     torch.testing.assert_close(gpu.values, cpu.values, rtol=1e-2, atol=1e-3 * cpu.values.abs().max().item())
 
 
-# --- detector, path and indices ---------------------------------------------------------------------------------------
-
-
 def test_the_detector_sums_gradient_magnitudes() -> None:
     ramp = (3 * torch.arange(8.0)[:, None] + 4 * torch.arange(10.0)).expand(2, 3, 8, 10).clone().requires_grad_()
     torch.testing.assert_close(gradients(ramp, (1, 2, 3, 4)), torch.full((2,), 5.0 * 3 * 3 * 4))
@@ -211,9 +192,6 @@ def test_what_can_not_be_is_refused(change: dict, message: str) -> None:
     given = {"upscale": partial(imresize, scale=2), "lr": photo(16, 16), "patch": (8, 8, 4, 4), "scale": 2} | change
     with pytest.raises(InputError, match=message):
         attribute(**{"steps": 2} | given)
-
-
-# --- where to look ----------------------------------------------------------------------------------------------------
 
 
 def with_detail(height: int, width: int, *corners: tuple[int, int]) -> Tensor:

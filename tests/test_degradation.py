@@ -31,9 +31,6 @@ def batch(count: int, height: int = 48, width: int = 60) -> Tensor:
     return torch.stack([picture(height, width, seed) for seed in range(count)])
 
 
-# --- kernels ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_gaussian_kernel_has_the_widths_and_the_angle_it_is_asked_for() -> None:
     sigma_x, sigma_y, angle = 2.0, 1.0, 0.6
     values = degradation.kernel(41, sigma_x, sigma_y, angle).double()
@@ -95,9 +92,6 @@ def test_poisson_noise_grows_with_the_light(grey: bool) -> None:
     variance = noise.double().var(1).mean(0)
     assert torch.allclose(variance[20:], levels[0, 20:].double() / 256, rtol=0.15)
     assert noise[:, :, 0].abs().max() == 0 and abs(noise.mean()) < 1e-4
-
-
-# --- the whole of it --------------------------------------------------------------------------------------------------
 
 
 def test_with_nothing_drawn_what_is_left_is_resizing(monkeypatch: pytest.MonkeyPatch) -> None:

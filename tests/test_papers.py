@@ -219,9 +219,6 @@ def test_a_fifth_paper_is_found_by_its_files_alone(toy: None) -> None:
     assert "500,000 steps of batch 64" in frame.note[1]
     assert tables.ledger("toy").empty and "toy" in set(tables.scoreboard([frame]).paper)
     assert papers.claims().claim.iloc[-1] == "Toy is small." and len(papers.claims("toy")) == 1
-
-
-def test_a_fifth_paper_s_network_is_counted_by_the_command(toy: None) -> None:
     result = CliRunner().invoke(cli.app, ["complexity", "toy", "--scale", "2", "--csv"])
     assert result.exit_code == 0 and "336" in result.output
 
