@@ -109,6 +109,7 @@ class _Counter(TorchDispatchMode):
 def _macs(operator: Any, args: Any, kwargs: Any, out: Any) -> int:
     """Multiply-adds of one call of an operator."""
     aten = torch.ops.aten
+    operator = getattr(aten, operator.__name__.removesuffix("_"), operator)  # in place or not
     if operator in flop_registry:  # convolutions and matrix products, two operations a multiply-add
         return flop_registry[operator](*args, **kwargs, out_val=out) // 2
     if operator == aten._scaled_dot_product_flash_attention_for_cpu:

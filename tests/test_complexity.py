@@ -94,6 +94,14 @@ def test_attention_counts_its_two_products(training: bool, fused: bool) -> None:
     assert complexity.count(Attention(fused), (6, 10), training).macs == 3 * 60 * 7 * (5 + 5)
 
 
+def test_a_product_in_place_is_counted() -> None:
+    class Added(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.new_zeros(6, 5).addmm_(x[0, 0], x.new_ones(10, 5))
+
+    assert complexity.count(Added(), (6, 10)).macs == 6 * 10 * 5
+
+
 def test_a_large_image_is_counted_without_computing_it() -> None:
     found = complexity.count(nn.Conv2d(3, 4, 3, padding=1), (2**18, 2**18))
     assert (found.macs, found.acts) == (2**36 * 3 * 4 * 9, 2**36 * 4)
