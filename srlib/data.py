@@ -35,6 +35,7 @@ from srlib.resize import imresize
 
 LARGEST = 2 * 89_478_485  # pixels of an image, where Pillow draws the line, too
 CACHE_VERSION = 1  # raise it when decoding, or an output of imresize or degrade, changes
+CPUS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 Degradation = Literal["bicubic", "real-esrgan"]
 Decoded = tuple[np.ndarray, tuple[str, ...]]  # pixels, and notes on what is odd
 
@@ -116,7 +117,7 @@ def _stamp(file: Path) -> list[Any]:
     return [os.path.realpath(file), *((status.st_size, status.st_mtime_ns, status.st_ctime_ns) if status else ())]
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write(file: Path, content: bytes | memoryview) -> None:
     """Write a file whole or not at all."""
     part = file.with_suffix(f".{uuid.uuid4().hex}.part")
     part.write_bytes(content)
@@ -146,16 +147,16 @@ class _Cached:
             except InputError as error:
                 self.problems[i] = str(error)
                 return ()
-            content = io.BytesIO()
-            np.save(content, image)
             if notes:
                 _write(self.files[i].with_suffix(".txt"), "\n".join(notes).encode(errors="surrogateescape"))
-            _write(self.files[i], content.getvalue())
+            content = io.BytesIO()
+            np.save(content, image)
+            _write(self.files[i], content.getbuffer())
             return image.shape
 
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor() as pool:
+            with ThreadPoolExecutor(CPUS) as pool:
                 self.shapes = list(pool.map(shape, range(len(keys))))
         except OSError as error:
             raise InputError(f"cannot write to {cache} ({error.strerror}): set SRLIB_CACHE to another folder") from None
@@ -182,19 +183,6 @@ class _Cached:
         return memo.read_text()
 
 
-def _decode_set(image_set: ImageSet, cache: Path) -> tuple[ImageSet, _Cached, dict[int, _Cached]]:
-    """A set without the images that are broken, its HR images, and by scale its distributed LR images."""
-
-    def decoded(files: Sequence[Path]) -> _Cached:
-        return _Cached(cache, [_digest(CACHE_VERSION, _stamp(file)) for file in files], lambda i: decode(files[i]))
-
-    hr, lr = decoded(image_set.files), {scale: decoded(files) for scale, files in image_set.lr_files.items()}
-    broken = dict(hr.problems)
-    for scale, files in image_set.lr_files.items():  # a file that is not there matters where its scale is used
-        broken |= {i: why for i, why in lr[scale].problems.items() if files[i].exists()}
-    return _decode_set(image_set.without(broken), cache) if broken else (image_set, hr, lr)
-
-
 class Store:
     """The decoded images of a set, and their LR images at each scale: uint8 tensors (3, H, W), RGB.
 
@@ -211,11 +199,26 @@ class Store:
     def __init__(self, image_set: ImageSet, cache: str | Path | None = None, seed: int | None = None) -> None:
         place = Path(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser()
         self.cache, self.seed = place / "images", seed
-        self.image_set, self.images, self._distributed = _decode_set(image_set, self.cache)
-        self.name, self.names, self.broken = self.image_set.title, self.image_set.names, self.image_set.broken
+        self.images, self._distributed = self._decoded(image_set)
+        broken = dict(self.images.problems)
+        for scale, lr in self._distributed.items():  # a file that is not there matters where its scale is used
+            broken |= {i: why for i, why in lr.problems.items() if image_set.lr_files[scale][i].exists()}
+        if broken:
+            image_set = image_set.without(broken)
+            self.images, self._distributed = self._decoded(image_set)
+        self.image_set, self._lr = image_set, dict[int, _Cached]()
+        self.name, self.names, self.broken = image_set.title, image_set.names, image_set.broken
         decoded = (self.images, *self._distributed.values())
-        self.notes = self.image_set.notes + sum((images.notes for images in decoded), ())
-        self._lr: dict[int, _Cached] = {}
+        self.notes = image_set.notes + tuple(note for images in decoded for note in images.notes)
+
+    def _decoded(self, image_set: ImageSet) -> tuple[_Cached, dict[int, _Cached]]:
+        """HR images, and by scale the distributed LR images."""
+
+        def cached(files: Sequence[Path]) -> _Cached:
+            keys = [_digest(CACHE_VERSION, _stamp(file)) for file in files]
+            return _Cached(self.cache, keys, lambda i: decode(files[i]))
+
+        return cached(image_set.files), {scale: cached(files) for scale, files in image_set.lr_files.items()}
 
     @classmethod
     def open(cls, image_set: ImageSet | str, cache: str | Path | None = None) -> Store:
@@ -268,7 +271,7 @@ class Store:
             for name, size in zip(self.names, sizes, strict=True):
                 if 0 in size:
                     raise InputError(f"{name} is too small for x{scale}: use a smaller scale or leave it out")
-            lr = self._distributed.get(scale) or self._make_lr(scale, sizes)
+            lr = self._distributed.get(scale) or self._made(scale, sizes)
             for i in sorted(lr.problems):
                 raise InputError(lr.problems[i])
             for file, (_, h, w), size in zip(self.image_set.lr_files.get(scale, ()), lr.shapes, sizes, strict=False):
@@ -278,17 +281,20 @@ class Store:
             self._lr[scale] = lr
         return self._lr[scale]
 
-    def _make_lr(self, scale: int, sizes: Sequence[tuple[int, int]]) -> _Cached:
+    def _made(self, scale: int, sizes: Sequence[tuple[int, int]]) -> _Cached:
+        """LR images of these sizes, made from HR."""
+
         def make(i: int) -> Decoded:
-            hr = self.hr(i)[:, : sizes[i][0] * scale, : sizes[i][1] * scale]
+            height, width = sizes[i]
+            hr = self.hr(i)[:, : height * scale, : width * scale]
             if self.seed is None:
                 return imresize(hr, size=sizes[i]).numpy(), ()
-            made = degrade(hr[None].to(torch.float32) / 255, scale, self.seed, index=i)[0]
-            return (made * 255).round().to(torch.uint8).numpy(), ()
+            lr = degrade(hr[None] / 255, scale, self.seed, index=i)[0]
+            return (lr * 255).round().to(torch.uint8).numpy(), ()
 
-        origin = self.lr_origin(scale)  # an image's place decides on its degradation
-        keys = [f"{file.stem}-x{scale}-{_digest(origin, i)}" for i, file in enumerate(self.images.files)]
-        return _Cached(self.cache, keys, make)
+        origin = self.lr_origin(scale)
+        files = enumerate(self.images.files)  # an image's place decides on its degradation
+        return _Cached(self.cache, [f"{file.stem}-x{scale}-{_digest(origin, i)}" for i, file in files], make)
 
 
 def degraded(store: Store, seed: int = 0) -> Store:
@@ -304,9 +310,10 @@ def _words(seed: int, step: int) -> np.random.PCG64:
     return np.random.PCG64(np.random.SeedSequence((seed, step)))
 
 
-def _turned(patch: np.ndarray, turn: int) -> np.ndarray:
-    """A patch (3, p, p) in one of eight positions: bit 0 reverses rows, bit 1 columns, bit 2 then swaps the axes."""
-    patch = patch[:, :: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
+def _cut(image: np.ndarray, y: int, x: int, side: int, turn: int = 0) -> np.ndarray:
+    """A patch (3, side, side) in one of eight positions: bit 0 of ``turn`` reverses rows, bit 1 columns, bit 2 then
+    swaps the axes."""
+    patch = image[:, y : y + side, x : x + side][:, :: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
     return patch.transpose(0, 2, 1) if turn & 4 else patch
 
 
@@ -348,17 +355,11 @@ class Patches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         """LR (B, 3, p, p) and HR (B, 3, s p, s p) of a step, float32 in [0, 1]."""
-        lr, hr = [], []
-        small, large = self.patch, self.patch * self.scale
-        for i, y, x, turn in self._draw(step):
-            top, left = y * self.scale, x * self.scale
-            hr.append(_turned(self.store.images[i][:, top : top + large, left : left + large], turn))
-            if self._lr:
-                lr.append(_turned(self._lr[i][:, y : y + small, x : x + small], turn))
-        target = _in_unit_range(hr)
-        if self._lr:
-            return _in_unit_range(lr), target
-        return degrade(target, self.scale, self.seed, step, range(self.batch)[self.part].start), target
+        drawn, hr, s = list(self._draw(step)), self.store.images, self.scale
+        target = _in_unit_range([_cut(hr[i], y * s, x * s, self.patch * s, turn) for i, y, x, turn in drawn])
+        if not self._lr:
+            return degrade(target, s, self.seed, step, range(self.batch)[self.part].start), target
+        return _in_unit_range([_cut(self._lr[i], y, x, self.patch, turn) for i, y, x, turn in drawn]), target
 
     def _draw(self, step: int) -> Iterator[tuple[int, int, int, int]]:
         """Image, y and x on its LR grid, and turn of each sample."""
@@ -390,10 +391,10 @@ class Queries(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     part: slice = field(default_factory=lambda: slice(None))
 
     def __post_init__(self) -> None:
-        least = self._side(self.scales[0]) ** 2
-        if self.queries > least:
-            raise InputError(f"{self.queries} queries exceed the {least} pixels of the smallest patch: give fewer")
-        _check_room(self.store, self._side(self.scales[1]))
+        least, most = map(self._side, self.scales)
+        if self.queries > least**2:
+            raise InputError(f"{self.queries} queries exceed the {least**2} pixels of the smallest patch: give fewer")
+        _check_room(self.store, most)
 
     def _side(self, scale: float) -> int:
         return math.floor(self.patch * scale + 0.5)
@@ -403,11 +404,11 @@ class Queries(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         the patch, cells (B, 2), a pixel's height and width in the same units, and colours (B, Q, 3) in [0, 1]."""
         lr, coord, cell, target = [], [], [], []
         for i, side, y, x, turn, chosen in self._draw(step):
-            crop = self.store.images[i][:, y : y + side, x : x + side]
+            crop = _cut(self.store.images[i], y, x, side)
             small = imresize(torch.from_numpy(crop.copy()), size=(self.patch, self.patch)).numpy()
             row, column = np.divmod(chosen, side)  # in the turned patch
-            lr.append(_turned(small, turn))
-            target.append(_turned(crop, turn)[:, row, column].T)
+            lr.append(_cut(small, 0, 0, self.patch, turn))
+            target.append(_cut(crop, 0, 0, side, turn)[:, row, column].T)
             coord.append((2 * np.stack([row, column], -1) + 1) / side - 1)
             cell.append((2 / side, 2 / side))
         places, cells = (torch.from_numpy(np.array(part, np.float32)) for part in (coord, cell))
@@ -437,13 +438,12 @@ def loader(
 ) -> Iterator[Any]:
     """The batches of steps ``first`` to ``last`` - 1, in order, on the CPU; in pinned memory for a CUDA ``device``.
 
-    ``workers`` processes make them ahead: by default up to 8 for a CUDA device, and none for a CPU, which is busy
+    ``workers`` processes make them ahead: by default up to 7 for a CUDA device, and none for a CPU, which is busy
     itself. They don't change the batches, nor torch's random numbers.
     """
     cuda = torch.device(device).type == "cuda"
     if workers is None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(8, cpus - 1) if cuda else 0
+        workers = CPUS - 1 if cuda else 0
     generator = torch.Generator()  # else a loader takes a number from torch's own
     steps = range(first, last)
     made = DataLoader(batches, None, sampler=steps, num_workers=workers, pin_memory=cuda, generator=generator)

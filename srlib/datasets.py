@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +41,6 @@ class Dataset:
     aliases: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
 
-    def absent(self, base: Path | None) -> str:
-        """What to do where there is nothing of it."""
-        where = f"in {base}" if base else "here: SRLIB_DATA names no data folder"
-        get = f"`srlib data get {self.name}` fetches it" if self.archives else f"ask for it at {self.page}"
-        return f"no {self.name} {where}; its {self.images} images go to {self.hr[0]} there, and {get}"
-
-    def others(self, files: Sequence[Path]) -> dict[Path, str]:
-        """Those of its files that are other images, by their sizes, with a line on each."""
-        found: dict[Path, str] = {}
-        for file, (width, height) in zip(files, self.sizes, strict=False) if len(files) == self.images else ():
-            size = _size(file) or (width, height)
-            if max(abs(size[0] - width), abs(size[1] - height)) >= CROPPED:
-                found[file] = f"{file.name} is {size[0]}x{size[1]}, not {width}x{height}: it is another image, left out"
-        return found
-
 
 _TABLES = tomllib.loads((Path(__file__).parent / "datasets.toml").read_text(encoding="utf-8"))
 
@@ -80,9 +65,9 @@ def known(name: str) -> list[Dataset]:
 class ImageSet:
     """A named, ordered list of image files.
 
-    ``lr_files`` are the distributed LR files by scale, in the same order. ``notes`` name what was left out and why,
-    one line each. ``whole`` is the number of images that there should be, where it is another. ``broken`` are the names
-    of those that were left out because they cannot be decoded.
+    ``lr_files`` are the distributed LR files by scale, in the same order. ``notes`` say in a line each what was left
+    out and why; ``broken`` are the names of those that cannot be decoded. ``whole`` is the number of images that there
+    should be, 0 where nobody says.
     """
 
     name: str
@@ -106,17 +91,16 @@ class ImageSet:
 
     def without(self, broken: Mapping[int, str]) -> ImageSet:
         """The set without the images at these places, with a note on each. Raises InputError where none is left."""
-        kept = [place for place in range(len(self.files)) if place not in broken]
-        if not kept:
+        if len(broken) == len(self.files):
             raise InputError(f"{self.name}: none of its {len(self.files)} images can be used: {broken[0]}")
-        return replace(
-            self,
-            files=tuple(self.files[place] for place in kept),
-            lr_files={scale: tuple(files[place] for place in kept) for scale, files in self.lr_files.items()},
-            notes=self.notes + tuple(f"left out: {broken[place]}" for place in sorted(broken)),
-            whole=self.whole or len(self.files),
-            broken=self.broken + tuple(self.names[place] for place in sorted(broken)),
-        )
+
+        def kept(values: Sequence[Path]) -> tuple[Path, ...]:
+            return tuple(value for place, value in enumerate(values) if place not in broken)
+
+        lr_files = {scale: kept(files) for scale, files in self.lr_files.items()}
+        notes = self.notes + tuple(f"left out: {broken[place]}" for place in sorted(broken))
+        names = self.broken + tuple(self.names[place] for place in sorted(broken))
+        return ImageSet(self.name, kept(self.files), lr_files, notes, self.whole or len(self.files), names)
 
 
 def few(names: Collection[str]) -> str:
@@ -179,18 +163,19 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     base, datasets = data_root(root), known(spec)
     spec = spec.upper() if (several := len(datasets) > 1) else spec
     folders = [base / hr for one in datasets for hr in one.hr] if base and not several else []
-    folders += [Path(os.path.expanduser(spec))]
-    folders += [base / parent / spec for parent in ("", "benchmark", "train")] if base else []
+    folders += [Path(spec).expanduser(), *(base / parent / spec for parent in ("", "benchmark", "train") if base)]
     for folder in folders:
         hr = folder / "HR" if (folder / "HR").is_dir() else folder
-        if os.path.isdir(hr) and (not several or scan(hr)[0]):
+        if hr.is_dir() and (not several or scan(hr)[0]):
             return _image_set(spec if several else datasets[0].name if datasets else folder.resolve().name, hr)
     if several:
         return _joined(spec, [find(one.name, base) for one in datasets])
+    where = f"in {base}" if base else "here: SRLIB_DATA names no data folder"
     if datasets:
-        raise InputError(datasets[0].absent(base))
-    where = f" in {base}" if base else " (SRLIB_DATA is not set)"
-    raise InputError(f"no images called {spec!r}{where}: use {', '.join([*PHOTOS, *DATASETS])} or a folder's path")
+        one = datasets[0]
+        get = f"`srlib data get {one.name}` fetches it" if one.archives else f"ask for it at {one.page}"
+        raise InputError(f"no {one.name} {where}; its {one.images} images go to {one.hr[0]} there, and {get}")
+    raise InputError(f"no images called {spec!r} {where}; use {', '.join([*PHOTOS, *DATASETS])} or a folder's path")
 
 
 def _photos(name: str) -> ImageSet:
@@ -206,10 +191,14 @@ def _photos(name: str) -> ImageSet:
 def _image_set(name: str, hr: Path) -> ImageSet:
     """The set in a folder; of a dataset's name, the images of that dataset."""
     files, whole, notes = scan(hr)
-    for dataset in datasets if len(datasets := known(name)) == 1 else ():
-        name, whole, others = dataset.name, dataset.images, dataset.others(files)
-        notes += (f"{len(files)} of the {whole} images of {name}",) * (len(files) != whole) + tuple(others.values())
-        files = [file for file in files if file not in others]
+    if len(datasets := known(name)) == 1:
+        name, whole, sizes = datasets[0].name, datasets[0].images, datasets[0].sizes
+        notes += (f"{len(files)} of the {whole} images of {name}",) * (len(files) != whole)
+        for file, (width, height) in list(zip(files, sizes, strict=False)) if len(files) == whole else ():
+            found = _size(file) or (width, height)
+            if max(abs(found[0] - width), abs(found[1] - height)) >= CROPPED:
+                notes += (f"{file.name} is {found[0]}x{found[1]}, not {width}x{height}: another image, left out",)
+                files.remove(file)
     if not files:
         below = few(sorted(child.name for child in hr.iterdir() if child.is_dir()))
         mend = f"name a folder below it ({below})" if below else f"put {', '.join(SUFFIXES)} files there"
@@ -223,7 +212,7 @@ def _lr_files(hr: Path, files: list[Path]) -> tuple[dict[int, tuple[Path, ...]],
     lr = hr.with_name(hr.name.removesuffix("HR") + "LR_bicubic")
     found: dict[int, tuple[Path, ...]] = {}
     others = []
-    for folder in sorted(child for child in lr.iterdir() if child.is_dir()) if lr.is_dir() else []:
+    for folder in sorted(child for child in lr.glob("*") if child.is_dir()):
         if named := re.fullmatch(r"[Xx]([1-9]\d*)", folder.name):
             found.setdefault(int(named[1]), tuple(folder / f"{file.stem}x{named[1]}.png" for file in files))
         else:
@@ -254,25 +243,24 @@ class Status:
 def listing(root: str | Path | None = None, names: Collection[str] = ()) -> list[Status]:
     """Every dataset, or those of ``names``, and how much of it is in the data folder: HR, and each scale that has LR
     images. Raises InputError for a name that is none, and where no data folder is named for them."""
-    base = data_root(root)
+    base, rows = data_root(root), []
     if names and base is None:
         raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
     for name in names:
         if not known(name):
             raise InputError(f"no dataset called {name!r}: choose one of {', '.join([*DATASETS, 'DIV2K', 'DF2K'])}")
-    return [row for name in names or DATASETS for dataset in known(name) for row in _status(dataset, base)]
-
-
-def _status(dataset: Dataset, base: Path | None) -> list[Status]:
-    try:
-        found = find(dataset.name, base)
-    except InputError as error:
-        return [Status(dataset.name, "HR", dataset.images, 0, None, (str(error),))]
-    rows = [Status(dataset.name, "HR", dataset.images, len(found.files), found.files[0].parent, found.notes)]
-    for scale, lr_files in found.lr_files.items():
-        there = sum(file.is_file() for file in lr_files)
-        missing = (f"{there} of {len(lr_files)} LR images at x{scale}",) * (there < len(lr_files))
-        rows.append(Status(dataset.name, f"x{scale}", dataset.images, there, lr_files[0].parent, missing))
+    for dataset in (one for name in names or DATASETS for one in known(name)):
+        try:
+            found = find(dataset.name, base)
+        except InputError as error:
+            rows.append(Status(dataset.name, "HR", dataset.images, 0, None, (str(error),)))
+            continue
+        images = {"HR": found.files} | {f"x{scale}": files for scale, files in found.lr_files.items()}
+        for what, files in images.items():
+            there = sum(file.is_file() for file in files)
+            missing = (f"{there} of {len(files)} LR images at {what}",) * (there < len(files))
+            problems = found.notes if what == "HR" else missing
+            rows.append(Status(dataset.name, what, dataset.images, there, files[0].parent, problems))
     return rows
 
 
@@ -291,9 +279,9 @@ def get(
 
     here, base = listing(root, [name]), data_root(root) or Path()
     for dataset in known(name):
-        if not dataset.archives:
-            raise InputError(f"{dataset.absent(base)} ({dataset.terms})")
         say(f"{dataset.name}, published by {dataset.publisher}, {dataset.page}; terms of use: {dataset.terms}")
+        if not dataset.archives:
+            raise InputError(f"{dataset.name} has no public address: ask for it at {dataset.page} ({dataset.terms})")
         whole = {row.what for row in here if row.name == dataset.name and row.found == row.expected}
         for archive in dataset.archives:
             url = archive["url"]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +278,68 @@ def test_a_degraded_store_is_fixed_and_says_so(store):
     lr, hr = made.pair(1, 2)
     assert torch.equal(lr / 255, degrade(hr[None] / 255, 2, seed=3, index=1)[0])
     assert len({one.lr_fingerprint(2) for one in (store, made, data.degraded(store, 4))}) == 3
+
+
+# --- more than memory holds ------------------------------------------------------------------------------------------
+
+BIG = int(os.environ.get("SRLIB_BIG", 60))  # 3450 are as many as DIV2K and Flickr2K have
+TRAIN_ON_BIG = """
+import os, re, signal, sys, threading, time
+from pathlib import Path
+
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # so many images are decoded at a time
+import torch
+
+import tiny
+from srlib import runs
+from srlib.data import Store
+from srlib.models.safmn import SAFMNConfig
+
+def private():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+
+def watch():
+    while True:
+        most[0] = max(most[0], private())
+        time.sleep(0.005)
+
+folder, stop_at = Path(sys.argv[1]), int(sys.argv[2])
+torch.set_num_threads(1)
+before, most = private(), [0]
+threading.Thread(target=watch, daemon=True).start()
+tiny.after_each_step(lambda step: step == stop_at and signal.raise_signal(signal.SIGTERM))
+store = Store.open(str(folder / "big"), folder / "cache")
+config = runs.configure("safmn", 4, store, network=SAFMNConfig(blocks=1, channels=8), steps=16, batch=8, patch=32)
+try:
+    run = runs.train_or_load(config, store, Store.open(str(folder / "small"), folder / "cache"), root=folder / "runs")
+    print(run.record["provenance"]["resumed_at"], end=" ")
+finally:
+    print(before, most[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc, which tells a process's private memory")
+def test_a_training_on_many_large_images_needs_little_memory_also_when_resumed(tmp_path):
+    """``SRLIB_BIG=3450 pytest tests/test_data.py -k large`` does it with as many images as DIV2K and Flickr2K have."""
+    small = np.random.default_rng(0).integers(0, 256, (34, 51, 3), np.uint8)
+    large = Image.fromarray(small).resize((2040, 1356), Image.Resampling.BICUBIC)
+    for name, count, image in (("big", BIG, large), ("small", 1, large.crop((0, 0, 96, 96)))):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "0.jpg")
+        for i in range(1, count):
+            shutil.copy(tmp_path / name / "0.jpg", tmp_path / name / f"{i}.jpg")
+    decoded, tests = BIG * 2040 * 1356 * 3 / 1e6, Path(__file__).parent
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests))), "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc then gives back what is freed: what is in use is measured
+    for stop_at, ending, start in ((5, 1, ""), (99, 0, "5 ")):
+        command = [sys.executable, "-c", TRAIN_ON_BIG, str(tmp_path), str(stop_at)]
+        told = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert told.returncode == ending and told.stdout.startswith(start), told.stderr
+        before, most = map(float, told.stdout.split()[-2:])
+        print(f"{decoded:.0f} MB of pixels; private memory: {before:.0f} MB before, {most:.0f} MB at most")
+        assert most < before + min(decoded / 2, 1000)
+    shutil.rmtree(tmp_path / "cache")
 
 
 # --- batches -------------------------------------------------------------------------------------------------------
