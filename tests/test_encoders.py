@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
+from test_models import by_formula, image_by_formula
 from torch import Tensor, nn
 
-from srlib.models.encoders import EDSR, ENCODERS, RDN, STL, SwinIR, WindowAttention, merge, shift_mask, split
+from srlib.models.encoders import EDSR, ENCODERS, RDN, STL, SwinIR, WindowAttention, shift_mask
+from srlib.models.layers import windows
 
 TINY = {
     "edsr": lambda: EDSR(blocks=2),
@@ -36,33 +37,14 @@ def images(count: int, height: int, width: int) -> Tensor:
 # --- the released implementations -------------------------------------------------------------------------------------
 
 
-def formula_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Element i of parameter j by name is sin(0.37 i + 1.3 j), over the root of its fan-in; of one dimension a tenth of
-    it, and about 1 for the weights of norms."""
-    weights = {}
-    for j, (name, shape) in enumerate(sorted(shapes.items())):
-        wave = torch.sin(0.37 * torch.arange(math.prod(shape), dtype=torch.float64) + 1.3 * j).reshape(shape)
-        level = 1 if name.endswith("weight") else 0
-        weights[name] = (wave / math.sqrt(math.prod(shape[1:])) if len(shape) > 1 else 0.1 * wave + level).float()
-    return weights
-
-
-def formula_image(height: int, width: int) -> Tensor:
-    """An image in [0, 1] of waves and squares."""
-    y, x = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in (height, width)), indexing="ij")
-    red, green = 0.5 + 0.4 * torch.sin(0.21 * x + 0.13 * y), 0.5 + 0.4 * torch.cos(0.017 * x * y)
-    blue = 0.3 + 0.4 * ((x // 5 + y // 7) % 2)
-    return torch.stack([red, green, blue])[None].float()
-
-
 @pytest.mark.parametrize("name", ["rdn", "swinir"])
 def test_formula_weights_give_the_released_output(golden: Path, name: str) -> None:
     released = json.loads((golden / f"encoder_{name}.json").read_text())
     encoder = ENCODERS[name]().eval()
     assert {key: list(value.shape) for key, value in encoder.state_dict().items()} == released["shapes"]
-    encoder.load_state_dict(formula_weights(released["shapes"]))
+    encoder.load_state_dict(by_formula(released["shapes"]))
     with torch.inference_mode():
-        output = encoder(2 * formula_image(*released["input"]) - 1)
+        output = encoder(2 * image_by_formula(*released["input"]) - 1)
     expected = released["output"]
     assert list(output.shape) == expected["shape"]
     values = torch.tensor(expected["value"])
@@ -105,14 +87,6 @@ def test_every_size_works_and_leaves_nothing_behind(name: str, size: tuple[int, 
 # --- SwinIR's parts ---------------------------------------------------------------------------------------------------
 
 
-def test_windows_are_cut_row_by_row_and_merged_again() -> None:
-    x = torch.arange(2 * 8 * 12 * 3.0).reshape(2, 8, 12, 3)
-    cut = split(x, 4)
-    assert cut.shape == (2, 6, 16, 3)
-    assert torch.equal(cut[1, 4], x[1, 4:8, 4:8].flatten(0, 1))
-    assert torch.equal(merge(cut, 4, x.shape), x)
-
-
 def test_attention_is_equation_9() -> None:
     """softmax(Q K^T / sqrt(d) + B) V for each head, with B read from the table by the pixels' distance, plus a mask."""
     torch.manual_seed(0)
@@ -135,8 +109,8 @@ def test_the_mask_parts_what_only_the_shift_brought_together() -> None:
     size = 8, 16
     rows, columns = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
     place = torch.stack([rows, columns], dim=-1)[None].double()
-    shifted, original = split(place, 4)[0], split(place.roll((-2, -2), (1, 2)), 4)[0]
-    apart = [windows[:, :, None] - windows[:, None] for windows in (shifted, original)]
+    cut = (windows(image, 4, 4)[0] for image in (place, place.roll((-2, -2), (1, 2))))
+    apart = [pixels[:, :, None] - pixels[:, None] for pixels in cut]
     neighbours = (apart[0] == apart[1]).all(-1)
     mask = shift_mask(size, 4, place)
     assert torch.equal(mask == 0, neighbours) and torch.equal(mask == -100, ~neighbours)

@@ -94,13 +94,3 @@ def test_frozen_batch_norm_learns_nothing_and_applies_its_statistics() -> None:
     reference.load_state_dict(state | {"num_batches_tracked": torch.tensor(0)})
     torch.testing.assert_close(norm.train()(x), reference(x), atol=1e-5, rtol=1e-5)
     assert torch.equal(norm.running_mean, state["running_mean"])
-
-
-def test_hooks_see_what_figure_5_shows() -> None:
-    model, seen = create("safmn", 4, TINY).eval(), {}
-    sizes = {f"mfr.{level}": (2, 16 // 2**level, 24 // 2**level) for level in range(4)} | {"aggr": (8, 16, 24)}
-    for name in sizes:
-        layer = model.get_submodule(f"feats.1.safm.{name}")
-        layer.register_forward_hook(lambda _, __, out, name=name: seen.update({name: tuple(out.shape[1:])}))
-    model(torch.rand(1, 3, 16, 24))
-    assert seen == sizes

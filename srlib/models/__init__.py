@@ -1,7 +1,8 @@
 """What the papers build: one file a paper.
 
 Each file's ``CONFIGS`` maps its networks' names to their released configurations. A file that lies here is found;
-nothing else lists it.
+nothing else lists it. Where paper and released code differ, the released code's behaviour is built. Attributes have the
+names that the released files' state-dict keys ask for.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
     """Build a network by name, with fresh random weights, in training mode, on the CPU.
 
     ``config`` is a configuration of that network (for ``safmn`` a ``SAFMNConfig``), the released one where it is None.
-    A network for one scale maps LR images (B, 3, H, W) in [0, 1] to (B, 3, scale H, scale W); its configuration's scale
-    is replaced by ``scale``. One for every scale (see ``takes_scale``) is told the output's size at each call instead.
-    Raises ``InputError`` for an unknown name, a configuration of another network, and a scale that doesn't fit.
+    A network for one scale maps LR images (B, 3, H, W) in [0, 1], of any size from 1 x 1 up, to (B, 3, scale H,
+    scale W), not clamped; its configuration's scale is replaced by ``scale``. One for every scale (see ``takes_scale``)
+    is told the output's size at each call instead. Raises ``InputError`` for an unknown name, a configuration of
+    another network, and a scale that doesn't fit; a network does for a tensor that is no batch of RGB images.
     """
     usual = default_config(name)
     config = usual if config is None else config

@@ -7,7 +7,7 @@ several decoders, the experts, and a mapper that sends each LR pixel to one of t
 it is LIIF or LTE itself. It has no released code: what its paper leaves open is in the ledger of ``srlib.papers``.
 
 A query is an output pixel together with one of its D neighbours among the LR pixels: 4 with the local ensemble, else 1.
-Offsets and cells have LIIF's unit, half an LR pixel: coordinates in [-1, 1] times the LR image's height and width.
+Offsets and cells are measured in LIIF's unit, half an LR pixel.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, product
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from srlib.errors import InputError
 from srlib.models.encoders import CHANNELS, ENCODERS
-from srlib.models.layers import Config, check_images
+from srlib.models.layers import Config, check_images, conv
 
 Pair = Sequence[int]  # height and width, or y and x
 Decoder = Literal["liif", "lte"]
@@ -40,23 +41,17 @@ EPSILON = 1e-6  # LIIF's shift of neighbours, so that none lies on the border be
 
 @dataclass(frozen=True)
 class MoEISRConfig(Config):
-    """Every choice that MoEISR and its backbones make or ablate; the defaults are MoEISR(LIIF)-b with EDSR-baseline.
-
-    ``depths``: layers of each expert, from shallow to deep; one depth is the backbone itself, without a mapper.
-    ``hidden``: width of the experts, 256 (-b) or 128 (-s). ``mapper_layers``: 3x3 convolutions of the mapper.
-    ``temperature``: tau of the Gumbel softmax. ``unfold`` (LTE has none), ``ensemble`` and ``cell``: LIIF's feature
-    unfolding, local ensemble and cell decoding.
-    """
+    """Every choice that MoEISR and its backbones make or ablate; the defaults are MoEISR(LIIF)-b with EDSR-baseline."""
 
     decoder: Decoder = "liif"
     encoder: Encoder = "edsr"
-    depths: tuple[int, ...] = (2, 3, 4, 5)
-    hidden: int = 256
-    mapper_layers: int = 5
-    temperature: float = 1.0
-    unfold: bool = True
-    ensemble: bool = True
-    cell: bool = True
+    depths: tuple[int, ...] = (2, 3, 4, 5)  # layers of each expert; a single one is the backbone, without a mapper
+    hidden: int = 256  # width of the experts: 256 (-b) or 128 (-s)
+    mapper_layers: int = 5  # 3x3 convolutions
+    temperature: float = 1.0  # tau of the Gumbel softmax
+    unfold: bool = True  # LIIF's feature unfolding; LTE has none
+    ensemble: bool = True  # LIIF's local ensemble
+    cell: bool = True  # LIIF's cell decoding
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +68,7 @@ class MoEISRConfig(Config):
     @property
     def mapper_widths(self) -> list[int]:
         """The mapper's channels, from the features to a score for each expert; none where there is one expert."""
-        return [CHANNELS, *[MAPPER_WIDTH] * (self.mapper_layers - 1), len(self.depths)] if len(self.depths) > 1 else []
+        return [CHANNELS, *[MAPPER_WIDTH] * (self.mapper_layers - 1), len(self.depths)] if self.depths[1:] else []
 
     def build(self) -> MoEISR:
         return {"liif": LIIF, "lte": LTE}[self.decoder](self)
@@ -87,15 +82,10 @@ for _decoder, _encoder in product(DEPTHS, get_args(Encoder)):
         CONFIGS[f"moeisr-{_decoder}-{_size}-{_encoder}"] = MoEISRConfig(_decoder, _encoder, DEPTHS[_decoder], _hidden)
 
 
-def _with_relu(layers: Iterable[nn.Module]) -> nn.Sequential:
-    """The layers with a ReLU between each two."""
-    return nn.Sequential(*[step for layer in layers for step in (layer, nn.ReLU(inplace=True))][:-1])
-
-
-def mlp(inputs: int, hidden: int, depth: int) -> nn.Sequential:
-    """A decoder: ``depth`` linear layers with ReLU between them, to R, G and B in [-1, 1]."""
-    layers = _with_relu(nn.Linear(a, b) for a, b in pairwise([inputs, *[hidden] * (depth - 1), 3]))
-    return nn.Sequential(OrderedDict(layers=layers))
+def stack(layer: Callable[[int, int], nn.Module], widths: Sequence[int]) -> nn.Sequential:
+    """A layer from each of the ``widths`` to the next, with a ReLU between each two."""
+    steps = [step for a, b in pairwise(widths) for step in (layer(a, b), nn.ReLU(inplace=True))]
+    return nn.Sequential(*steps[:-1])
 
 
 class Queries(NamedTuple):
@@ -119,11 +109,12 @@ class MoEISR(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.encoder = ENCODERS[config.encoder]()
-        experts = [mlp(config.inputs, config.hidden, depth) for depth in config.depths]
+        widths = [[config.inputs, *[config.hidden] * (depth - 1), 3] for depth in config.depths]
+        experts = [nn.Sequential(OrderedDict(layers=stack(nn.Linear, each))) for each in widths]
         if len(experts) == 1:
             self.imnet = experts[0]
         else:
-            self.mapper = _with_relu(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(config.mapper_widths))
+            self.mapper = stack(partial(conv, kernel=3), config.mapper_widths)
             self.experts = nn.ModuleList(experts)
 
     def forward(
@@ -139,13 +130,11 @@ class MoEISR(nn.Module, ABC):
         check_images(x)
         if x.dtype.itemsize < 4:
             raise InputError(f"coordinates need float32, not {x.dtype}: give that, and use torch.autocast for speed")
-        if size is not None and coord is None and cell is None:
-            if min(size) < 1:
-                raise InputError(f"size is {tuple(size)}: give the height and width of an image, such as (480, 320)")
-            return self.render(x, (0, 0), x.shape[-2:], size, slice(None), slice(None))
-        if size is None and coord is not None and cell is not None:
+        if coord is not None and cell is not None and size is None:
             return self.answer((x - 0.5) / 0.5, coord, cell)
-        raise InputError("tell a network for every scale what to make: size=(480, 320), or coord and cell")
+        if size is None or min(size) < 1 or coord is not None or cell is not None:
+            raise InputError("tell a network for every scale what to make: size=(480, 320), or coord and cell")
+        return self.render(x, (0, 0), x.shape[-2:], size, slice(None), slice(None))
 
     @property
     def decoders(self) -> list[Any]:
@@ -248,7 +237,8 @@ class MoEISR(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, expert: int, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
-        """An expert's answers (n, 3), from rows (n, C) of its table, offsets (n, 2) and cells, (n, 2) or (1, 2)."""
+        """An expert's answers (n, 3), from rows (n, C) of its table, which it may overwrite, offsets (n, 2) and cells,
+        (n, 2) or (1, 2)."""
 
     def skip(self, x: Tensor, coord: Tensor) -> Tensor | float:
         """What is added to the answers at places (B, Q, 2) of images in [-1, 1]: (B, Q, 3)."""
@@ -268,9 +258,12 @@ class LIIF(MoEISR):
             yield F.conv2d(z, weight, first.bias, padding=side // 2).permute(0, 2, 3, 1).flatten(0, 2)
 
     def predict(self, expert: int, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
-        layers = self.decoders[expert].layers
+        first, *others = self.decoders[expert].layers
         given = torch.cat([offset, cell.expand_as(offset)], 1) if self.config.cell else offset
-        return layers[1:](torch.addmm(features, given, layers[0].weight[:, -given.shape[1] :].T))
+        x = features.addmm_(given.to(features), first.weight[:, -given.shape[1] :].T.to(features))
+        for layer in others:
+            x = layer(x)
+        return x
 
 
 class LTE(MoEISR):
@@ -280,8 +273,7 @@ class LTE(MoEISR):
 
     def __init__(self, config: MoEISRConfig) -> None:
         super().__init__(config)
-        self.coef = nn.Conv2d(CHANNELS, FREQUENCIES, 3, padding=1)
-        self.freq = nn.Conv2d(CHANNELS, FREQUENCIES, 3, padding=1)
+        self.coef, self.freq = conv(CHANNELS, FREQUENCIES, 3), conv(CHANNELS, FREQUENCIES, 3)
         if config.cell:
             self.phase = nn.Linear(2, FREQUENCIES // 2, bias=False)
 
@@ -293,7 +285,7 @@ class LTE(MoEISR):
         yield from [table] * len(self.decoders)
 
     def predict(self, expert: int, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
-        """An expert's answers from amplitude times cosine and sine of pi (frequency . offset + phase)."""
+        """From amplitude times cosine and sine of pi (frequency . offset + phase)."""
         amplitude, rows, columns = features.split([FREQUENCIES, FREQUENCIES // 2, FREQUENCIES // 2], 1)
         down, right = (math.pi * offset).split(1, 1)
         angle = torch.addcmul(rows * down, columns, right)

@@ -1,8 +1,7 @@
 """SAFMN: Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution (Sun et al., ICCV 2023).
 
-The file reads like Section 3 of the paper: the configuration, the modulation layer SAFM (Section 3.1), the channel
-mixer CCM and the block FMM that holds both (Section 3.2), and the network (Figure 3). Where paper and released code
-differ, the released code's behaviour is built. Names of attributes give the released files' state-dict keys.
+The file reads like Section 3 of the paper: the modulation layer SAFM (Section 3.1), the channel mixer CCM and the block
+FMM that holds both (Section 3.2), and the network (Figure 3). Blocks map (B, C, H, W) to (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -20,16 +19,12 @@ from srlib.models.layers import Config, LayerNorm, check_images, conv
 
 @dataclass(frozen=True)
 class SAFMNConfig(Config):
-    """Every choice that the paper makes or ablates (Tables 3 and 4); the defaults are SAFMN as printed in Table 1.
-
-    ``scale``: 2, 3 or 4. ``blocks``: number of FMMs. ``channels``: width, a multiple of ``levels``. ``levels``: groups
-    of SAFM, group i working at 1 / 2^i of the size. Raises ``InputError`` for any other value.
-    """
+    """Every choice that the paper makes or ablates (Tables 3 and 4); the defaults are SAFMN as printed in Table 1."""
 
     scale: Literal[2, 3, 4] = 4
-    blocks: int = 8
-    channels: int = 36
-    levels: int = 4
+    blocks: int = 8  # FMMs
+    channels: int = 36  # a multiple of the levels
+    levels: int = 4  # groups of SAFM, group i working at 1 / 2^i of the size
     safm: Literal["safm", "none"] = "safm"  # "none" removes the layer and the norm before it
     modulation: bool = True  # the product with the input, Eq. (3)
     multi_scale: bool = True  # group i at 1 / 2^i of the size, Eq. (1); otherwise every group at full size
@@ -58,17 +53,13 @@ class L2Norm(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation whose statistics and affine parameters never change (Table 3, "LN -> FBN").
-
-    They are buffers that start as the identity (weight 1, bias 0, mean 0, variance 1), so it has no parameters.
-    """
+    """Batch normalisation whose statistics and affine parameters stay the identity's (Table 3, "LN -> FBN"): buffers,
+    so that nothing is learnt."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Buffer(torch.ones(channels))
-        self.bias = nn.Buffer(torch.zeros(channels))
-        self.running_mean = nn.Buffer(torch.zeros(channels))
-        self.running_var = nn.Buffer(torch.ones(channels))
+        self.weight, self.bias = nn.Buffer(torch.ones(channels)), nn.Buffer(torch.zeros(channels))
+        self.running_mean, self.running_var = nn.Buffer(torch.zeros(channels)), nn.Buffer(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         slope = self.weight * torch.rsqrt(self.running_var + 1e-5)
@@ -89,7 +80,7 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "none": lambda x
 
 
 class SAFM(nn.Module):
-    """Spatially-adaptive feature modulation (Section 3.1, Figure 4, Equations 1 to 3). (B, C, H, W) in and out.
+    """Spatially-adaptive feature modulation (Section 3.1, Figure 4, Equations 1 to 3).
 
     The channels are split into groups; group i is pooled to 1 / 2^i of the size, goes through a depth-wise 3x3
     convolution and is enlarged again by nearest neighbour. A 1x1 convolution aggregates the groups, and its result,
@@ -140,9 +131,9 @@ class SqueezeExcitation(nn.Module):
 class CCM(nn.Module):
     """Convolutional channel mixer (Section 3.2): a 3x3 convolution to twice the channels, GELU, a 1x1 convolution back.
 
-    (B, C, H, W) in and out. The variants of Table 3 put squeeze-excitation behind GELU, make the first convolution
-    1x1 (channel MLP), or put a depth-wise 3x3 convolution and GELU in between (inverted residual block: its printed
-    parameters, FLOPs and activations are met when the expansion stays 3x3).
+    The variants of Table 3 put squeeze-excitation behind GELU, make the first convolution 1x1 (channel MLP), or put a
+    depth-wise 3x3 convolution and GELU in between (inverted residual block: its printed parameters, FLOPs and
+    activations are met when the expansion stays 3x3).
     """
 
     def __init__(self, config: SAFMNConfig) -> None:
@@ -161,10 +152,7 @@ class CCM(nn.Module):
 
 
 class FMM(nn.Module):
-    """Feature mixing module (Section 3.2). (B, C, H, W) in and out.
-
-    A layer that the configuration removes takes its norm with it, as the printed parameters say.
-    """
+    """Feature mixing module (Section 3.2). A layer that is removed takes its norm with it, as printed counts say."""
 
     def __init__(self, config: SAFMNConfig) -> None:
         super().__init__()
@@ -183,11 +171,7 @@ class FMM(nn.Module):
 
 
 class SAFMN(nn.Module):
-    """The network (Figure 3): a 3x3 convolution, the FMMs with a global residual, a 3x3 convolution and pixel shuffle.
-
-    Maps RGB images (B, 3, H, W), values in [0, 1], any size from 1 x 1 up, to (B, 3, scale H, scale W), not clamped.
-    Raises ``InputError`` for a tensor of another shape.
-    """
+    """The network (Figure 3): a 3x3 convolution, FMMs with a global residual, a 3x3 convolution and pixel shuffle."""
 
     def __init__(self, config: SAFMNConfig) -> None:
         super().__init__()

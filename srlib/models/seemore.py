@@ -2,14 +2,13 @@
 
 The file reads like Section 3 of the paper: the mixture of low-rank expertise MoRE (Section 3.1, Algorithm 1) of the
 rank modulating expert RME, the spatial enhancement expertise SEE (Section 3.2) of the spatial modulating expert SME,
-and the network (Figure 2). Blocks map (B, C, H, W) to (B, C, H, W). Where paper and released code differ, the released
-code's behaviour is built. Names of attributes give the released files' state-dict keys.
+and the network (Figure 2). Blocks map (B, C, H, W) to (B, C, H, W).
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,26 +23,21 @@ STRIDE = 4  # side and stride of the recursive convolution of Equation 1
 
 @dataclass(frozen=True)
 class SeemoReConfig(Config):
-    """Every choice that the paper makes or ablates in the network; the defaults are SeemoRe-T as released.
-
-    ``scale``: 2, 3 or 4. ``groups``: number of residual groups N. ``channels``: width C. ``growth``: rank of expert i,
-    the expressions as printed. ``experts``: number of low-rank experts, ``top_k`` of them used for an image.
-    ``recursion``: steps t of Equation 1. ``kernel``: side of SEE's striped convolution, odd. ``InputError`` otherwise.
-    """
+    """Every choice that the paper makes or ablates in the network; the defaults are SeemoRe-T as released."""
 
     scale: Literal[2, 3, 4] = 4
-    groups: int = 6
-    channels: int = 36
+    groups: int = 6  # N residual groups
+    channels: int = 36  # C
     order: Literal["rank-spatial", "spatial-rank"] = "rank-spatial"  # Table 4b
     rme: Literal["more", "plain"] = "more"  # Tables 4a and 7: MoRE, or a 3x3 convolution and a point-wise one
-    growth: Literal["2^i", "2*i+2", "i+2", "2^(i+1)"] = "2^i"  # Tables 5a and 14; the last is Algorithm 1's
-    experts: int = 3
-    top_k: int = 1
-    recursion: int = 2
+    growth: Literal["2^i", "2*i+2", "i+2", "2^(i+1)"] = "2^i"  # of the ranks: Tables 5a and 14, the last Algorithm 1
+    experts: int = 3  # of low rank
+    top_k: int = 1  # experts used for an image
+    recursion: int = 2  # t, steps of Equation 1
     shuffle: bool = True  # the channels of MoRE's projection, before they are split
     residual: Literal["dconv", "aggregation", "none"] = "dconv"  # Table 11: what the experts' output is added to
     sme: Literal["see", "plain", "striped", "fused_mb", "conv2former", "none"] = "see"  # Tables 4a, 7 and 10
-    kernel: int = 11
+    kernel: int = 11  # side of SEE's striped convolution, odd
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,9 +46,13 @@ class SeemoReConfig(Config):
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """The experts' ranks R_i, smallest first (Table 5a)."""
-        steps = range(1, self.experts + 1)
-        return tuple({"2^i": 2**i, "2*i+2": 2 * i, "i+2": i + 1, "2^(i+1)": 2 ** (i + 1)}[self.growth] for i in steps)
+        """The experts' ranks, smallest first. Table 5a lists them beside the expressions: i counts experts from 1 in
+        2^i (2, 4, 8), but from 0 in 2*i+2 (2, 4, 6) and in i+2 (2, 3, 4)."""
+        first = 0 if self.growth in ("2*i+2", "i+2") else 1
+        steps = range(first, first + self.experts)
+        return tuple(
+            {"2^i": 2**i, "2*i+2": 2 * i + 2, "i+2": i + 2, "2^(i+1)": 2 ** (i + 1)}[self.growth] for i in steps
+        )
 
     def build(self) -> SeemoRe:
         return SeemoRe(self)
@@ -105,8 +103,8 @@ class LowRankMixture(nn.Module):
     """The mixture of low-rank experts: sum of G(x_a)_i E_i(x_a, x_b) (Equation 4 without its residual; Algorithm 1).
 
     In training, and in a graph that has to hold for any image (``torch.compile``, ``torch.export``, ONNX), every expert
-    is computed, and gates are zero for those that aren't chosen. In evaluation mode images of the same route are
-    grouped, and only their experts are computed.
+    is computed, the gates of those not chosen being 0. In evaluation mode images of the same route are grouped, and
+    only their experts are computed.
     """
 
     def __init__(self, config: SeemoReConfig) -> None:
@@ -205,36 +203,26 @@ class Conv2FormerBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.attn = nn.Sequential(
-            conv(channels, channels), nn.GELU(), conv(channels, channels, kernel, groups=channels)
-        )
-        self.to_v = conv(channels, channels)
+        spread = conv(channels, channels), nn.GELU(), conv(channels, channels, kernel, groups=channels)
+        self.attn, self.to_v = nn.Sequential(*spread), conv(channels, channels)
         self.proj = conv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.attn(x) * self.to_v(x))
 
 
-def rank_block(config: SeemoReConfig) -> nn.Module:
-    """The first half of RME, the rank modulating expert: MoRE, or the baselines' convolutions (Tables 4a and 7)."""
-    if config.rme == "more":
-        return MoRE(config)
-    return nn.Sequential(conv(config.channels, config.channels, 3), nn.GELU(), conv(config.channels, config.channels))
-
-
-def spatial_block(config: SeemoReConfig) -> nn.Module:
-    """The first half of SME, the spatial modulating expert: SEE, or what Tables 4a, 7 and 10 put in its place."""
-    channels = config.channels
-    match config.sme:
-        case "plain":
-            return conv(channels, channels)
-        case "striped":
-            return nn.Sequential(conv(channels, channels), striped_conv(channels, config.kernel))
-        case "fused_mb":  # ShuffleMixer's Fused-MBConv, wider by 16 in its middle
-            return nn.Sequential(conv(channels, channels + 16, 3), nn.SiLU(), conv(channels + 16, channels))
-        case "conv2former":
-            return Conv2FormerBlock(channels, config.kernel)
-    return SEE(channels, config.kernel)
+# The first half of RME, by its configuration, and of SME, by width and kernel; with what Tables 4a, 7 and 10 put there.
+RANK: dict[str, Callable[[SeemoReConfig], nn.Module]] = {
+    "more": MoRE,
+    "plain": lambda c: nn.Sequential(conv(c.channels, c.channels, 3), nn.GELU(), conv(c.channels, c.channels)),
+}
+SPATIAL: dict[str, Callable[[int, int], nn.Module]] = {
+    "see": SEE,
+    "plain": lambda width, kernel: conv(width, width),
+    "striped": lambda width, kernel: nn.Sequential(conv(width, width), striped_conv(width, kernel)),
+    "fused_mb": lambda width, kernel: nn.Sequential(conv(width, width + 16, 3), nn.SiLU(), conv(width + 16, width)),
+    "conv2former": Conv2FormerBlock,
+}
 
 
 class ModulatingExpert(nn.Module):
@@ -255,10 +243,11 @@ class ResidualGroup(nn.Module):
 
     def __init__(self, config: SeemoReConfig) -> None:
         super().__init__()
-        channels, self.rank_first = config.channels, config.order == "rank-spatial"
-        self.local_block = ModulatingExpert(channels, rank_block(config))  # RME
-        no_sme = config.sme == "none"
-        self.global_block = nn.Identity() if no_sme else ModulatingExpert(channels, spatial_block(config))  # SME
+        self.rank_first = config.order == "rank-spatial"
+        self.local_block = ModulatingExpert(config.channels, RANK[config.rme](config))  # RME
+        self.global_block: nn.Module = nn.Identity()
+        if config.sme != "none":  # SME
+            self.global_block = ModulatingExpert(config.channels, SPATIAL[config.sme](config.channels, config.kernel))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rank_first:
@@ -268,10 +257,7 @@ class ResidualGroup(nn.Module):
 
 class SeemoRe(nn.Module):
     """The network (Figure 2): a 3x3 convolution, the residual groups with a global skip, a 3x3 convolution and pixel
-    shuffle, around a shift by the RGB mean.
-
-    Maps RGB images (B, 3, H, W), values in [0, 1], any size from 1 x 1 up, to (B, 3, scale H, scale W), not clamped.
-    """
+    shuffle, around a shift by the RGB mean."""
 
     def __init__(self, config: SeemoReConfig) -> None:
         super().__init__()

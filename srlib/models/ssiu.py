@@ -2,8 +2,7 @@
 
 The file reads like Section III of the paper: the mixed-scale gating module MSGM (III-D), the efficient sparse attention
 module ESAM (III-E), the stage SSReM that unfolds one iteration (III-C), the selector MoEFS (III-F), and the network
-(Figure 2). Where paper and released code differ, the released code's behaviour is built. Names of attributes give the
-released files' state-dict keys.
+(Figure 2). Modules map (B, C, H, W) to (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -22,20 +21,15 @@ HEADS = 4
 BLOCK = 8  # side of ESAM's blocks of queries
 HALO = 1  # what a block's keys and values reach beyond it on every side
 WINDOW = BLOCK + 2 * HALO
-MULTIPLE = 2 * BLOCK  # images are padded to a multiple of this: pooling halves them, and blocks must fit
 
 
 @dataclass(frozen=True)
 class SSIUConfig(Config):
-    """Every choice that the paper makes or ablates in the network; the defaults are SSIU as released.
-
-    ``scale``: 2, 3 or 4. ``stages``: number N of SS-ReMs, a multiple of 3 where ``moe_fs`` selects among thirds of
-    them. ``channels``: width C, a multiple of 8. Raises ``InputError`` for any other value.
-    """
+    """Every choice that the paper makes or ablates in the network; the defaults are SSIU as released."""
 
     scale: Literal[2, 3, 4] = 4
-    stages: int = 9
-    channels: int = 64
+    stages: int = 9  # N SS-ReMs; with MoE-FS a multiple of 3
+    channels: int = 64  # C, a multiple of 8
     attention: Literal["esam", "sam"] = "esam"  # Table III: sparse, or dense at full size without what goes with it
     moe_fs: bool = True  # Table III: the selector over three stages' outputs, or the last one's alone
     s3b: Literal["v-b", "v+b"] = "v-b"  # the operator's argument in step S3.b: as released, or as Eq. (13) prints it
@@ -58,7 +52,7 @@ def conv3x3(channels: int, out: int, groups: int = 1) -> nn.Conv2d:
 
 
 class MSGM(nn.Module):
-    """Mixed-scale gating module (Section III-D, Figure 3), for a soft threshold S_tau. (B, C, H, W) in and out."""
+    """Mixed-scale gating module (Section III-D, Figure 3), for a soft threshold S_tau."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,7 +66,7 @@ class MSGM(nn.Module):
 
 
 class ESAM(nn.Module):
-    """Efficient sparse attention module (Section III-E). (B, C, H, W) in and out, H and W multiples of 16.
+    """Efficient sparse attention module (Section III-E); H and W are multiples of 16.
 
     2x2 max pooling; self-attention of blocks of 8x8 queries to the 10x10 pixels around them, in 4 heads, with a learnt
     embedding of a key's row and column in its window; a depth-wise 3x3 convolution; bilinear enlargement. Beyond the
@@ -97,7 +91,7 @@ class ESAM(nn.Module):
         return F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Self-attention of each block to its window (Equation 17). (B, C, H, W) in and out."""
+        """Self-attention of each block to its window (Equation 17)."""
         q, k, v = self.qkv_conv(x).permute(0, 2, 3, 1).chunk(3, dim=-1)  # (B, H, W, C) each
         k, v = (F.pad(part, (0, 0, HALO, HALO, HALO, HALO)) for part in (k, v))
         cut = (windows(part, side, BLOCK).flatten(0, 1) for part, side in ((q, BLOCK), (k, WINDOW), (v, WINDOW)))
@@ -108,10 +102,8 @@ class ESAM(nn.Module):
 
 
 class SSReM(nn.Module):
-    """Structural similarity-inspired recurrent module (Section III-C): one unfolded iteration.
-
-    ``a`` and the shallow features ``f``, (B, C, H, W), give the next ``a``.
-    """
+    """Structural similarity-inspired recurrent module (Section III-C): one unfolded iteration, from ``a`` and the
+    shallow features ``f`` to the next ``a``."""
 
     def __init__(self, config: SSIUConfig) -> None:
         super().__init__()
@@ -132,11 +124,8 @@ class SSReM(nn.Module):
 
 
 class MoEFS(nn.Module):
-    """Mixture-of-experts-based feature selector (Section III-F, Figure 4).
-
-    Three stages' outputs, (B, C, H, W) each, are weighted by their gates: what a 1x1 convolution makes of each, in a
-    softmax over the three at each channel and pixel.
-    """
+    """Mixture-of-experts-based feature selector (Section III-F, Figure 4): three stages' outputs, weighted by what a
+    1x1 convolution makes of each, in a softmax over the three at each channel and pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -151,11 +140,7 @@ class MoEFS(nn.Module):
 
 class SSIU(nn.Module):
     """The network (Section III-B, Figure 2): a 3x3 convolution, the stages, the selector, and the reconstruction.
-
-    Maps RGB images (B, 3, H, W), values in [0, 1], any size from 1 x 1 up, to (B, 3, scale H, scale W), not clamped.
-    Images are padded by reflection to a multiple of 16 at the right and at the bottom, and the output is cropped.
-    Raises ``InputError`` for a tensor of another shape.
-    """
+    Images are padded by reflection to a multiple of 16 at the right and at the bottom, and the output is cropped."""
 
     def __init__(self, config: SSIUConfig) -> None:
         super().__init__()
@@ -171,12 +156,9 @@ class SSIU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_images(x)
         height, width = (self.config.scale * side for side in x.shape[-2:])
-        x = pad_reflect(x, MULTIPLE)
+        x = pad_reflect(x, 2 * BLOCK)  # pooling halves it, and blocks must fit
         a = f = self.head(x.contiguous(memory_format=torch.channels_last))
-        outputs = []
-        for stage in self.body:
-            a = stage(a, f)
-            outputs.append(a)
+        outputs = [a := stage(a, f) for stage in self.body]
         if self.config.moe_fs:
             third = self.config.stages // 3
             a = self.moe(*outputs[third - 1 :: third])
