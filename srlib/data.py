@@ -130,8 +130,9 @@ def _mapped(file: Path) -> np.ndarray:
 
 
 class _Cached:
-    """Images in the cache, KEY.npy each, uint8 (3, H, W) or, of a grey one, (1, H, W), with KEY.txt where there are
-    notes. ``make(i)`` gives what is not there; ``problems`` say by i which it could not make, and why."""
+    """Images in the cache, KEY.npy each, uint8 (3, H, W) or, of a grey one, (1, H, W); KEY.txt has its notes, if any.
+
+    ``make(i)`` gives what is not there; ``problems`` say by i which images it could not make, and why."""
 
     def __init__(self, cache: Path, keys: Sequence[str], make: Callable[[int], Decoded]) -> None:
         self.files = [cache / f"{key}.npy" for key in keys]
@@ -160,16 +161,12 @@ class _Cached:
                 self.shapes = list(pool.map(shape, range(len(keys))))
         except OSError as error:
             raise InputError(f"cannot write to {cache} ({error.strerror}): set SRLIB_CACHE to another folder") from None
+        beside = [file.with_suffix(".txt") for file in self.files]
+        self.notes = tuple(line for file in beside if file.exists() for line in file.read_text().splitlines())
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, memory-mapped: uint8 (3, H, W)."""
         return np.broadcast_to(_mapped(self.files[i]), (3, *self.shapes[i][1:]))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is odd about the images."""
-        beside = (file.with_suffix(".txt") for file in self.files)
-        return tuple(line for file in beside if file.exists() for line in file.read_text().splitlines())
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """sha256 over names, sizes and pixels, computed once."""

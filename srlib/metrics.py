@@ -123,7 +123,7 @@ def _filter(maps: Tensor, window: list[float]) -> Tensor:
     return maps
 
 
-def _compared(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float, least: int = 1) -> tuple[Tensor, Tensor]:
+def _compared(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float, least: int = 1) -> list[Tensor]:
     """Both images as the protocol compares them: border cut off, BCHW, float64 in 8-bit units."""
     if sr.shape != hr.shape or sr.dim() not in (3, 4):
         raise InputError(f"metrics take two CHW or BCHW images of one shape, not {tuple(sr.shape)}, {tuple(hr.shape)}")
@@ -133,7 +133,7 @@ def _compared(sr: Tensor, hr: Tensor, protocol: Protocol, scale: float, least: i
         inside = f"{least}x{least} pixels inside a border of {border}"
         raise InputError(f"an image of {width}x{height} pixels has no {inside}; give larger ones")
     inner = (..., slice(border, height - border), slice(border, width - border))
-    return _prepared(sr[inner], protocol), _prepared(hr[inner], protocol)
+    return [_prepared(image[inner], protocol) for image in (sr, hr)]
 
 
 def _prepared(image: Tensor, protocol: Protocol) -> Tensor:
