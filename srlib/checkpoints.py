@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import safetensors.torch
@@ -105,13 +106,10 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
         raise InputError(f"{path.name} cannot be opened as plain weights: {reason}") from None
     found, own = metadata.get("model", model), getattr(config, "scale", scale)
     if found is None:
-        raise InputError(
-            f"{path.name} does not say which network it holds: give its model, and its scale if it has one"
-        )
+        raise InputError(f"{path.name} does not say which network it holds: give its model, and its scale if any")
     if model not in (None, found) or (takes_scale(found) and scale not in (None, own)):
-        raise InputError(
-            f"{path.name} holds {found} at scale {own}, not {model or found} at scale {scale}: ask for its own"
-        )
+        asked = f"{model or found} at scale {scale}"
+        raise InputError(f"{path.name} holds {found} at scale {own}, not {asked}: ask for its own")
     network = create(found, own if takes_scale(found) else None, config)
     return load_released(network, weights, path.name).eval()
 
@@ -123,7 +121,7 @@ def load_released(network: nn.Module, weights: Any, name: str = "the state dicti
     standard error. What a module names as ``UNUSED``, tensors that a release stores beside its weights, is passed over.
     Raises InputError for other names, shapes and values that are not finite.
     """
-    taken, wrong = list[str](), ""
+    taken: list[str] = []
     while isinstance(weights, Mapping) and (keys := [key for key in WRAPPERS if isinstance(weights.get(key), Mapping)]):
         weights, taken = weights[keys[0]], [*taken, keys[0]]
     held = weights if isinstance(weights, Mapping) else {}
@@ -138,15 +136,12 @@ def load_released(network: nn.Module, weights: Any, name: str = "the state dicti
     for place, module in network.named_modules():
         for unused in getattr(module, "UNUSED", ()):
             tensors.pop(f"{place}.{unused}".removeprefix("."), None)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise InputError(f"{name} has values that are not finite, as its training failed: take another file")
     try:
-        missing, foreign = (sorted(names) for names in network.load_state_dict(tensors, strict=False))
-        if foreign or missing:
-            has, lacks = (f"{', '.join(names[:3]) or 'nothing else'} ({len(names)})" for names in (foreign, missing))
-            wrong = f"it has {has}, and lacks {lacks}"
-        elif not all(tensor.isfinite().all() for tensor in tensors.values()):
-            wrong = "it has values that are not finite, as its training failed"
+        network.load_state_dict(tensors)
     except RuntimeError as error:
-        wrong = str(error).splitlines()[-1].strip()  # the last tensor of another shape
-    if wrong:
-        raise InputError(f"{name} does not fit {type(network).__name__} with this configuration and scale: {wrong}")
+        wrong = "; ".join(shorten(line, 200) for line in str(error).splitlines()[1:4])  # torch names every tensor
+        its = f"{type(network).__name__} with this configuration and scale"
+        raise InputError(f"{name} does not fit {its}: {wrong}") from None
     return network

@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning_fabric.strategies import DDPStrategy
 
 from srlib.errors import InputError, Stopped, say
@@ -66,6 +67,10 @@ def launch(device: str, precision: str) -> Fabric:
     gradients (gloo on CPUs, NCCL on GPUs, one for each process). Raises InputError where there are too few GPUs."""
     several = torch.distributed.is_torchelastic_launched()
     size, here = (int(os.environ[name]) if several else 1 for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    # one process is one, whatever the variables of its Slurm job make of it
+    plugins: list[Any] = [TorchElasticEnvironment() if several else LightningEnvironment()]
+    if precision != "32-true":
+        plugins.append(Mixed("bf16-mixed", device))
     if device == "cuda" and torch.cuda.device_count() < here:
         raise InputError(f"{here} processes on {torch.cuda.device_count()} GPUs: start one process for each GPU")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -74,7 +79,7 @@ def launch(device: str, precision: str) -> Fabric:
         devices=here,
         num_nodes=size // here,
         strategy=DDPStrategy(timeout=PATIENCE) if size > 1 else "auto",
-        plugins=[] if precision == "32-true" else [Mixed("bf16-mixed", device)],
+        plugins=plugins,
     )
     fabric.launch()
     return fabric
@@ -95,9 +100,10 @@ def once(fabric: Fabric, work: Callable[[], Any]) -> Any:
 
 def stops(fabric: Fabric, asked: list[str], step: int) -> bool:
     """Whether a signal asked any of the processes to stop; several ask each other every ``AGREE`` steps."""
-    if fabric.world_size == 1 or step % AGREE:
-        return fabric.world_size == 1 and bool(asked)
-    return bool(fabric.all_reduce(torch.tensor(len(asked), device=fabric.device), reduce_op="sum"))
+    if fabric.world_size == 1:
+        return bool(asked)
+    count = torch.tensor(len(asked), device=fabric.device)
+    return step % AGREE == 0 and bool(fabric.all_reduce(count, reduce_op="sum"))
 
 
 @contextmanager

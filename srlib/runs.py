@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ from srlib.checkpoints import load, save_network
 from srlib.complexity import describe_device
 from srlib.errors import InputError, Stopped
 from srlib.evaluate import score, upscaler
-from srlib.logs import Log
+from srlib.logs import Diverged, Log
 from srlib.models import create, default_config
 from srlib.parallel import launch, lock, once, part, pick_device, signals, stops
-from srlib.train import Diverged, Precision, State, TrainConfig, Watch, make_objective, train
+from srlib.train import State, TrainConfig, make_objective, train
 
 TRAINING_VERSION = 1  # raise it by hand when a change alters trained weights: earlier runs are then other runs
 VALIDATION_SCALE = 4  # at which networks for every scale are scored while they train, and at the end
@@ -43,68 +43,53 @@ VALIDATION_SCALE = 4  # at which networks for every scale are scored while they 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a paper's training is run: steps (None: the paper's own), and the most that is taken of its batch,
-    patch and average of weights. ``common`` has settings in place of the paper's, ``queries`` more of them for networks
-    for every scale."""
+    """How much of a paper's training is run: steps (None: the paper's own), steps of a row of an ablation table, and
+    the most that is taken of its batch, patch and average of weights."""
 
     steps: int | None = None
     ablation_steps: int | None = None
     batch: int = sys.maxsize
     patch: int = sys.maxsize
     ema_decay: float = 1.0
-    common: Mapping[str, Any] = field(default_factory=dict)
-    queries: Mapping[str, Any] = field(default_factory=dict)
 
 
-ALIKE = {"optimizer": "adam", "betas": (0.9, 0.99), "weight_decay": 0.0, "lr": 1e-3, "lr_final": 1e-5}
-ALIKE |= {"schedule": "cosine", "milestones": (), "fft_weight": 0.0, "ema_decay": 0.0}
-AT_X4 = {"patch": 32, "queries": 576, "scales": (4.0, 4.0), "l1_weight": 1.0, "balance_weight": 0.0}
 BUDGETS = {
     # proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper
     "smoke": Budget(steps=800, ablation_steps=120, batch=4, patch=32, ema_decay=0.95),
     # a fair, small training: about ten minutes on a data-centre GPU
     "short": Budget(steps=20_000, ablation_steps=5_000, batch=32, patch=64, ema_decay=0.999),
-    # the same for all models, with L1 loss alone and at x4 alone; short enough for several seeds on two CPU cores
-    "equal": Budget(steps=600, ablation_steps=600, batch=4, patch=32, common=ALIKE, queries=AT_X4),
+    # ``EQUAL`` in place of the paper's settings; short enough for several seeds on two CPU cores
+    "equal": Budget(steps=600, ablation_steps=600),
     "paper": Budget(),
 }
+# the same for all models, with L1 loss alone, and at x4 alone for networks for every scale
+EQUAL: dict[str, Any] = {"batch": 4, "patch": 32, "optimizer": "adam", "betas": (0.9, 0.99), "weight_decay": 0.0}
+EQUAL |= {"lr": 1e-3, "lr_final": 1e-5, "schedule": "cosine", "milestones": (), "fft_weight": 0.0, "ema_decay": 0.0}
+AT_X4 = {"queries": 576, "scales": (4.0, 4.0), "l1_weight": 1.0, "balance_weight": 0.0}
 
 
 def training(
-    model: str,
-    budget: str,
-    *,
-    ablation: bool = False,
-    changes: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    precision: Precision = "32-true",
-    steps: int | None = None,
-    batch: int | None = None,
-    patch: int | None = None,
+    model: str, budget: str, *, ablation: bool = False, changes: Mapping[str, Any] | None = None, **settings: Any
 ) -> TrainConfig:
-    """The paper's training of ``model`` at a budget. ``changes`` are settings of a row of a table; ``steps``, ``batch``
-    and ``patch`` take the place of the budget's. The schedule spans the steps: milestones stay at the same fractions.
+    """The paper's training of ``model`` at a budget. ``changes`` are settings in place of the paper's, such as those of
+    a row of a table; ``settings`` (steps, batch, patch, seed, precision) take the place of the budget's, where they are
+    not None. The schedule spans the steps: milestones stay at the same fractions.
 
     Raises InputError for an unknown model or budget, and for settings that no training can use.
     """
     if budget not in BUDGETS:
         raise InputError(f"no budget {budget!r}: choose one of {', '.join(BUDGETS)}")
     cut, recipe = BUDGETS[budget], papers.recipe(model)
-    own = {**cut.common, **(cut.queries if recipe.train.queries else {}), **(recipe.smoke if budget == "smoke" else {})}
+    own = dict(recipe.smoke) if budget == "smoke" else {}
+    if budget == "equal":
+        own = EQUAL | (AT_X4 if recipe.train.queries else {})
     usual = own.pop("steps", cut.steps)
     full = replace(recipe.train, **{**own, **(changes or {})})
-    length = (cut.ablation_steps if ablation else usual) or full.steps
-    length = length if steps is None else steps
-    return replace(
-        full,
-        steps=length,
-        milestones=tuple(round(milestone * length / full.steps) for milestone in full.milestones),
-        batch=min(full.batch, cut.batch) if batch is None else batch,
-        patch=min(full.patch, cut.patch) if patch is None else patch,
-        ema_decay=min(full.ema_decay, cut.ema_decay),
-        seed=seed,
-        precision=precision,
-    )
+    used: dict[str, Any] = {"steps": (cut.ablation_steps if ablation else usual) or full.steps}
+    used |= {name: min(getattr(full, name), getattr(cut, name)) for name in ("batch", "patch", "ema_decay")}
+    used |= {name: value for name, value in settings.items() if value is not None}
+    used["milestones"] = tuple(round(milestone * used["steps"] / full.steps) for milestone in full.milestones)
+    return replace(full, **used)
 
 
 @dataclass(frozen=True)
@@ -153,16 +138,14 @@ def configure(
     return RunConfig(model, scale, asdict(config), train_config, store.name, store.fingerprint, reduced, budget=budget)
 
 
-def configure_row(
-    row: papers.Row, store: data.Store, *, scale: int | None = None, budget: str = "smoke", **settings: Any
-) -> RunConfig:
+def configure_row(row: papers.Row, store: data.Store, *, scale: int | None = None, **settings: Any) -> RunConfig:
     """The configuration of a run of one row of an ablation table: its network and training, at the budget's length for
-    ablations. ``scale`` None is the row's own. Raises InputError as :func:`configure` does."""
-    settings = {"ablation": True, "changes": row.train, "budget": budget, **settings}
-    return configure(row.model, row.scale if scale is None else scale, store, network=row.config, **settings)
+    ablations. ``scale`` None is the row's own; ``settings`` as :func:`configure` takes them, which says what raises."""
+    settings = {"network": row.config, "ablation": True, "changes": row.train, **settings}
+    return configure(row.model, scale or row.scale, store, **settings)
 
 
-def fine_tune(run: Run, store: data.Store, *, budget: str = "smoke", **settings: Any) -> RunConfig:
+def fine_tune(run: Run, store: data.Store, **settings: Any) -> RunConfig:
     """The configuration of a run that goes on from ``run`` for real-world images (SeemoRe, Appendix B.2): LR patches by
     Real-ESRGAN's degradation, L1 loss alone, half the paper's steps. The paper does not say at which learning rate:
     here from the schedule's start. Raises InputError for a run that collapsed, and one for every scale."""
@@ -172,8 +155,8 @@ def fine_tune(run: Run, store: data.Store, *, budget: str = "smoke", **settings:
     full = papers.recipe(model).train
     changes = {"steps": full.steps // 2, "milestones": tuple(step // 2 for step in full.milestones)}
     changes |= {"fft_weight": 0.0, "degradation": "real-esrgan"}
-    settings = {"ablation": True, "changes": changes, "budget": budget, **settings}
-    return replace(configure(model, scale, store, network=run.network().config, **settings), start=run.folder.name)
+    settings = {"network": run.network().config, "ablation": True, "changes": changes, **settings}
+    return replace(configure(model, scale, store, **settings), start=run.folder.name)
 
 
 @dataclass(frozen=True)
@@ -205,6 +188,10 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path} ({error}): delete the folder and train again") from None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Write its record, by which it is finished."""
+        checkpoints.write(self.folder / "run.json", json.dumps(record, indent=1).encode())
 
     @property
     def ending(self) -> str:
@@ -250,7 +237,7 @@ def train_or_load(
         if not once(fabric, lambda: run.finished):
             session.train(batches, compile)
         elif fabric.is_global_zero:  # other held-out images, or another protocol
-            session.write_record(run.record | {"held_out": session.scores(run.network(fabric.device))})
+            run.write(run.record | {"held_out": session.scores(run.network(fabric.device))})
     return run
 
 
@@ -260,20 +247,18 @@ class Session:
     def __init__(
         self, config: RunConfig, held_out: data.Store, run: Run, fabric: Fabric, asked: list[str], title: str
     ) -> None:
-        self.config, self.held_out, self.folder = config, held_out, run.folder
+        self.config, self.held_out, self.run = config, held_out, run
         self.fabric, self.asked, self.steps = fabric, asked, config.train.steps
         row_every, self.save_every, self.validate_every = rhythm(self.steps)
-        self.log, self.watch = Log(row_every, self.steps, title, fabric), Watch(self.steps)
+        self.log = Log(row_every, self.steps, title, fabric)
 
     def train(self, batches: data.Patches | data.Queries, compile: bool) -> None:
         """Train the run, or resume it, and write what it leaves. Raises Stopped."""
         settings, fabric, collapse = self.config.train, self.fabric, None
-        state = State(initial(self.config, self.folder.parent).to(fabric.device), settings)
-        if found := once(fabric, lambda: checkpoints.restore(self.folder)):
+        state = self.start()
+        if found := once(fabric, lambda: checkpoints.restore(self.run.folder)):
             state.restore(found)
             self.log.restore(found["log"], state.step)
-            for step, mean, *_ in self.log.rows["log"]:
-                self.watch.look(int(step), [mean])
         made = {"compile": compile, "processes": fabric.world_size, "resumed_at": state.step}
         loader = data.loader(batches, state.step, self.steps, device=fabric.device)
         try:
@@ -290,24 +275,31 @@ class Session:
             self.log.bar.close()
         once(fabric, lambda: self.finish(state, collapse, made))
 
+    def start(self) -> State:
+        """The state before the first step."""
+        return State(initial(self.config, self.run.folder.parent).to(self.fabric.device), self.config.train)
+
     def after_step(self, state: State, loss: Tensor) -> None:
         """A row of the log, scores, a checkpoint, or the end where they are due. Raises Diverged and Stopped."""
+        self.log.add_loss(loss, state)
         last = state.step == self.steps
-        if losses := self.log.loss(loss, state):
-            self.watch.look(state.step, losses)
         stop = stops(self.fabric, self.asked, state.step) and not last and state.finite()
         if not (stop or last or state.step % self.save_every == 0):
             return
         if not state.finite():  # these weights must not take the place of good ones
             raise Diverged(state.step, "the weights are not finite")
-        if state.step % self.validate_every == 0 and not last:  # the end is scored by finish
-            self.add_scores(state, once(self.fabric, lambda: self.scores(state.network)))
         log = self.log.parts()
-        once(self.fabric, lambda: checkpoints.save(self.folder, state.parts() | {"log": log}, self.watch.since))
-        once(self.fabric, lambda: self.log.write(self.folder))
+        once(self.fabric, lambda: self.save(state, log))
         if stop:
             line = f"stopped at step {state.step:,}, saved; the same command resumes"
             raise Stopped(line) if self.fabric.is_global_zero else SystemExit(75)
+
+    def save(self, state: State, log: Mapping[str, Any]) -> None:
+        """Score the held-out images where it is time, and write a checkpoint and the log."""
+        if state.step % self.validate_every == 0 and state.step < self.steps:  # the end is scored by finish
+            self.log.add_scores(self.scores(state.network), state)
+        checkpoints.save(self.run.folder, state.parts() | {"log": log}, self.log.watch.since)
+        self.log.write(self.run.folder)
 
     def scores(self, network: nn.Module) -> dict[str, Any]:
         """A network's scores on the held-out images."""
@@ -316,23 +308,18 @@ class Session:
         found = score(upscaler(network, scale), self.held_out, scale, protocol, self.fabric.device, tile=0)
         return asked | {"lr_origin": found.lr_origin, "psnr": found.psnr, "ssim": found.ssim}
 
-    def add_scores(self, state: State, scores: Mapping[str, Any]) -> None:
-        """Add a row to the scores on the way."""
-        row = (state.step, scores["psnr"], scores["ssim"], round(state.seconds, 3))
-        self.log.rows["validation"].append(row)
-
-    def finish(self, state: State, collapse: Diverged | None, made: dict[str, Any]) -> None:
+    def finish(self, state: State, collapse: Diverged | None, made: Mapping[str, Any]) -> None:
         """Write the weights and, last of all, the record. Of a run that collapsed these are the weights of the last
         good checkpoint, or those that it began with."""
-        made |= provenance(self.fabric.device) | {"seconds": round(state.seconds, 1)}
+        folder, seconds = self.run.folder, round(state.seconds, 1)
         if collapse:
-            state = State(initial(self.config, self.folder.parent).to(self.fabric.device), self.config.train)
-            state.restore(checkpoints.restore(self.folder, before=collapse.step) or state.parts())
-        save_network(state.network, self.config.model, self.folder / "model.safetensors")
+            state = self.start()
+            state.restore(checkpoints.restore(folder, before=collapse.step) or state.parts())
+        save_network(state.network, self.config.model, folder / "model.safetensors")
         scores = self.scores(state.network)
         if not collapse:
-            self.add_scores(state, scores)
-        self.log.write(self.folder)
+            self.log.add_scores(scores, state)
+        self.log.write(folder)
         loss = self.log.rows["log"][-1][1]
         ended = {
             "steps": self.steps,
@@ -341,13 +328,9 @@ class Session:
             "collapse": collapse and collapse.reason,
             "weights_at": state.step,
         }
-        config = asdict(self.config)
-        self.write_record({"config": config, "metrics": ended, "held_out": scores, "provenance": made})
-        checkpoints.clear(self.folder)
-
-    def write_record(self, record: Mapping[str, Any]) -> None:
-        """Write the record of the run, by which it is finished."""
-        checkpoints.write(self.folder / "run.json", json.dumps(record, indent=1).encode())
+        origin = {**made, **provenance(self.fabric.device), "seconds": seconds}
+        self.run.write({"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": origin})
+        checkpoints.clear(folder)
 
 
 def scored_on(config: RunConfig, held_out: data.Store) -> dict[str, Any]:
@@ -399,12 +382,11 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 @cache
 def commit() -> str:
-    """The commit that srlib runs from, with "+changes" where files differ from it; else "unknown" and why."""
+    """The commit that srlib runs from, with "+changes" where files differ from it; else "unknown" and git's reason."""
     # the first refuses a srlib that was installed into another project's checkout
     ask = "git ls-files --error-unmatch runs.py && git rev-parse --short=12 HEAD && git status --porcelain ."
     told = subprocess.run(ask, shell=True, cwd=Path(__file__).parent, capture_output=True, text=True)
     if told.returncode:
-        refused = "git refuses another owner's checkout: see its safe.directory"
-        return f"unknown ({refused if 'dubious ownership' in told.stderr else 'no git, or no checkout of it'})"
+        return f"unknown ({told.stderr.splitlines()[0]})"
     _, found, *changes = told.stdout.splitlines()
     return found + ("+changes" if changes else "")

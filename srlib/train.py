@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -33,48 +30,27 @@ class TrainConfig:
     """Everything but the data and the network that determines trained weights. A default is the neutral value of what a
     recipe (:mod:`srlib.papers`) does not use, no paper's. Raises InputError for values that no training can use."""
 
-    steps: int
-    """Number of optimiser steps; the schedule spans them."""
-    batch: int
-    """Patches in a batch, over all processes."""
-    patch: int
-    """Side of an LR patch in pixels."""
-    optimizer: Literal["adam", "adamw"]
-    """AdamW takes the weight decay apart from the gradient."""
-    betas: tuple[float, float]
-    """Decay rates of the optimiser's first and second moments."""
-    weight_decay: float = 0.0
-    """Strength of the pull of weights to zero."""
-    lr: float
-    """Learning rate at the start."""
-    lr_final: float
-    """Learning rate at the end of the cosine; a multistep schedule does not use it."""
-    schedule: Literal["cosine", "multistep"]
-    """One cosine from ``lr`` to ``lr_final``, or ``lr`` times ``lr_decay`` at each milestone."""
-    milestones: tuple[int, ...] = ()
-    """Steps after which a multistep schedule lowers the learning rate; () for a cosine."""
-    lr_decay: float = 0.5
-    """Factor of a multistep schedule."""
-    fft_weight: float
-    """Weight of the L1 loss between spectra (:func:`srlib.losses.fft_l1`); 0 leaves it out."""
-    ema_decay: float
-    """Decay of the exponential moving average of the weights, which is then what is evaluated; 0: no average."""
-    degradation: Literal["bicubic", "real-esrgan"]
-    """What makes LR patches of HR ones."""
-    queries: int = 0
-    """Output pixels that are asked of a network for every scale, for each patch (LIIF); 0 compares whole patches."""
-    scales: tuple[float, float] = (1.0, 4.0)
-    """The least and the greatest scale, between which each patch of queries gets a random one."""
-    l1_weight: float = 1.0
-    """Alpha of MoEISR's Equation 6; it counts for queries alone."""
-    balance_weight: float = 0.0
-    """Beta of MoEISR's Equation 6; it counts for queries alone."""
-    expert_weights: tuple[float, ...] = ()
-    """The w_j of MoEISR's Equation 7, one for each expert; () for 1 each."""
-    precision: Precision = "32-true"
-    """Fabric's name of the arithmetic; weights are float32 in each."""
-    seed: int = 0
-    """Decides initial weights, patches and what the network draws."""
+    steps: int  #: number of optimiser steps; the schedule spans them
+    batch: int  #: patches in a batch, over all processes
+    patch: int  #: side of an LR patch in pixels
+    optimizer: Literal["adam", "adamw"]  #: AdamW takes the weight decay apart from the gradient
+    betas: tuple[float, float]  #: decay rates of the optimiser's first and second moments
+    weight_decay: float = 0.0  #: strength of the pull of weights to zero
+    lr: float  #: learning rate at the start
+    lr_final: float  #: learning rate at the end of the cosine; a multistep schedule does not use it
+    schedule: Literal["cosine", "multistep"]  #: one cosine to ``lr_final``, or ``lr_decay`` at each milestone
+    milestones: tuple[int, ...] = ()  #: steps after which a multistep schedule lowers the learning rate
+    lr_decay: float = 0.5  #: factor of a multistep schedule
+    fft_weight: float  #: of the L1 loss between spectra (:func:`srlib.losses.fft_l1`); 0 leaves it out
+    ema_decay: float  #: of the moving average of the weights, which is then what is evaluated; 0: no average
+    degradation: Literal["bicubic", "real-esrgan"]  #: what makes LR patches of HR ones
+    queries: int = 0  #: HR pixels that are asked of each patch (LIIF), for networks for every scale; 0: whole patches
+    scales: tuple[float, float] = (1.0, 4.0)  #: least and greatest scale of a patch of queries, drawn at random
+    l1_weight: float = 1.0  #: alpha of MoEISR's Equation 6; for queries alone
+    balance_weight: float = 0.0  #: beta of MoEISR's Equation 6; for queries alone
+    expert_weights: tuple[float, ...] = ()  #: the w_j of MoEISR's Equation 7, one for each expert; () for 1 each
+    precision: Precision = "32-true"  #: Fabric's name of the arithmetic; weights are float32 in each
+    seed: int = 0  #: decides initial weights, patches and what the network draws
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -84,10 +60,9 @@ class TrainConfig:
             else:
                 least, limit = LEAST.get(name, 0), 1 if name in ("betas", "ema_decay") else 2**63
                 what, types = ("whole number", {int}) if int in (kind, *parts) else ("number", {int, float})
-                numbers, amount, several = (value,), f"a {what}", ... in parts  # (int, ...) is any number of them
-                if parts:
-                    numbers, amount = value, f"a tuple of {'some' if several else len(parts)} {what}s"
-                fits = isinstance(numbers, tuple) and (several or len(numbers) == max(1, len(parts)))
+                amount = f"a tuple of {'some' if ... in parts else len(parts)} {what}s" if parts else f"a {what}"
+                numbers = value if isinstance(value, tuple) else (value,)
+                fits = isinstance(value, tuple) == bool(parts) and (... in parts or len(numbers) == max(1, len(parts)))
                 fits = fits and all(type(number) in types and least <= number < limit for number in numbers)
                 advice = f"give {amount} from {least} up, below {limit}"
             if not fits:
@@ -96,45 +71,6 @@ class TrainConfig:
             raise InputError(f"scales are {self.scales}: give the least and the greatest, such as (1, 4)")
         if self.queries and (self.fft_weight or self.degradation != "bicubic"):
             raise InputError("queries have no spectrum, and bicubic LR: give fft_weight 0 and degradation bicubic")
-
-
-@dataclass(eq=False)
-class Diverged(ArithmeticError):
-    """The training has collapsed; ``step`` (counted from 1) is the first whose loss shows it, ``reason`` says how."""
-
-    step: int
-    reason: str
-
-
-class Watch:
-    """Ends a training of so many ``steps`` that has collapsed: its loss is not finite, or stays far above its median.
-
-    It looks at the rows of a log, means over some steps. A row is high if it is above ``FACTOR`` times (6 dB) the
-    median of the last ``MEMORY`` that were not. ``LONG`` high rows in a row are a collapse, or half as many at the end
-    of the run. So ends SAFMN without layer norm at a learning rate of 1e-3 (Table 3, "taken before the training
-    collapse"); a healthy training has a single high row now and then."""
-
-    FACTOR, MEMORY, LEAST, LONG = 2.0, 50, 10, 10
-
-    def __init__(self, steps: int) -> None:
-        self.steps, self.step, self.high = steps, 0, 0
-        self.calm: deque[float] = deque(maxlen=self.MEMORY)
-        self.since: int | None = None  # the first step of the high rows up to now
-
-    def look(self, step: int, losses: Sequence[float]) -> None:
-        """Look at the losses of the row that ends at ``step``, or at their mean alone. Raises Diverged."""
-        first, self.step = self.step + 1, step
-        for number, loss in enumerate(losses, first):
-            if not math.isfinite(loss):
-                raise Diverged(number, "the loss is not finite")
-        mean = math.fsum(losses) / len(losses)
-        if len(self.calm) < self.LEAST or mean <= self.FACTOR * median(self.calm):
-            self.calm.append(mean)
-            self.since, self.high = None, 0
-            return
-        self.since, self.high = self.since or first, self.high + 1
-        if self.high >= (self.LONG // 2 if step == self.steps else self.LONG):
-            raise Diverged(self.since, f"the loss stays above {self.FACTOR:g} times its median")
 
 
 class State:

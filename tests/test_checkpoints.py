@@ -155,19 +155,21 @@ def test_released_files_load_and_what_was_taken_is_said(network, tiny_release, t
 
 def test_a_refusal_shows_what_the_file_has_and_what_was_expected(network, tiny_release, tmp_path):
     weights = network.state_dict()
-    nan = {key: torch.full_like(value, torch.nan) for key, value in weights.items()}
-    first = min(weights)
+    first = next(iter(weights))
     for wrong, reason in [
-        ({"conv1.weight": torch.zeros(1), "conv1.bias": torch.zeros(1)}, f"it has conv1.bias, conv1.weight.* {first}"),
-        (create("safmn", 4, TINY).state_dict(), r"size mismatch for to_img.0.\w+: .*\[48.*\[12"),
-        (weights | {"more": torch.zeros(1)}, r"it has more \(1\), and lacks nothing else"),
-        ({}, f"lacks {first}"),
-        (nan, "values that are not finite"),
+        (
+            {"conv1.weight": torch.zeros(1)},
+            f'does not fit SAFMN .*Missing.* "{first}", .*; Unexpected .* "conv1.weight"',
+        ),
+        (create("safmn", 4, TINY).state_dict(), r"does not fit SAFMN .*size mismatch for to_img.0.\w+: .*\[48.*\[12"),
+        (weights | {"more": torch.zeros(1)}, 'does not fit SAFMN .*Unexpected .* "more"'),
+        ({}, f'does not fit SAFMN .*Missing.* "{first}"'),
+        (weights | {first: torch.full_like(weights[first], torch.nan)}, "has values that are not finite"),
     ]:
         torch.save(wrong, tmp_path / "wrong.pth")
-        with pytest.raises(InputError, match=reason) as error:
+        with pytest.raises(InputError, match=f"^wrong.pth {reason}") as error:
             load(tmp_path / "wrong.pth", "safmn", 2)
-        assert "\n" not in str(error.value) and str(error.value).startswith("wrong.pth does not fit SAFMN")
+        assert "\n" not in str(error.value) and len(str(error.value)) < 700
 
 
 def test_files_that_are_no_weights_are_refused_in_one_line(network, tiny_release, tmp_path):
@@ -189,7 +191,7 @@ def test_files_that_are_no_weights_are_refused_in_one_line(network, tiny_release
         with pytest.raises(InputError, match=reason):
             load(tmp_path / name)
     assert same(load(tmp_path / "foreign", "safmn", 2), network), "told by its content, not by its suffix"
-    with pytest.raises(InputError, match="list does not fit SAFMN .* it has nothing else"):
+    with pytest.raises(InputError, match="list does not fit SAFMN .* Missing"):
         load(tmp_path / "list", "safmn", 2)
     assert not (tmp_path / "ran").exists()
 
@@ -200,5 +202,5 @@ def test_what_a_release_stores_and_never_uses_is_passed_over_where_its_module_sa
 
     network = nn.Sequential(Encoder(3, 3, 1))
     load_released(network, network.state_dict() | {"0.shift": torch.zeros(3)})
-    with pytest.raises(InputError, match="it has shift"):
+    with pytest.raises(InputError, match='Unexpected .* "shift"'):
         load_released(network, network.state_dict() | {"shift": torch.zeros(3)})

@@ -132,13 +132,14 @@ def test_two_processes_train_the_run_of_one(store, tmp_path, model):
     assert type(one)(folder).log()["loss"].to_numpy() == pytest.approx(one.log()["loss"].to_numpy(), rel=1e-3)
 
 
-def test_a_batch_is_cut_into_equal_parts():
+def test_a_batch_is_cut_into_equal_parts(monkeypatch):
     class Second:
         world_size, global_rank = 2, 1
 
     assert part(Second(), 8) == slice(4, 8)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="a batch of 5 has no 2 equal parts"):
         part(Second(), 5)  # type: ignore[arg-type]
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # without torchrun each task of a Slurm job is a process by itself
     assert part(launch("cpu", "32-true"), 5) == slice(0, 5)
 
 

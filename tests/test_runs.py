@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -290,19 +289,14 @@ def test_weights_that_are_not_finite_never_take_the_place_of_good_ones(store, tm
 # --- provenance ------------------------------------------------------------------------------------------------------
 
 
-def test_the_commit_is_recorded_or_why_there_is_none(monkeypatch, tmp_path):
-    for error, expected in [
-        ("fatal: detected dubious ownership in repository at '/srlib'", "another owner's checkout: see its safe"),
-        ("fatal: not a git repository", "unknown (no git, or no checkout of it)"),
-    ]:
-        runs.commit.cache_clear()
-        told = subprocess.CompletedProcess("git", 128, "", error)
-        monkeypatch.setattr(subprocess, "run", lambda *_, told=told, **__: told)
-        assert expected in runs.commit()
-    runs.commit.cache_clear()
-    monkeypatch.undo()
-    if shutil.which("git") and (Path(runs.__file__).parents[1] / ".git").exists():
+def test_the_commit_is_recorded_or_why_there_is_none(monkeypatch):
+    if (Path(runs.__file__).parents[1] / ".git").exists():
         assert runs.commit()[:12].isalnum()
+    runs.commit.cache_clear()
+    told = subprocess.CompletedProcess("git", 128, "", "fatal: detected dubious ownership in repository\nTo add ...")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: told)
+    assert runs.commit() == "unknown (fatal: detected dubious ownership in repository)"
+    runs.commit.cache_clear()
 
 
 def test_a_damaged_record_is_refused(tmp_path):

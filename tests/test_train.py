@@ -15,10 +15,11 @@ from PIL import Image
 from srlib import papers, runs
 from srlib.data import Store, loader
 from srlib.errors import InputError
+from srlib.logs import Diverged, Watch
 from srlib.models import create
 from srlib.models.safmn import SAFMNConfig
 from srlib.parallel import Mixed
-from srlib.train import Diverged, State, TrainConfig, Watch, draws, make_objective, train
+from srlib.train import State, TrainConfig, draws, make_objective, train
 
 CPU = Fabric(accelerator="cpu", devices=1)
 SETTINGS = replace(papers.recipe("safmn").train, steps=10, batch=2, patch=8, ema_decay=0.9)
