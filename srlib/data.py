@@ -162,7 +162,8 @@ class _Cached:
         except OSError as error:
             raise InputError(f"cannot write to {cache} ({error.strerror}): set SRLIB_CACHE to another folder") from None
         beside = [file.with_suffix(".txt") for file in self.files]
-        self.notes = tuple(line for file in beside if file.exists() for line in file.read_text().splitlines())
+        noted = [file.read_text("utf-8", "surrogateescape") for file in beside if file.exists()]
+        self.notes = tuple(line for text in noted for line in text.splitlines())
 
     def __getitem__(self, i: int) -> np.ndarray:
         """Image i, memory-mapped: uint8 (3, H, W)."""
@@ -265,9 +266,6 @@ class Store:
         """
         if scale not in self._lr:
             sizes = [(height // scale, width // scale) for _, height, width in self.images.shapes]
-            for name, size in zip(self.names, sizes, strict=True):
-                if 0 in size:
-                    raise InputError(f"{name} is too small for x{scale}: use a smaller scale or leave it out")
             lr = self._distributed.get(scale) or self._made(scale, sizes)
             for i in sorted(lr.problems):
                 raise InputError(lr.problems[i])
@@ -283,6 +281,8 @@ class Store:
 
         def make(i: int) -> Decoded:
             height, width = sizes[i]
+            if not height or not width:
+                raise InputError(f"{self.names[i]} is too small for x{scale}: use a smaller scale or leave it out")
             hr = self.hr(i)[:, : height * scale, : width * scale]
             if self.seed is None:
                 return imresize(hr, size=sizes[i]).numpy(), ()
