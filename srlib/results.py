@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import nn
 from srlib import checkpoints, papers
 from srlib import runs as training
 from srlib.data import Store
-from srlib.errors import InputError
+from srlib.errors import InputError, say
 from srlib.evaluate import bicubic, score_under, upscaler
 from srlib.models import takes_scale
 
@@ -33,10 +32,10 @@ STANDARD = "safmn"  # BasicSR's protocol, under which all networks are compared,
 SETS = ("photos/held-out", "Set5", "Set14")  # what runs are scored on
 SCALES = (2, 3, 4)  # at which a network for every scale is scored
 WEIGHTS = Path(__file__).parent / "weights"
-BSD400 = "f96a368e4eeb133f0039fc381eabe4ce145e4d4c51c9ee2aed922e3c7447d7df"
-SEEN = {BSD400: {("Set5", "woman")}}
-"""Test images that were trained on, by the fingerprint of the training images: Set5's woman is BSDS500's photograph
-302003, reduced 1.4 times. Mean scores hold them, as everybody's do; statements on chance leave them out."""
+SEEN = {"f96a368e4eeb133f0039fc381eabe4ce145e4d4c51c9ee2aed922e3c7447d7df": {("Set5", "woman")}}
+"""Test images that were trained on, by the fingerprint of the training images, here BSD400: Set5's woman is BSDS500's
+photograph 302003, reduced 1.4 times. Mean scores hold them, as everybody's do; statements on chance leave them out."""
+ALIKE = ["steps", "batch", "patch", "fingerprint", "precision"]  # in which runs agree whose scores are compared
 
 COLUMNS = {
     "runs": "run purpose model scale paper table row seed budget steps batch patch queries precision data fingerprint "
@@ -45,8 +44,9 @@ COLUMNS = {
     "curves": "run step loss psnr",
     "speed": "network what implementation units unit_ms seconds low high device threads conditions",
 }
-_say_once = cache(lambda line: print(line, file=sys.stderr))
-_TYPES = {"table": "string", "row": "string", "weights": "string", "scale": "Int64", "collapsed_at": "Int64"}
+_TYPES: Any = {"table": "string", "row": "string", "weights": "string", "scale": "Int64", "collapsed_at": "Int64"}
+_parsed = cache(lambda path, changed: pd.read_csv(path, dtype=_TYPES))  # once for each time that the file was changed
+_say_once = cache(say)
 
 
 def folder() -> Path | None:
@@ -59,7 +59,8 @@ def _read(name: str) -> pd.DataFrame:
     if (where := folder()) is None:
         _say_once("no runs are recorded here: book/results comes with srlib's repository")
         return pd.DataFrame(columns=COLUMNS[name].split())
-    return pd.read_csv(where / f"{name}.csv", dtype=_TYPES)
+    path = where / f"{name}.csv"
+    return _parsed(path, path.stat().st_mtime_ns).copy()
 
 
 def runs() -> pd.DataFrame:
@@ -104,13 +105,11 @@ def means(
 
 
 class Gap(NamedTuple):
-    """A mean difference in dB, the bounds of its 95 % interval (NaN for one seed, which can't tell), and the number of
-    pairs of scores."""
+    """A mean difference in dB and the bounds of its 95 % interval, NaN where no seed is repeated, which can't tell."""
 
     mean: float
     low: float
     high: float
-    n: int = 0
 
     @property
     def text(self) -> str:
@@ -119,26 +118,29 @@ class Gap(NamedTuple):
         return f"{self.mean:+.2f}{bounds}".replace("-", "\N{MINUS SIGN}")
 
 
-def gaps(one: Collection[str], other: Collection[str], scale: int = 4) -> Gap:
+def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4) -> Gap:
     """How far the runs ``one`` lie above the runs ``other`` (ids; ["bicubic"] for the baseline): PSNR in dB under the
-    standard protocol, paired by seed and image. Seeds that only one side has are left out, and images that either was
-    trained on. Raises InputError for runs without a common seed and image, and for runs that were trained otherwise;
-    only runs whose purpose is "precision" may differ from the others in that."""
+    standard protocol, image by image, without images that either was trained on. Runs of the same seeds, which saw the
+    same patches, are paired (``crossed``); others, such as one run beside a baseline's three, are not (``apart``).
+
+    Raises InputError for runs without a common image, and for runs that were trained otherwise; only runs whose purpose
+    is "precision" may differ from the others in that.
+    """
     about, found = runs().set_index("run"), scores()
     used = about[about.index.isin([*one, *other])]
-    settings = ["steps", "batch", "patch", "fingerprint"] + ["precision"] * ("precision" not in [*used.purpose])
-    if len(used[settings].drop_duplicates()) > 1:
+    if len(used[ALIKE[:-1] if "precision" in [*used.purpose] else ALIKE].drop_duplicates()) > 1:
         raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
-    seen = set().union(*(SEEN.get(images, set()) for images in used.fingerprint))
     found = found[(found.protocol == STANDARD) & (found.scale == scale) & found.dataset.isin(SETS)]
-    found = found[[place not in seen for place in zip(found.dataset, found.image, strict=True)]]
-    found = found.assign(seed=found.run.map(about.seed))
-    keys = ["dataset", "image"] + ["seed"] * ("bicubic" not in [*one, *other])
-    pairs = found[found.run.isin([*one])].merge(found[found.run.isin([*other])], on=keys, suffixes=("", "_other"))
-    if pairs.empty:
-        raise InputError(f"{', '.join(one)} and {', '.join(other)} share no seed and image at x{scale}")
-    pairs["gap"] = pairs.psnr - pairs.psnr_other
-    return crossed(pairs.pivot(index="run", columns=["dataset", "image"], values="gap").dropna(axis=1).to_numpy())
+    wide = found.pivot(index=["dataset", "image"], columns="run", values="psnr").reindex(columns=[*one, *other])
+    seen = set().union(*(SEEN.get(images, set()) for images in used.fingerprint))
+    wide = wide[[image not in seen for image in wide.index]].dropna()
+    if wide.empty:
+        raise InputError(f"{', '.join(one)} and {', '.join(other)} share no image at x{scale}")
+    seeds: Any = about.seed.to_dict()
+    one, other = (sorted(ids, key=seeds.get) for ids in (one, other))
+    first, second = (wide[ids].to_numpy().T for ids in (one, other))
+    paired = other == ["bicubic"] or [*map(seeds.get, one)] == [*map(seeds.get, other)]
+    return crossed(first - second) if paired else apart(first, second)
 
 
 def crossed(samples: np.ndarray) -> Gap:
@@ -150,7 +152,7 @@ def crossed(samples: np.ndarray) -> Gap:
     """
     mean, (seeds, images) = float(samples.mean()), samples.shape
     if min(seeds, images) < 2:
-        return Gap(mean, math.nan, math.nan, samples.size)
+        return Gap(mean, math.nan, math.nan)
     by_seed, by_image = samples.mean(1), samples.mean(0)
     rest = samples - by_seed[:, None] - by_image + mean
     parts = np.array([by_seed.var(ddof=1) / seeds, by_image.var(ddof=1) / images])
@@ -161,7 +163,27 @@ def crossed(samples: np.ndarray) -> Gap:
         variance = parts.sum() - both
         degrees = max(variance**2 / (np.array([*parts, both]) ** 2 / free).sum(), free[:2].min())
     half = float(scipy.stats.t.ppf(0.975, degrees) * math.sqrt(variance))
-    return Gap(mean, mean - half, mean + half, samples.size)
+    return Gap(mean, mean - half, mean + half)
+
+
+def apart(first: np.ndarray, second: np.ndarray) -> Gap:
+    """The mean of ``first`` (seeds, images) less that of ``second``, other seeds on the same images, with an interval
+    of 95 % or more. One of them may be a single seed.
+
+    Both networks are taken to scatter alike from seed to seed, so one variance s^2 is pooled from the seeds' means of
+    both; the difference has s^2 (1/m + 1/n), for m and n seeds, and m + n - 2 degrees of freedom. A single seed adds
+    nothing to s^2: the interval is then too narrow for a network whose training is less steady than the other's. The
+    images' part is the variance of the differences over their number. The squares of the two parts' half widths, each
+    by Student's t, add up: as the interaction of seeds and images is in both, that is wide rather than narrow.
+    """
+    gap, groups = first.mean(0) - second.mean(0), (first, second)
+    mean, free = float(gap.mean()), np.array([len(first) + len(second) - 2, len(gap) - 1])
+    if free.min() < 1:
+        return Gap(mean, math.nan, math.nan)
+    seeds = sum(group.mean(1).var() * len(group) for group in groups) / free[0]
+    parts = np.array([seeds * (1 / len(first) + 1 / len(second)), gap.var(ddof=1) / len(gap)])
+    half = float(np.sqrt((parts * scipy.stats.t.ppf(0.975, free) ** 2).sum()))
+    return Gap(mean, mean - half, mean + half)
 
 
 def trend(printed_gap: float, gap: Gap) -> Literal["agrees", "opposite", "undecided"]:
@@ -176,18 +198,23 @@ def record(
 ) -> pd.DataFrame:
     """Score a finished run and write its lines, and bicubic's, in place of older ones of that id; returns the means.
 
-    One that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError
-    where there are no records, for the baseline's id, and for weights that collapsed, are not scored on the held-out
-    photographs, or are no better there than those that ship.
+    ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
+    that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
+    there are no records, for the baseline's id, for an ablation without its row, and for weights that collapsed, are
+    not scored on the held-out photographs, or are no better there than those that ship.
     """
     where, config, train = folder(), run.config, run.config["train"]
+    model, slug, weights = config["model"], papers.of(config["model"]).slug, ""
     if where is None:
         raise InputError("there are no records here: start in the project's folder")
     if run_id == "bicubic":
         raise InputError("bicubic is the baseline's id: give the run another, such as equal-safmn-seed0")
     if purpose == "ships" and SETS[0] not in [store.name for store in stores]:
         raise InputError(f"weights ship by their score on {SETS[0]}: name it among the data, too")
-    network, model, weights = run.network().eval(), config["model"], ""
+    if purpose == "ablation" and not row:
+        raise InputError("which row of which table? give the file that srlib train --table --row --record wrote")
+    row = papers.row(slug, table, row, config["scale"]).name if row else ""
+    network = run.network().eval()
     network = network.half().float() if purpose == "ships" else network
     low, high = train["scales"]
     scales = [config["scale"]] if config["scale"] else [scale for scale in SCALES if low <= scale <= high]
@@ -206,7 +233,7 @@ def record(
     thin = log.iloc[:: max(1, len(log) // 100)][["step", "loss"]].merge(validation[["step", "psnr"]], "outer", "step")
     thin = thin.assign(run=run_id, loss=thin.loss.map("{:.6g}".format), psnr=thin.psnr.round(4)).astype({"step": int})
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
-    said |= {"paper": papers.of(model).slug, "table": table, "row": row}
+    said |= {"paper": slug, "table": table, "row": row}
     _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
     _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
     _write(where / "curves.csv", thin, ["run", "step"])
@@ -226,10 +253,10 @@ def _scored(run_id: str, upscale: Callable[..., Any], model: str, stores: Sequen
 
 def _write(path: Path, frame: pd.DataFrame, keys: list[str]) -> None:
     """Write a run's lines in place of its older ones, the baseline's only where they are new; the baseline comes first,
-    then run by run."""
-    old = pd.read_csv(path, dtype=str, keep_default_na=False)
-    text = io.StringIO(frame.reindex(columns=old.columns).to_csv(index=False))
-    new = pd.read_csv(text, dtype=str, keep_default_na=False)
+    then run by run. Numbers stay the text that they are in the file."""
+    as_text: Any = {"dtype": str, "keep_default_na": False}
+    old = pd.read_csv(path, **as_text)
+    new = pd.read_csv(io.StringIO(frame.reindex(columns=old.columns).to_csv(index=False)), **as_text)
     both = pd.concat([old[(old.run == "bicubic") | ~old.run.isin(new.run)], new]).drop_duplicates(keys)
     both = both.sort_values("run", key=lambda run: run.where(run != "bicubic", ""), kind="stable")
     checkpoints.write(path, both.to_csv(index=False, lineterminator="\n").encode())

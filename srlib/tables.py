@@ -4,7 +4,8 @@ Counts are made now; scores of bicubic and of trained networks come from ``srlib
 rounds to the printed digits; "within", inside the tolerance (a count: one unit of the last printed digit; PSNR 0.02 dB,
 SSIM 0.0006); "differs", neither; "not-run", with the reason in the note. Scores of networks that were trained for less
 than the paper's steps get no verdict: they stand beside the printed ones as ``trained``, and a row's gap to the table's
-baseline has a trend: "agrees", "opposite" or "undecided" (``results.trend``).
+baseline has a trend: "agrees", "opposite" or "undecided" (``results.trend``). All rows of a table are then taken from
+trainings of one length.
 """
 
 from __future__ import annotations
@@ -27,22 +28,27 @@ TOLERANCE = {"psnr": "0.02", "ssim": "0.0006"}
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
-COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs"]
+COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs", "name", "training", "steps", "ended"]
 claims = papers.claims
 Cell = dict[Any, Any]  # one line of a printed table
 
 
-def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
+def table(paper: str, number: str, counts: bool = True, runs: pd.DataFrame | None = None) -> pd.DataFrame:
     """A printed table, one line a cell, in ``COLUMNS``; without ``counts`` nothing is counted.
 
-    ``ours`` is in the printed ``unit``, NaN where there is none. ``own`` tells the paper's own networks from its peers.
-    ``trained`` is the score of the network as trained here, ``budget`` how, ``runs`` the ids of its runs. In an
-    ablation ``gap_printed`` is the cell's PSNR above the baseline's in print, and ``gap`` ours with a 95 % interval,
-    over all images that the runs are scored on. Raises ``InputError`` for an unknown paper or table.
+    ``ours`` is in the printed ``unit``, NaN where there is none. ``own`` tells the paper's own networks from its peers,
+    ``name`` is the row's with its variant. ``trained`` is the score of the network as trained here, ``budget`` how,
+    ``runs`` the ids of its runs; they are among the given lines of ``results.runs``, by default all. In an ablation
+    ``gap_printed`` is the cell's PSNR above the baseline's in print, and ``gap`` ours with a 95 % interval, over all
+    images that the runs are scored on. All its rows are of one ``training``, that which most of them had, of these the
+    longest. Where one ``ended`` in a collapse, the row has the weights of before, as in SAFMN's Table 3, and its trend
+    is undecided. Raises ``InputError`` for an unknown paper or table.
     """
-    evidence, lines = _Evidence(paper, number), []
+    evidence, lines = _Evidence(paper, number, results.runs() if runs is None else runs), []
     for cell, row in evidence.cells:
-        found = dict[str, Any](ours=None, why="", budget="", trend="", runs="", verdict="not-run")
+        found = dict[str, Any](
+            ours=None, why="", budget="", trend="", runs="", verdict="not-run", training="", ended=""
+        )
         about, tolerance = evidence.paper, TOLERANCE.get(cell["metric"])
         if row and cell["metric"] in COUNTED and counts:
             found["ours"], found["why"] = _counted(row, cell)
@@ -55,14 +61,14 @@ def table(paper: str, number: str, counts: bool = True) -> pd.DataFrame:
         elif not found["why"]:
             found["why"] = _not_run(about, number, row, cell)
         found["note"] = "; ".join(filter(None, (cell["note"], found["why"])))
-        found["own"] = about.own(number, cell["row"])
+        found |= {"own": about.own(number, cell["row"]), "name": row.name if row else cell["row"]}
         lines.append({"paper": paper, "table": number} | cell | found)
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
 
 
-def all_tables(counts: bool = True) -> list[pd.DataFrame]:
+def all_tables() -> list[pd.DataFrame]:
     """Every table of every paper, in order."""
-    return [table(paper, number, counts) for paper in papers.all_papers() for number in papers.tables(paper)]
+    return [table(paper, number) for paper in papers.all_papers() for number in papers.tables(paper)]
 
 
 def csv(frame: pd.DataFrame) -> str:
@@ -105,19 +111,47 @@ def ledger(paper: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def ablation(paper: str, number: str, dataset: str | None = None) -> pd.DataFrame:
+def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bool = False) -> pd.DataFrame:
     """One line a row of an ablation table: the printed PSNR (dB) on ``dataset``, by default the first in print, its gap
-    to the baseline's, and ours with interval and trend."""
-    cells = table(paper, number, counts=False).query("metric == 'psnr'")
-    names = "row variant scale dataset printed gap_printed gap gap_low gap_high trend trained budget runs".split()
-    return cells[cells.dataset == (dataset or cells.dataset.iloc[0])][names].reset_index(drop=True)
+    to the baseline's, and ours with interval and trend, and as text. With ``lengths`` rows that are also recorded after
+    other trainings have a line for each of these, too, the longest first."""
+    frames, runs = [table(paper, number, counts=False)], results.runs()
+    mine = runs[(runs.purpose == "ablation") & (runs.paper == paper) & (runs.table == number)]
+    for _, part in reversed([*mine.groupby(results.ALIKE)] if lengths else []):
+        frame = table(paper, number, False, part)
+        if frame.training.max() != frames[0].training.max():
+            frames.append(frame[frame.gap.notna()])
+    cells = pd.concat(frames).query("metric == 'psnr'")
+    cells = cells[cells.dataset == (dataset or cells.dataset.iloc[0])].reset_index(drop=True)
+    found = zip(cells.gap, cells.gap_low, cells.gap_high, strict=True)
+    cells["ours"] = ["" if pd.isna(gap) else results.Gap(gap, low, high).text for gap, low, high in found]
+    names = "table row variant name scale dataset printed gap_printed gap gap_low gap_high ours trend trained training"
+    return cells[[*names.split(), "steps", "ended", "budget", "runs"]]
+
+
+def summary(frame: pd.DataFrame) -> str:
+    """What the trained rows of an ablation (with lengths) say, as a list in Markdown: after each training which agree
+    with print, which are opposite, undecided or collapsed; and which have another trend after a longer one."""
+    rows = frame[frame.ours != ""].sort_values("steps", ascending=False, kind="stable")
+    told = rows.trend.where(rows.ended == "", "collapsed")
+    rows, lines = rows.assign(told=told, code="`" + rows["name"] + "`"), []
+    for training, part in rows.groupby("training", sort=False):
+        words = [f"{len(names)} {word} ({', '.join(names)})" for word, names in part.groupby("told").code]
+        lines.append(f"- **{training}:** {'; '.join(words)}.")
+    several = rows[rows.code.duplicated(keep=False)].groupby("code", sort=False).told
+    changed = [f"{code} from {told.iloc[-1]} to {told.iloc[0]}" for code, told in several if told.nunique() > 1]
+    if len(several):
+        lines.append(
+            f"- **With length** {len(changed)} of {len(several)} rows changed: {'; '.join(changed) or 'none'}."
+        )
+    return "\n".join(lines) or "No row is trained yet."
 
 
 class _Evidence:
     """The cells of a table with the rows that stand for them, and what trained networks and bicubic scored there."""
 
-    def __init__(self, paper: str, number: str) -> None:
-        self.paper, self.number, self.runs = papers.paper(paper), number, results.runs()
+    def __init__(self, paper: str, number: str, runs: pd.DataFrame) -> None:
+        self.paper, self.number = papers.paper(paper), number
         scores = results.scores().groupby(["run", "dataset", "scale", "protocol"])[["psnr", "ssim"]]
         self.means: dict[Any, Any] = scores.mean().to_dict("index")
         rows, cells = papers.rows(paper, number), papers.printed(paper, number).to_dict("records")
@@ -125,6 +159,10 @@ class _Evidence:
         self.baseline = next((row for row in rows if row.baseline), None)
         base = [cell for cell, row in self.cells if row and row.baseline and cell["metric"] == "psnr"]
         self.printed = {(cell["dataset"], cell["scale"]): float(cell["printed"]) for cell in base}
+        self.runs = runs
+        if self.baseline:
+            mine = runs[(runs.purpose == "ablation") & (runs.paper == paper) & (runs.table == number)]
+            self.runs = _most(mine, self.baseline.name)
 
     def mean(self, run: str, cell: Cell, protocol: str) -> float | None:
         """A run's mean score for a cell; None where it has none."""
@@ -136,20 +174,22 @@ class _Evidence:
         base = self.printed.get((cell["dataset"], cell["scale"]))
         if self.baseline and base and cell["metric"] == "psnr" and not row.baseline:
             found["gap_printed"], other = round(float(cell["printed"]) - base, 4), self.runs_of(self.baseline)
-            steps = max({*mine.steps} & {*other.steps}, default=None)  # a gap is between trainings of one length
-            if steps and cell["scale"] in results.SCALES:
-                mine, other = mine[mine.steps == steps], other[other.steps == steps]
+            if len(mine) and len(other) and cell["scale"] in results.SCALES:
                 gap = results.gaps([*mine.run], [*other.run], scale=cell["scale"])
                 found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
-                found["trend"] = results.trend(found["gap_printed"], gap)
+                whole = pd.concat([mine, other]).collapsed_at.isna().all()
+                found["trend"] = results.trend(found["gap_printed"], gap) if whole else "undecided"
         protocol, usual = papers.recipe(row.model).protocol_on(cell["dataset"]), papers.protocol(results.STANDARD)
         name = usual.name if protocol.same_arithmetic(usual) else protocol.name
         means = [mean for run in mine.run if (mean := self.mean(run, cell, name))]
         if means and len(means) == len(mine):
             found["trained"] = sum(means) / len(means)
         if "trained" in found or "gap" in found:
-            one, seeds = mine.iloc[0], f", {len(mine)} seeds" * (len(mine) > 1)
-            found["budget"] = f"{one.steps:,} steps of batch {one.batch} on {one['data']}{seeds}"
+            one, seeds = mine.iloc[0], f"{len(mine)} seeds" if len(mine) > 1 else ""
+            steps = ", ".join(f"{step:,}" for step in mine.collapsed_at.dropna())
+            found["training"] = f"{one.steps:,} steps of batch {one.batch} on {one['data']}"
+            found["steps"], found["ended"] = one.steps, f"collapsed at step {steps}" if steps else ""
+            found["budget"] = ", ".join(filter(None, (found["training"], seeds, found["ended"])))
             found["runs"] = " ".join(mine.run)
         if "trained" in found and (mine.budget == "paper").all():
             ours = protocol.printed(found["trained"], _decimals(cell["printed"]))  # SSIU's release rounds up
@@ -158,13 +198,22 @@ class _Evidence:
 
     def runs_of(self, row: papers.Row) -> pd.DataFrame:
         """The runs of a row: an ablation's own; else those of weights that ship, or of the paper's whole training."""
-        runs = self.runs[self.runs.model == row.model]
         if self.baseline:
-            mine = (runs.purpose == "ablation") & (runs.paper == self.paper.slug) & (runs.table == self.number)
-            return runs[mine & (runs["row"] == row.name)]
+            return self.runs[self.runs["row"] == row.name]
+        runs = self.runs[self.runs.model == row.model]
         released = vars(row.config) | {"scale": 0} == vars(default_config(row.model)) | {"scale": 0}
         at_scale = runs.scale.fillna(0) == (row.scale or 0)
         return runs[at_scale & ((runs.purpose == "ships") | (runs.budget == "paper")) & released]
+
+
+def _most(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """An ablation's runs of one training: that in which most rows stand beside the baseline, of these the longest."""
+
+    def rank(part: pd.DataFrame) -> tuple[int, int, int]:
+        rows = {*part["row"]}
+        return (len(rows) - 1) * (baseline in rows), len(rows), part.steps.iloc[0]
+
+    return max((part for _, part in runs.groupby(results.ALIKE)), key=rank, default=runs)
 
 
 def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:

@@ -23,10 +23,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from adjustText import adjust_text
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from pygments import highlight
@@ -36,17 +34,22 @@ from pygments.lexers import PythonLexer
 from srlib import metrics, papers
 from srlib.errors import InputError
 
-Panels = Mapping[str, Any]  # by label: images CHW or HW, or a batch of one, uint8 or float in [0, 1]; or planes
 Notes = Mapping[str, str]  # by label: a line of text
+Panels = Mapping[str, Any]  # by label: images CHW or HW, or a batch of one, uint8 or float in [0, 1]; or planes
 
 INK = "#767b82"  # contrast 4.2 with white and 4.4 with the dark page, #121212
 PALETTE = ("#2f8f9d", "#a86fc9", "#a87d1c", "#c2548b", "#5b7fbf", "#6f8f3a")  # for what is no paper's network
 EXPERTS = ("#f4cf3a", "#45b36b", "#2f6fd0", "#a01c2c")  # from shallow to deep (MoEISR, Figures 1 and 5)
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-STYLE: dict[str, Any] = dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
-STYLE |= {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
-STYLE |= {"svg.hashsalt": "srlib", "axes.formatter.min_exponent": 5}
+STYLE: Any = dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
+STYLE |= {"axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False, "font.size": 11}
+STYLE |= {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "srlib",
+    "axes.formatter.min_exponent": 5,
+}
 METRICS = {"params": "#Params", "flops": "#FLOPs", "macs": "#MACs", "acts": "#Acts", "gpu_memory": "GPU memory"}
 BADGES = {"exact": "=", "within": "~", "differs": "\u2260", "not-run": "\u00b7"}
 BADGES |= {"agrees": "=", "opposite": "\u2260", "undecided": "\u00b7"}
@@ -76,14 +79,12 @@ def images(panels: Panels, caption: str = "", *, crop: Sequence[int] = (), notes
     """Images side by side, with ``notes`` below their labels.
 
     ``crop`` (top, left, height, width) in pixels of the first panel shows that one whole, with a frame, and the crop of
-    each below; smaller panels, such as LR, are cropped at the same place. Raises InputError for a crop that leaves it.
+    each below; smaller panels, such as LR, are cropped at the same place.
     """
     pixels, above = {label: _pixels(panel, label) for label, panel in panels.items()}, ""
     if crop:
         first, whole = next(iter(pixels.items()))
-        if min(crop) < 0 or crop[0] + crop[2] > whole.shape[0] or crop[1] + crop[3] > whole.shape[1]:
-            raise InputError(f"crop {crop} leaves the image of {whole.shape[:2]}: give (top, left, height, width)")
-        framed = _img(_framed(whole, crop), f"{first}, whole, with a frame at the crop")
+        framed = _webp(_framed(whole, crop), f"{first}, whole, with a frame at the crop")
         above = f'<div class="srlib-full">{framed}</div>'
         for label, panel in pixels.items():
             top, left, tall, wide = (round(side * panel.shape[0] / whole.shape[0]) for side in crop)
@@ -104,9 +105,9 @@ def features(maps: Panels, caption: str = "", *, limit: float = 0) -> Shown:
     99th percentile, or all from 0 to ``limit``, such as errors. Range and mean stand below."""
     panels, notes = {}, {}
     for label, value in maps.items():
-        plane = _array(value).astype(float).reshape(-1, *value.shape[-2:]).mean(0)
+        plane = _planes(value).astype(float).mean(0)
         low, high = (0, limit) if limit else np.percentile(plane, (1, 99))
-        panels[label] = _painted((plane - low) / max(high - low, 1e-12), "cividis")
+        panels[label] = mpl.colormaps["cividis"]((plane - low) / max(high - low, 1e-12), bytes=True)[..., :3]
         notes[label] = f"{low:.3g} to {high:.3g}, mean {plane.mean():.3g}"
     return _grid(panels, caption, f"Maps from dark to light. {caption}", notes)
 
@@ -116,11 +117,12 @@ def expert_maps(panels: Panels, experts: Sequence[str], caption: str = "") -> Sh
     deep), beside images; below each map the experts' shares (MoEISR, Figures 1 and 5)."""
     shown, notes = {}, {}
     for label, panel in panels.items():
-        array = _array(panel)
-        chosen = array.ndim == 2 and array.dtype == np.int64
-        shown[label] = _painted(array, mpl.colors.ListedColormap(EXPERTS)) if chosen else _pixels(array, label)
-        if chosen:
-            parts = np.bincount(array.ravel(), minlength=len(experts)) / array.size
+        planes = _planes(panel)
+        if planes.dtype != np.int64:
+            shown[label] = _pixels(panel, label)
+        else:
+            shown[label] = mpl.colors.ListedColormap(EXPERTS)(planes[0], bytes=True)[..., :3]
+            parts = np.bincount(planes.ravel(), minlength=len(experts)) / planes.size
             notes[label] = ", ".join(f"{name} {part:.0%}" for name, part in zip(experts, parts, strict=True))
     spans = (f'<i style="background:{c}"></i>{escape(name)} ' for name, c in zip(experts, EXPERTS, strict=False))
     key = f'<div class="srlib-key">{"".join(spans)}</div>'
@@ -131,16 +133,17 @@ def attribution(maps: Panels, lr: Any, hr: Any, box: Sequence[float], caption: s
     """The HR image, and attribution maps (h, w) of one patch, such as ``Attribution.strength``, over the LR image in
     faint grey: shares of their sum on one logarithmic scale over three decades. The patch (``box``: top, left, height,
     width in LR pixels) is framed in red (SAFMN, Figure 2; SSIU, Figure 9)."""
-    shares = {label: _array(found).astype(float) / float(_array(found).sum()) for label, found in maps.items()}
+    shares = {label: _planes(found)[0].astype(float) / _planes(found).sum() for label, found in maps.items()}
     top = max(share.max() for share in shares.values())
     faint = (140 + 0.45 * _pixels(lr, "LR").mean(2, keepdims=True)).astype(np.uint8)
     panels = {"HR": _pixels(hr, "HR")}
     for label, share in shares.items():
         level = np.log10(np.clip(share / top, 1e-3, 1)) / 3 + 1
-        panels[label] = np.where(level[..., None] > 0, _painted(0.15 + 0.85 * level, "YlGnBu"), faint)
+        colours = mpl.colormaps["YlGnBu"](0.15 + 0.85 * level, bytes=True)
+        panels[label] = np.where(level[..., None] > 0, colours[..., :3], faint)
     for label, panel in panels.items():
         large = _enlarged(panel)
-        panels[label] = _framed(large, [side * large.shape[0] / len(faint) for side in box], "red")
+        panels[label] = _framed(large, [side * len(large) / len(faint) for side in box], "red")
     said = f"Share of the map in one pixel, from light, {top / 10:.2g} %, to dark, {top * 100:.2g} %; grey: less."
     return _grid(panels, f"{caption} {said}", f"What the patch framed in red rests on. {caption} {said}", notes)
 
@@ -164,7 +167,7 @@ def _grid(panels: Panels, caption: str, said: str, notes: Notes, above: str = ""
     for label, pixels in panels.items():
         note = notes.get(label, "")
         told.append(f"{label}: {note}" if note else label)
-        image = _img(pixels if compare else _enlarged(pixels), f"{told[-1]}. {said}", lossless=not compare)
+        image = _webp(pixels if compare else _enlarged(pixels), f"{told[-1]}. {said}", lossless=not compare)
         text = f'<span class="srlib-label">{escape(label)}<small>{escape(note)}</small></span>'
         data = f'data-label="{escape(label)}" data-note="{escape(note)}"'
         cells.append(f'<div class="srlib-panel" {data}><div class="srlib-view">{image}</div>{text}</div>')
@@ -175,33 +178,31 @@ def _grid(panels: Panels, caption: str, said: str, notes: Notes, above: str = ""
     return _figure(above + grid, f"{said} {'; '.join(told)}.", caption, " srlib-compare" * compare)
 
 
-def _img(pixels: np.ndarray, alt: str, lossless: bool = True) -> str:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "webp", lossless=lossless, quality=95)
-    address = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
+def _img(kind: str, content: bytes, alt: str, size: str = "") -> str:
+    address = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     return f'<img class="dark-light" {size} src="{address}" alt="{escape(alt)}">'
 
 
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+def _webp(pixels: np.ndarray, alt: str, lossless: bool = True) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "webp", lossless=lossless, quality=95)
+    return _img("webp", file.getvalue(), alt, f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"')
+
+
+def _planes(value: Any) -> np.ndarray:
+    """Anything image-like as (C, h, w)."""
+    array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    return array.reshape(-1, *array.shape[-2:])
 
 
 def _pixels(value: Any, label: str) -> np.ndarray:
     """Anything image-like as (h, w, 3), uint8."""
-    array = _array(value)
-    array = array[0] if array.ndim == 4 and len(array) == 1 else array
-    array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[0] not in (1, 3) or not np.isfinite(array).all():
-        raise InputError(f"panel {label!r} of shape {array.shape} is no image of 1 or 3 channels with finite values")
-    if array.dtype != np.uint8:
-        array = np.floor(np.clip(array.astype(float), 0, 1) * 255 + 0.5).astype(np.uint8)
-    return np.repeat(array, 3 // len(array), 0).transpose(1, 2, 0).copy()  # stored images are read-only
-
-
-def _painted(plane: np.ndarray, colours: Any) -> np.ndarray:
-    """Values in [0, 1], or whole numbers of a list's colours, as pixels."""
-    return mpl.colormaps.get_cmap(colours)(plane, bytes=True)[..., :3]
+    planes = _planes(value)
+    if len(planes) not in (1, 3) or not np.isfinite(planes).all():
+        raise InputError(f"panel {label!r} of shape {planes.shape} is no image of 1 or 3 channels with finite values")
+    if planes.dtype != np.uint8:
+        planes = np.floor(np.clip(planes.astype(float), 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.repeat(planes, 3 // len(planes), 0).transpose(1, 2, 0).copy()  # stored images are read-only
 
 
 def _enlarged(pixels: np.ndarray, side: int = 240) -> np.ndarray:
@@ -225,27 +226,20 @@ def _drawing(height: float = 3.6) -> Iterator[Any]:
     """Axes in the book's look, with nothing of a user's settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        sns.set_theme(style="ticks", font="DejaVu Sans", rc=STYLE)
-        figure = Figure(figsize=(7.2, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        yield figure.subplots()
+        mpl.rcParams.update(STYLE)
+        yield Figure(figsize=(7.2, height), layout="constrained").subplots()
 
 
 def _chart(axes: Any, alt: str, caption: str) -> Shown:
     """The drawing as one SVG, with its legend above it; coordinates in tenths of a point."""
-    if legend := axes.get_legend():
-        widest = max(len(text.get_text()) for text in legend.texts)
-        columns = min(len(legend.texts), max(1, 96 // (8 + widest)))
-        sns.move_legend(axes, "lower center", bbox_to_anchor=(0.5, 1), ncols=columns, title=None, frameon=False)
+    if labels := axes.get_legend_handles_labels()[1]:
+        columns = min(len(labels), max(1, 96 // (8 + max(map(len, labels)))))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns)
     file = io.StringIO()
     axes.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", file.getvalue(), flags=re.DOTALL)
-    svg = re.sub(r'(?<= d=")[^"]*', lambda path: " ".join(re.sub(r"(\.\d)\d+", r"\1", path[0]).split()), svg)
-    address = "data:image/svg+xml," + escape(re.sub(r"\s+", " ", svg).replace('"', "'"), quote=False)
-    address = address.replace("%", "%25").replace("#", "%23")
-    image = f'<img class="dark-light" src="{address}" alt="{escape(alt)}">'
+    svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), file.getvalue())
     box = '<div class="srlib-chart" role="group" tabindex="0" aria-label="Chart">'
-    return _figure(f"{box}{image}</div>", alt, caption)
+    return _figure(f"{box}{_img('svg+xml', svg.encode(), alt)}</div>", alt, caption)
 
 
 def look(labels: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -253,8 +247,8 @@ def look(labels: Iterable[str]) -> dict[str, dict[str, str]]:
     printed title; grey for bicubic, and colours of no paper for others."""
     known, others = {"bicubic": (INK, "X")}, cycle(zip(PALETTE, "osD^vP", strict=True))
     for paper in papers.all_papers().values():
-        names = (paper.name, *paper.titles, *paper.titles.values())
-        known |= {name.lower(): (paper.colour, paper.marker) for name in names}
+        names = map(str.lower, (paper.name, *paper.titles, *paper.titles.values()))
+        known |= dict.fromkeys(names, (paper.colour, paper.marker))
     pairs = {label: known.get(label.lower()) or next(others) for label in labels}
     return {name: {label: pair[i] for label, pair in pairs.items()} for i, name in enumerate(("palette", "markers"))}
 
@@ -267,34 +261,32 @@ def bands(
     ``smooth`` is the weight of the past in a moving average, over the faint raw line. A line that stops being finite
     ends in a cross. ``axis`` are matplotlib's, such as yscale="log" and ylim=(-1, None).
     """
-    style, parts, said = look(lines), [], []
+    style, said = look(lines), []
     with _drawing() as axes:
         for label, (x, y) in lines.items():
             runs = pd.DataFrame(np.atleast_2d(np.asarray(y, float)).T, np.asarray(x, float))  # a column a run
             finite = runs.map(np.isfinite).all(axis=1)
-            runs = runs[finite.cummin()]
+            runs, ink = runs[finite.cummin()], style["palette"][label]
             if smooth:
-                axes.plot(runs.mean(axis=1), color=style["palette"][label], alpha=0.25, linewidth=0.8)
+                axes.plot(runs.mean(axis=1), color=ink, alpha=0.25, linewidth=0.8)
                 runs = runs.ewm(alpha=1 - smooth).mean()
             mean = runs.mean(axis=1)
+            marks = {"marker": style["markers"][label], "markevery": max(1, len(mean) // 8), "markeredgewidth": 0}
+            axes.plot(mean, color=ink, label=label, **marks)
+            axes.fill_between(runs.index, runs.min(axis=1), runs.max(axis=1), color=ink, alpha=0.2, linewidth=0)
             if not finite.all():
-                axes.plot(mean.tail(1), "X", markersize=10, color=style["palette"][label])
+                axes.plot(mean.tail(1), "X", markersize=10, color=ink)
             (start, first), (end, last) = mean.iloc[[0, -1]].items()
             said.append(f"{label} from {first:.3g} at {start:g} to {last:.3g} at {end:g}")
-            parts.append(runs.rename_axis(xlabel).reset_index().melt(xlabel, value_name=ylabel).assign(label=label))
-        points = pd.concat(parts)
-        every = max(1, points.groupby("label")[xlabel].nunique().max() // 8)
-        marks = {"hue": "label", "style": "label", "markevery": every, "markeredgewidth": 0, **style}
-        sns.lineplot(points, x=xlabel, y=ylabel, errorbar=("pi", 100), ax=axes, **marks)
-        axes.set(**axis)
+        axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
         return _chart(axes, f"{ylabel} against {xlabel}: {'; '.join(said)}.", caption)
 
 
 def curves(logs: Mapping[str, Any], y: str = "loss", caption: str = "", *, ylabel: str = "", **options: Any) -> Shown:
     """Columns ``y`` against "step" of frames by label, such as ``Run.log`` or a run's lines of ``results.curves``;
     lines without a value are passed over. ``options`` are those of ``bands``."""
-    frames = {label: pd.DataFrame(log)[["step", y]].dropna() for label, log in logs.items()}
-    lines = {label: (one.step, one[y]) for label, one in frames.items() if len(one)}
+    frames = {label: pd.DataFrame(log).dropna(subset=y) for label, log in logs.items()}
+    lines = {label: (frame.step, frame[y]) for label, frame in frames.items() if len(frame)}
     return bands(lines, "step", ylabel or y, caption, **options)
 
 
@@ -302,16 +294,16 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
     """Quality against cost (SAFMN, Figure 1): a frame by label of what is across, what is up, and what the area of a
     circle is proportional to, named so; grey for peers, and dashed circles for networks as ``printed``."""
     xlabel, ylabel, sizes = points.columns
-    inks = {label: INK if ink in PALETTE else ink for label, ink in look(points.index)["palette"].items()}
-    area = {"size": sizes, "sizes": (0, 740), "size_norm": (0, points[sizes].max()), "legend": False}
-    area |= {"x": xlabel, "y": ylabel, "edgecolor": INK}
+    inks = [INK if ink in PALETTE else ink for ink in look(points.index)["palette"].values()]
     with _drawing(4.2) as axes:
-        sns.scatterplot(points, hue=points.index, palette=inks, alpha=0.5, ax=axes, **area)
+        area = 740 / points[sizes].max()
+        axes.scatter(points[xlabel], points[ylabel], points[sizes] * area, inks, alpha=0.5, edgecolor=INK)
         if printed is not None:
-            sns.scatterplot(printed, facecolor="none", linestyle="--", ax=axes, **area)
-        texts = [axes.text(x, y, label, color=inks[label]) for label, x, y, _ in points.itertuples()]
+            axes.scatter(printed[xlabel], printed[ylabel], printed[sizes] * area, "none", edgecolor=INK, linestyle="--")
+        named = zip(inks, points.itertuples(), strict=True)
+        texts = [axes.text(x, y, label, color=ink) for ink, (label, x, y, _) in named]
         axes.margins(0.14, 0.18)
-        axes.set(**({"xscale": "log"} | axis))
+        axes.set(**({"xscale": "log", "xlabel": xlabel, "ylabel": ylabel} | axis))
         axes.set_title(f"area of a circle: {sizes}{'' if printed is None else ', dashed: printed'}")
         lines = {"arrowstyle": "-", "color": INK, "linewidth": 0.7}
         apart = {"force_static": (0.3, 0.4), "expand": (1.1, 1.4), "iter_lim": 400}  # no time limit, which varies
@@ -320,17 +312,17 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
         return _chart(axes, f"{ylabel} against {xlabel}: {said}.", caption)
 
 
-def intervals(gaps: Mapping[str, Any], caption: str = "", *, printed: Mapping[str, float] | None = None) -> Shown:
-    """Gaps in dB (mean, low, high), such as ``results.Gap``, one a line beside 0; diamonds where print has them."""
-    bounds = pd.DataFrame({label: gap[:3] for label, gap in gaps.items()}).melt(var_name="row", value_name="gap")
+def intervals(gaps: Mapping[str, Any], caption: str = "", **beside: Mapping[str, float]) -> Shown:
+    """Gaps in dB (mean, low, high), such as ``results.Gap``, one a line beside 0; with ``beside`` further gaps of the
+    same rows by what they are, such as those in print."""
+    rows, (mean, low, high) = [*gaps], np.array([gap[:3] for gap in gaps.values()], float).T
     with _drawing(1.2 + 0.32 * len(gaps)) as axes:
         axes.axvline(0, color=INK, linewidth=0.8)
-        span = {"estimator": "median", "errorbar": ("pi", 100)}  # of mean, low and high: the mean, and the interval
-        sns.pointplot(bounds, x="gap", y="row", linestyle="none", color=PALETTE[0], label="ours, 95 %", ax=axes, **span)
-        if printed:
-            shown = pd.Series(printed).reindex([*gaps])
-            sns.scatterplot(x=shown, y=shown.index, marker="D", color=INK, edgecolor="none", label="printed", ax=axes)
-        axes.set(xlabel="gap in PSNR (dB)", ylabel="", ylim=(len(gaps) - 0.5, -0.5))
+        bars = {"xerr": (mean - low, high - mean), "fmt": "o", "elinewidth": 2.5, "color": PALETTE[0]}
+        axes.errorbar(mean, rows, label="ours, 95 %", **bars)
+        for (name, found), marker, ink in zip(beside.items(), cycle("Dsv"), cycle((INK, *PALETTE[1:])), strict=False):
+            axes.scatter([found.get(row, np.nan) for row in rows], rows, marker=marker, color=ink, label=name, zorder=3)
+        axes.set(xlabel="gap in PSNR (dB)", ylim=(len(gaps) - 0.5, -0.5))
         said = "; ".join("{} {:+.2f} ({:+.2f} to {:+.2f})".format(label, *gap[:3]) for label, gap in gaps.items())
         return _chart(axes, f"Gaps in PSNR, dB: {said}.", caption)
 
@@ -341,8 +333,9 @@ def shares(values: Mapping[str, Mapping[str, float]], unit: str, caption: str = 
     with _drawing(1.1 + 0.36 * len(frame)) as axes:
         frame.iloc[::-1].plot.barh(ax=axes, stacked=True, width=0.75, colormap="viridis", edgecolor=INK, xlabel=unit)
         axes.margins(x=0)
-        rows = frame.iterrows()
-        said = "; ".join(f"{name} " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()) for name, row in rows)
+        said = "; ".join(
+            f"{name} {', '.join(f'{k} {v:.3g}' for k, v in row.items())}" for name, row in frame.iterrows()
+        )
         return _chart(axes, f"Bars, {unit}: {said}.", caption)
 
 
@@ -429,6 +422,26 @@ def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
         peers = f"{(~ours).sum()} rows of other networks, as printed"
         after += folded({peers: _html(wide[~ours].reset_index(), "")}).html
     return _html(wide[ours].reset_index(), caption, after)
+
+
+def trends(frame: pd.DataFrame, caption: str = "") -> Shown:
+    """The rows of an ablation table (``tables.ablation`` with lengths): their gaps to the baseline in print, and ours
+    after each recorded training, with interval and trend, or the step at which the training collapsed. A chart of the
+    gaps follows, without those of collapsed trainings."""
+    done = frame[frame.ours != ""]
+    signed = frame.gap_printed.map("{:+.2f}".format, na_action="ignore").str.replace("-", "\N{MINUS SIGN}")
+    printed = pd.DataFrame({"row": frame["name"], "printed (dB)": frame.printed, "printed gap": signed})
+    links = '<a href="../records.html#' + done.runs.str.split().str[0] + '">' + done.ours + "</a> "
+    cells: Any = [Shown(text, text) for text in links + done.ended.where(done.ended != "", done.trend.map(badge))]
+    wide = done.assign(cell=cells).pivot(index="name", columns="training", values="cell")[done.training.unique()]
+    shown = table(printed.drop_duplicates("row").set_index("row").join(wide), caption)
+    if (drawn := done[done.ended == ""]).empty:
+        return shown
+    (training, own), *others = drawn.set_index("name").groupby("training", sort=False)
+    gaps = dict(zip(own.index, own[["gap", "gap_low", "gap_high"]].to_numpy(), strict=True))
+    beside: Any = {"printed": own.gap_printed} | {f"ours after {length}": part.gap for length, part in others}
+    chart = intervals(gaps, f"Gaps to the baseline in PSNR; ours: {training}, with 95 % intervals.", **beside)
+    return Shown(shown.html + chart.html, f"{shown.alt} {chart.alt}")
 
 
 def ledger(frame: pd.DataFrame, caption: str = "") -> Shown:

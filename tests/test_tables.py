@@ -19,7 +19,7 @@ TOTALS = {  # counted cells: exact, within, differs
     "ssiu": {"1": (10, 0, 2), "3": (4, 0, 2), "4": (4, 0, 0)},
     "moeisr": {"3": (81, 15, 0), "4": (8, 0, 12)},
 }
-RUNS = "run purpose model scale paper table row seed budget steps batch patch data fingerprint".split()
+RUNS = "run purpose model scale paper table row seed budget steps batch patch data fingerprint collapsed_at".split()
 SCORES = "run dataset scale protocol lr image psnr ssim".split()
 
 
@@ -35,8 +35,8 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_to(runs: list[tuple[Any, ...]], scores: list[tuple[Any, ...]]) -> None:
         told = pd.DataFrame(runs, columns=RUNS).assign(precision="32-true"), pd.DataFrame(scores, columns=SCORES)
-        monkeypatch.setattr(results, "runs", lambda root=None: told[0].astype({"scale": "Int64"}))
-        monkeypatch.setattr(results, "scores", lambda root=None: told[1].astype({"psnr": float, "ssim": float}))
+        monkeypatch.setattr(results, "runs", lambda: told[0].astype({"scale": "Int64", "collapsed_at": "Int64"}))
+        monkeypatch.setattr(results, "scores", lambda: told[1].astype({"psnr": float, "ssim": float}))
 
     set_to([], [])
     return set_to
@@ -152,34 +152,80 @@ def test_bicubic_s_rows_take_bicubic_s_scores(evidence: Any) -> None:
 
 def test_a_dataset_that_is_not_whole_fills_no_cell(evidence: Any) -> None:
     name = "Set14 (9 of 14 images)"
-    ships = ("ships-safmn-x4", "ships", "safmn", 4, None, None, None, 0, "short", 20_000, 16, 64, "BSD400", "f9")
+    ships = ("ships-safmn-x4", "ships", "safmn", 4, None, None, None, 0, "short", 20_000, 16, 64, "BSD400", "f9", None)
     bicubic = ("bicubic", name, 4, "matlab-luma", "", "comic", 26.0, 0.7027)
     evidence([ships], [bicubic, ("ships-safmn-x4", name, 4, "safmn", "", "comic", 28.6, 0.7813)])
     frame = tables.table("safmn", "1", counts=False)
     assert set(frame.verdict) == {"not-run"} and frame.trained.isna().all() and set(frame.budget) == {""}
 
 
-def run(name: str, row: str, steps: int = 600, budget: str = "smoke", seed: int = 0) -> tuple[Any, ...]:
-    """A made-up run of a row of SAFMN's Table 3."""
-    return (name, "ablation", "safmn", 4, "safmn", "3", row, seed, budget, steps, 4, 32, "BSD400", "f9")
+def trainings(steps: int, seeds: int = 1, collapsed: str = "", **gains: float) -> tuple[list[Any], list[Any]]:
+    """Made-up runs of rows of SAFMN's Table 3, three of the baseline and ``seeds`` of the others, and their scores:
+    ``gains`` dB above the baseline's."""
+    names, runs, scores = {"ccm": "CCM -> None", "safm": "SAFM -> None", "se": "w/ SE"}, [], []
+    for key, gain in {"base": 0.0, **gains}.items():
+        for seed in range(seeds if gain else 3):
+            name, at = f"{key}-{steps}-{seed}", 70 if key == collapsed else None
+            place = ("safmn", 4, "safmn", "3", names.get(key, "Baseline"), seed)
+            runs.append((name, "ablation", *place, "smoke", steps, 8, 32, "BSD400", "f9", at))
+            chance = [0.001 * seed * image for image in range(4)]
+            where = ("Set14", 4, "safmn", "")
+            scores += [(name, *where, f"image{i}", 26 + i + gain + more, 0.7) for i, more in enumerate(chance)]
+    return runs, scores
+
+
+def recorded(*parts: tuple[list[Any], list[Any]]) -> tuple[list[Any], list[Any]]:
+    """Several trainings at once."""
+    return sum((runs for runs, _ in parts), []), sum((scores for _, scores in parts), [])
 
 
 def test_a_row_s_gap_to_the_baseline_has_a_trend(evidence: Any) -> None:
-    rows = {"base": ("Baseline", 0.0), "ccm": ("CCM -> None", -0.5), "safm": ("SAFM -> None", 0.3)}
-    runs = [run(f"{key}{seed}", row, seed=seed) for key, (row, _) in rows.items() for seed in range(3)]
-    scores = [
-        (f"{key}{seed}", "Set14", 4, "safmn", "", f"image{image}", 26 + image + gain + 0.001 * seed * image, 0.7)
-        for key, (_, gain) in rows.items() for seed in range(3) for image in range(4)
-    ]  # fmt: skip
-    evidence([*runs, run("long", "CCM -> None", steps=5_000)], scores)
+    evidence(*trainings(600, seeds=3, ccm=-0.5, safm=0.3))
     found = tables.ablation("safmn", "3").set_index("row")
     assert found.gap_printed["CCM -> None"] == -0.74 and found.trend["CCM -> None"] == "agrees"
     assert found.gap_printed["SAFM -> None"] == -0.17 and found.trend["SAFM -> None"] == "opposite"
     assert found.gap["CCM -> None"] == pytest.approx(-0.5) and found.gap_high["CCM -> None"] < 0
-    assert found.runs["CCM -> None"] == "ccm0 ccm1 ccm2", "as long as the baseline's"
-    assert found.budget["CCM -> None"] == "600 steps of batch 4 on BSD400, 3 seeds"
+    assert found.runs["CCM -> None"] == "ccm-600-0 ccm-600-1 ccm-600-2"
+    assert found.budget["CCM -> None"] == "600 steps of batch 8 on BSD400, 3 seeds"
     assert pd.isna(found.gap["w/ SE"]) and found.trend["w/ SE"] == "" and found.gap_printed["w/ SE"] == -0.04
     assert found.trend["Baseline"] == "" and set(tables.table("safmn", "3", counts=False).verdict) == {"not-run"}
+
+
+def test_a_table_takes_the_training_that_most_of_its_rows_had_and_of_these_the_longest(evidence: Any) -> None:
+    short, long = trainings(600, seeds=3, ccm=-0.5, safm=0.3), trainings(4000, ccm=-0.6)
+    evidence(*recorded(short, long))
+    found = tables.ablation("safmn", "3").set_index("row")
+    assert set(found.training) - {""} == {"600 steps of batch 8 on BSD400"}, "two rows of three"
+    evidence(*recorded(short, trainings(4000, ccm=-0.6, safm=0.4)))
+    found = tables.ablation("safmn", "3").set_index("row")
+    assert set(found.training) - {""} == {"4,000 steps of batch 8 on BSD400"}, "as many rows, and longer"
+    assert found.runs["CCM -> None"] == "ccm-4000-0" and found.trend["CCM -> None"] == "agrees", "one seed can tell"
+    runs, scores = trainings(9000, ccm=-0.6, safm=0.4, se=0.1)
+    evidence(*recorded(short, (runs[3:], scores)))
+    assert set(tables.ablation("safmn", "3").training) - {""} == {"600 steps of batch 8 on BSD400"}, "no baseline there"
+
+
+def test_other_lengths_stay_in_sight_with_what_changed(evidence: Any) -> None:
+    evidence(*recorded(trainings(600, ccm=-0.5, safm=0.3), trainings(4000, collapsed="se", ccm=-0.6, safm=-0.2, se=-3)))
+    assert not tables.ablation("safmn", "3").row.duplicated().any()
+    found = tables.ablation("safmn", "3", lengths=True)
+    both = found[found.row == "SAFM -> None"]
+    assert both.steps.tolist() == [4000, 600] and both.trend.tolist() == ["agrees", "opposite"]
+    assert both.ours.str[:5].tolist() == ["\N{MINUS SIGN}0.20", "+0.30"]
+    assert tables.summary(found).splitlines() == [
+        "- **4,000 steps of batch 8 on BSD400:** 2 agrees (`SAFM -> None`, `CCM -> None`); 1 collapsed (`w/ SE`).",
+        "- **600 steps of batch 8 on BSD400:** 1 agrees (`CCM -> None`); 1 opposite (`SAFM -> None`).",
+        "- **With length** 1 of 2 rows changed: `SAFM -> None` from opposite to agrees.",
+    ]
+    evidence([], [])
+    assert tables.summary(tables.ablation("safmn", "3", lengths=True)) == "No row is trained yet."
+
+
+def test_a_collapse_is_told_and_has_no_trend(evidence: Any) -> None:
+    evidence(*trainings(600, collapsed="se", ccm=-0.5, se=-3))
+    found = tables.ablation("safmn", "3").set_index("row").loc["w/ SE"]
+    assert found.gap < -2.9 and found.trend == "undecided" and found.ended == "collapsed at step 70"
+    assert found.budget == "600 steps of batch 8 on BSD400, collapsed at step 70"
 
 
 def test_a_gap_is_to_the_baseline_at_the_same_scale() -> None:
@@ -189,7 +235,7 @@ def test_a_gap_is_to_the_baseline_at_the_same_scale() -> None:
 
 @pytest.mark.parametrize(("budget", "verdict"), [("short", "not-run"), ("paper", "exact")])
 def test_only_the_paper_s_whole_training_gets_a_verdict(evidence: Any, budget: str, verdict: str) -> None:
-    ships = ("ships-ssiu-x4", "ships", "ssiu", 4, None, None, None, 0, budget, 1000, 40, 64, "DF2K", "f9")
+    ships = ("ships-ssiu-x4", "ships", "ssiu", 4, None, None, None, 0, budget, 1000, 40, 64, "DF2K", "f9", None)
     evidence([ships], [("ships-ssiu-x4", "Set5", 4, "ssiu", "", "baby", 32.631, 0.9032)])
     found = cell(tables.table("ssiu", "1", counts=False), "Ours", 4, "psnr", "Set5")
     assert found.trained == 32.631 and found.verdict == verdict, "32.631 is printed as 32.64: its release rounds up"

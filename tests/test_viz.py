@@ -66,10 +66,8 @@ def pixels(image: dict[str, str | None]) -> np.ndarray:
 
 def svg(shown: Shown) -> ElementTree.Element:
     """The drawing of a chart."""
-    from urllib.parse import unquote
-
     (image,) = Page(shown.html).images
-    return ElementTree.fromstring(unquote(str(image["src"]).removeprefix("data:image/svg+xml,")))
+    return ElementTree.fromstring(base64.b64decode(str(image["src"]).removeprefix("data:image/svg+xml;base64,")))
 
 
 def luminance(colour: str) -> float:
@@ -99,7 +97,7 @@ CHARTS: dict[str, Callable[[], Shown]] = {
     "curves": lambda: viz.curves({"SAFMN": LOG, "no layer norm": LOG}, "loss", "A caption.", smooth=0.5, yscale="log"),
     "bands": lambda: viz.bands({"SSIU": ([1, 2, 3], [[1, 2, 3], [2, 3, 5]])}, "step", "gain (dB)", xscale="log"),
     "scatter": lambda: viz.scatter(POINTS, printed=POINTS.iloc[:1]),
-    "intervals": lambda: viz.intervals({"no SAFM": results.Gap(-0.2, -0.3, -0.1, 66)}, printed={"no SAFM": -0.17}),
+    "intervals": lambda: viz.intervals({"no SAFM": results.Gap(-0.2, -0.3, -0.1)}, printed={"no SAFM": -0.17}),
     "shares": lambda: viz.shares({"block 1": {"r=2": 0.25, "r=4": 0.75}, "block 2": {"r=4": 1.0}}, "share of images"),
 }
 SAID = {
@@ -193,11 +191,6 @@ def test_what_is_no_image_is_refused(bad: torch.Tensor) -> None:
         viz.images({"odd": bad})
 
 
-def test_a_crop_that_leaves_the_image_is_refused(hr: torch.Tensor) -> None:
-    with pytest.raises(InputError, match="leaves the image"):
-        viz.images({"HR": hr}, crop=(40, 0, 32, 32))
-
-
 def test_maps_say_their_range_and_may_share_one() -> None:
     maps = {"group 1": torch.arange(64.0).reshape(1, 8, 8)}
     shown = viz.features(maps, "Features.")
@@ -263,6 +256,24 @@ def test_a_printed_table_shows_counts_with_verdicts_and_gaps_with_trends() -> No
     record = r'<a href="../records.html#ablation-safmn-3-[\w-]+-seed0">gap [+-]0\.\d\d</a> '
     assert re.search(record + '<span class="verdict verdict-opposite"', shown.html)
     assert "seeds" in Page(shown.html).text  # the note says how the rows were trained
+
+
+def test_trends_stand_beside_print_length_by_length_and_lead_to_their_records() -> None:
+    """Rows that nobody trained keep their place; a collapse is told in place of a trend, and not drawn."""
+    frame = tables.ablation("safmn", "3", lengths=True)
+    longer = frame[frame.ours != ""].assign(
+        training="4,000 steps", ended=["collapsed at step 70", "", ""], runs="long x"
+    )
+    shown = viz.trends(pd.concat([frame, longer]), "Table 3.")
+    page = Page(shown.html)
+    assert "600 steps of batch 4 on BSD400" in page.text and "4,000 steps" in page.text and "w/o MR" in page.text
+    cells = re.findall(
+        r'<a href="../records.html#([\w-]+)">\S0.18 \(.*?\)</a> <span class="verdict verdict-agrees">', shown.html
+    )
+    assert cells[:2] == ["ablation-safmn-3-ccm-to-none-seed0", "long"]
+    assert shown.html.count("collapsed at step 70") == 1 and page.images[0]["alt"] in shown.alt
+    assert "SAFM -> None +0.06 (+0.04 to +0.09)" in shown.alt
+    assert not Page(viz.trends(tables.ablation("safmn", "4"), "Table 4.").html).images, "none of its rows is trained"
 
 
 def test_claims_have_addresses_and_lead_to_the_page_with_the_evidence() -> None:
