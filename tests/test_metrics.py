@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from srlib.data import Store
+from srlib.datasets import find
 from srlib.errors import InputError
 from srlib.metrics import LIIF_LUMA, MATLAB, Protocol, psnr, ssim
 from srlib.resize import imresize
@@ -151,20 +153,13 @@ Mean = Callable[[Callable[..., Tensor], Protocol, int], float]
 
 
 @pytest.fixture
-def bicubic_mean(data_root: Path) -> Mean:
+def bicubic_mean(data_root: Path, tmp_path: Path) -> Mean:
     """The mean of a metric over MATLAB's bicubic of the distributed LR images."""
-    folder = data_root / "benchmark" / "Set5"
+    store = Store(find("Set5", data_root), tmp_path)
 
     def mean(metric: Callable[..., Tensor], protocol: Protocol, scale: int) -> float:
-        values = []
-        for file in sorted((folder / "HR").glob("*.png")):
-            lr, hr = (
-                torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
-                for path in (folder / "LR_bicubic" / f"X{scale}" / f"{file.stem}x{scale}.png", file)
-            )
-            hr = hr[:, : scale * lr.shape[1], : scale * lr.shape[2]]
-            values.append(metric(imresize(lr, scale=scale), hr, protocol, scale).item())
-        return sum(values) / len(values)
+        pairs = (store.pair(i, scale) for i in range(len(store)))
+        return fmean(metric(imresize(lr, scale=scale), hr, protocol, scale).item() for lr, hr in pairs)
 
     return mean
 
