@@ -20,6 +20,7 @@ import srlib
 from srlib.errors import InputError, say
 from srlib.models import create, default_config, takes_scale
 
+KEPT = 3  # checkpoints: one may be damaged, and a collapse shows only after it began, when newer ones are no good
 WRAPPERS = ("params_ema", "ema", "params", "model_state_dict", "state_dict", "model", "sd")  # averages of weights first
 
 
@@ -43,15 +44,12 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("state-")) for path in folder.glob("state-*.pt"))
 
 
-def save(folder: Path, parts: Mapping[str, Any], high_since: int | None = None) -> None:
-    """Write ``state-<step>.pt`` and remove all but the last two; while the loss has been high since step
-    ``high_since``, the newest of before stays too: the weights to keep if this is a collapse."""
+def save(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Write ``state-<step>.pt`` and remove all but the last ``KEPT``."""
     buffer = io.BytesIO()
     torch.save(dict(parts), buffer)
     write(folder / f"state-{parts['step']}.pt", buffer.getvalue())
-    older = steps(folder)[:-2]
-    good = [step for step in older if high_since and step < high_since - 1]
-    for step in set(older) - set(good[-1:]):
+    for step in steps(folder)[:-KEPT]:
         (folder / f"state-{step}.pt").unlink()
 
 

@@ -44,9 +44,9 @@ class Watch:
     FACTOR, MEMORY, LEAST, LONG = 2.0, 50, 10, 10
 
     def __init__(self, steps: int) -> None:
-        self.steps, self.step, self.high = steps, 0, 0
+        self.steps, self.step = steps, 0
         self.calm: deque[float] = deque(maxlen=self.MEMORY)
-        self.since: int | None = None  # the first step of the high rows up to now
+        self.high: list[int] = []  # the first step of each of the high rows up to now
 
     def look(self, step: int, losses: Sequence[float]) -> None:
         """Look at the losses of the row that ends at ``step``, or at their mean alone. Raises Diverged."""
@@ -57,11 +57,11 @@ class Watch:
         mean = math.fsum(losses) / len(losses)
         if len(self.calm) < self.LEAST or mean <= self.FACTOR * median(self.calm):
             self.calm.append(mean)
-            self.since, self.high = None, 0
-            return
-        self.since, self.high = self.since or first, self.high + 1
-        if self.high >= (self.LONG // 2 if step == self.steps else self.LONG):
-            raise Diverged(self.since, f"the loss stays above {self.FACTOR:g} times its median")
+            self.high.clear()
+        else:
+            self.high.append(first)
+        if len(self.high) >= (self.LONG // 2 if step == self.steps else self.LONG):
+            raise Diverged(self.high[0], f"the loss stays above {self.FACTOR:g} times its median")
 
 
 class Log:

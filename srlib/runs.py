@@ -1,8 +1,8 @@
 """Runs: one folder for each configuration, found again by the hash of what decides its weights.
 
 A run's folder, ``runs/safmn-x4-800-1a2b3c4d5e6f``, holds ``model.safetensors``, ``log.csv``, ``validation.csv`` and
-``run.json``: what decides the weights, how the run ended, its scores, and who made it. While it trains, two checkpoints
-(``state-400.pt``) in it let it resume.
+``run.json``: what decides the weights, how the run ended, its scores, and who made it. While it trains, three
+checkpoints (``state-400.pt``) in it let it resume.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class Session:
         """Score the held-out images where it is time, and write a checkpoint and the log."""
         if state.step % self.validate_every == 0 and state.step < self.steps:  # the end is scored by finish
             self.log.add_scores(self.scores(state.network), state)
-        checkpoints.save(self.run.folder, state.parts() | {"log": log}, self.log.watch.since)
+        checkpoints.save(self.run.folder, state.parts() | {"log": log})
         self.log.write(self.run.folder)
 
     def scores(self, network: nn.Module) -> dict[str, Any]:

@@ -60,9 +60,9 @@ class TrainConfig:
             else:
                 least, limit = LEAST.get(name, 0), 1 if name in ("betas", "ema_decay") else 2**63
                 what, types = ("whole number", {int}) if int in (kind, *parts) else ("number", {int, float})
-                amount = f"a tuple of {'some' if ... in parts else len(parts)} {what}s" if parts else f"a {what}"
-                numbers = value if isinstance(value, tuple) else (value,)
-                fits = isinstance(value, tuple) == bool(parts) and (... in parts or len(numbers) == max(1, len(parts)))
+                amount = f"a tuple of {what}s" if parts else f"a {what}"
+                numbers, count = value if parts else (value,), None if ... in parts else max(1, len(parts))
+                fits = isinstance(numbers, tuple) and count in (None, len(numbers))
                 fits = fits and all(type(number) in types and least <= number < limit for number in numbers)
                 advice = f"give {amount} from {least} up, below {limit}"
             if not fits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,8 @@ def test_two_processes_train_the_run_of_one(store, tmp_path, model):
         if stop and os.environ["RANK"] == "1":
             tiny.after_each_step(lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None)
         tiny.train(store, tmp_path / "two", **settings)
+        backend = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        assert backend.options._timeout == timedelta(days=7), "the second waits as long as the first one scores"
 
     if model == "safmn":
         assert together(lambda: work(stop=True), tmp_path) == [75, 75]
