@@ -18,23 +18,21 @@ from srlib.errors import InputError
 
 
 def _configs() -> dict[str, Any]:
-    """The released configuration of every network in this package's files."""
-    found: dict[str, Any] = {}
-    for file in pkgutil.iter_modules(__path__):
-        found |= getattr(import_module(f"{__name__}.{file.name}"), "CONFIGS", {})
-    return found
+    """The released configuration of every network in this package's files, in alphabetical order."""
+    files = [import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    return dict(sorted(item for file in files for item in getattr(file, "CONFIGS", {}).items()))
 
 
 def names() -> tuple[str, ...]:
     """The names that ``create`` knows, in alphabetical order."""
-    return tuple(sorted(_configs()))
+    return tuple(_configs())
 
 
 def default_config(name: str) -> Any:
     """The released configuration of a network, at the default scale. Raises ``InputError`` for an unknown name."""
     configs = _configs()
     if name not in configs:
-        raise InputError(f"unknown model {name!r}; choose one of: {', '.join(sorted(configs))}")
+        raise InputError(f"unknown model {name!r}; choose one of: {', '.join(configs)}")
     return configs[name]
 
 

@@ -66,8 +66,7 @@ class RDN(nn.Module):
 
     def __init__(self, blocks: int = 16, layers: int = 8, growth: int = 64) -> None:
         super().__init__()
-        self.SFENet1 = conv(3, CHANNELS, 3)
-        self.SFENet2 = conv(CHANNELS, CHANNELS, 3)
+        self.SFENet1, self.SFENet2 = conv(3, CHANNELS, 3), conv(CHANNELS, CHANNELS, 3)
         self.RDBs = nn.ModuleList(RDB(growth, layers) for _ in range(blocks))
         self.GFF = nn.Sequential(conv(blocks * CHANNELS, CHANNELS), conv(CHANNELS, CHANNELS, 3))
 
@@ -79,10 +78,8 @@ class RDN(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with a learnt bias for relative positions (Liang et al., Equation 9).
-
-    Windows (B, N, window^2, C) in and out; ``mask`` (N, window^2, window^2), or None, is added to the scores.
-    """
+    """Multi-head self-attention within windows (B, N, window^2, C), with a learnt bias for relative positions (Liang et
+    al., Equation 9). ``mask`` (N, window^2, window^2), or None, is added to the scores."""
 
     UNUSED = ("relative_position_index",)  # computed here
 
@@ -91,8 +88,7 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv, self.proj = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         position = torch.arange(window)
         apart = position[:, None] - position + window - 1  # from query to key along one axis
         index = apart[:, None, :, None] * (2 * window - 1) + apart[None, :, None, :]
@@ -102,7 +98,7 @@ class WindowAttention(nn.Module):
         q, k, v = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)[None]
         if mask is not None:
-            bias = (bias + mask[:, None]).repeat(len(x), 1, 1, 1)  # (B N, heads, window^2, window^2)
+            bias = (bias + mask[:, None]).repeat(x.shape[0], 1, 1, 1)  # (B N, heads, window^2, window^2)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B N, heads, window^2, C / heads)
         return self.proj(y.transpose(1, 2).reshape(x.shape))
 
@@ -152,8 +148,7 @@ class RSTB(nn.Module):
 
     def __init__(self, channels: int, heads: int, window: int, drops: list[float]) -> None:
         super().__init__()
-        shifts = [window // 2 if i % 2 else 0 for i in range(len(drops))]
-        layers = (STL(channels, heads, window, *both) for both in zip(shifts, drops, strict=True))
+        layers = (STL(channels, heads, window, i % 2 * window // 2, drop) for i, drop in enumerate(drops))
         self.residual_group = nn.ModuleDict({"blocks": nn.Sequential(*layers)})
         self.conv = conv(channels, channels, 3)
 

@@ -167,7 +167,7 @@ class MoEISR(nn.Module, ABC):
         [0, 1], is what starts at ``corner`` (y, x) of them. Output pixels ask the LR pixels that they ask in the whole
         image; for one outside the part the nearest inside answers, as happens at an image's border.
         """
-        x = (part - 0.5) / 0.5
+        x = ((part - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)  # rows of tables lie together, too
         z = self.encoder(x)
         tables, chosen = list(self.tables(z)), self.choices(z).flatten()
         cell, axes = x.new_tensor([[2 * lr / hr for lr, hr in zip(whole, size, strict=True)]]), []
@@ -225,11 +225,12 @@ class MoEISR(nn.Module, ABC):
         expert = chosen.index_select(0, pixel)
         order = expert.argsort()
         groups = order.split(expert.bincount(minlength=len(tables)).tolist())
-        answers = [
+        parts = (
             self.predict(j, table.index_select(0, pixel[group]), offset[group], cell)
             for j, (table, group) in enumerate(zip(tables, groups, strict=True))
-        ]
-        return torch.cat(answers)[order.argsort()]
+        )
+        answers = torch.cat([*parts])
+        return answers.index_copy(0, order, answers)  # back in the order of the queries
 
     @abstractmethod
     def tables(self, z: Tensor) -> Iterator[Tensor]:

@@ -98,7 +98,7 @@ class ESAM(nn.Module):
         q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in cut)  # (B N, heads, pixels, C / heads)
         embedding = torch.cat([self.rel_h.expand(1, WINDOW, WINDOW, -1), self.rel_w.expand(1, WINDOW, WINDOW, -1)], -1)
         y = F.scaled_dot_product_attention(q, k + embedding.flatten(1, 2), v).transpose(1, 2).flatten(2)
-        return merge(y.unflatten(0, (len(x), -1)), BLOCK, x.shape[2:]).permute(0, 3, 1, 2)
+        return merge(y.unflatten(0, (x.shape[0], -1)), BLOCK, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class SSReM(nn.Module):
