@@ -76,11 +76,8 @@ def _figure(inner: str, alt: str, caption: str, kind: str = "") -> Shown:
 
 
 def images(panels: Panels, caption: str = "", *, crop: Sequence[int] = (), notes: Notes | None = None) -> Shown:
-    """Images side by side, with ``notes`` below their labels.
-
-    ``crop`` (top, left, height, width) in pixels of the first panel shows that one whole, with a frame, and the crop of
-    each below; smaller panels, such as LR, are cropped at the same place.
-    """
+    """Images side by side, ``notes`` below. ``crop`` (top, left, height, width) in pixels of the first panel shows that
+    one whole, with a frame, and the crop of each below; smaller panels, such as LR, are cropped at the same place."""
     pixels, above = {label: _pixels(panel, label) for label, panel in panels.items()}, ""
     if crop:
         first, whole = next(iter(pixels.items()))
@@ -300,8 +297,7 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
         axes.scatter(points[xlabel], points[ylabel], points[sizes] * area, inks, alpha=0.5, edgecolor=INK)
         if printed is not None:
             axes.scatter(printed[xlabel], printed[ylabel], printed[sizes] * area, "none", edgecolor=INK, linestyle="--")
-        named = zip(inks, points.itertuples(), strict=True)
-        texts = [axes.text(x, y, label, color=ink) for ink, (label, x, y, _) in named]
+        texts = [axes.text(*row[1:3], row[0], color=ink) for ink, row in zip(inks, points.itertuples(), strict=True)]
         axes.margins(0.14, 0.18)
         axes.set(**({"xscale": "log", "xlabel": xlabel, "ylabel": ylabel} | axis))
         axes.set_title(f"area of a circle: {sizes}{'' if printed is None else ', dashed: printed'}")
@@ -321,7 +317,8 @@ def intervals(gaps: Mapping[str, Any], caption: str = "", **beside: Mapping[str,
         bars = {"xerr": (mean - low, high - mean), "fmt": "o", "elinewidth": 2.5, "color": PALETTE[0]}
         axes.errorbar(mean, rows, label="ours, 95 %", **bars)
         for (name, found), marker, ink in zip(beside.items(), cycle("Dsv"), cycle((INK, *PALETTE[1:])), strict=False):
-            axes.scatter([found.get(row, np.nan) for row in rows], rows, marker=marker, color=ink, label=name, zorder=3)
+            shown = pd.Series(found, dtype=float).reindex(rows).dropna()
+            axes.scatter(shown, shown.index, marker=marker, color=ink, label=name, zorder=3)
         axes.set(xlabel="gap in PSNR (dB)", ylim=(len(gaps) - 0.5, -0.5))
         said = "; ".join("{} {:+.2f} ({:+.2f} to {:+.2f})".format(label, *gap[:3]) for label, gap in gaps.items())
         return _chart(axes, f"Gaps in PSNR, dB: {said}.", caption)
@@ -465,8 +462,8 @@ def claims(frame: pd.DataFrame, caption: str = "") -> Shown:
         said = f"{badge(line.verdict)} <b>{escape(line.claim)}</b> <small>{escape(line.place)} {here}</small>"
         found = f"{escape(line.evidence)} {link(page.strip('/'), f'..{page}.html{mark}{anchor}').html}"
         parts.append(f'<article id="{name}"><p>{said}</p><p>{escape(line.why)}</p><p>Here: {found}</p></article>')
-    head = f'<p class="srlib-caption">{escape(caption)}</p>'
-    html = f'<div class="srlib-ledger srlib-folded" data-find="these claims">{head}{"".join(parts)}</div>'
+    html = f'<p class="srlib-caption">{escape(caption)}</p>{"".join(parts)}'
+    html = f'<div class="srlib-ledger srlib-folded" data-find="these claims">{html}</div>'
     return Shown(html, f"{caption} {len(parts)} claims.")
 
 
@@ -479,15 +476,15 @@ def folded(parts: Mapping[str, Shown], find: str = "") -> Shown:
     """Parts that are folded away under their names; ``find`` says what a reader may search in them, row by row, where
     scripts run (book.js)."""
     inner = "".join(f"<details><summary>{escape(name)}</summary>{part.html}</details>" for name, part in parts.items())
-    data = f' data-find="{escape(find)}"' if find else ""
-    return Shown(f'<div class="srlib-folded"{data}>{inner}</div>', f"Folded away: {'; '.join(parts)}.")
+    start = f'<div class="srlib-folded" data-find="{escape(find)}">' if find else '<div class="srlib-folded">'
+    return Shown(f"{start}{inner}</div>", f"Folded away: {'; '.join(parts)}.")
 
 
 def numbers(values: Mapping[str, Any], caption: str = "") -> Shown:
     """A few large numbers, each above what it counts."""
     inner = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(str(v))}</dd></div>" for k, v in values.items())
-    alt = "; ".join(f"{name}: {value}" for name, value in values.items())
-    return _figure(f'<dl class="srlib-numbers">{inner}</dl>', f"{alt}. {caption}", caption)
+    said = "; ".join(f"{name}: {value}" for name, value in values.items())
+    return _figure(f'<dl class="srlib-numbers">{inner}</dl>', f"{said}. {caption}", caption)
 
 
 def forward(*things: Any) -> Shown:
