@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 import srlib
 from srlib import checkpoints, data, papers
-from srlib.checkpoints import load, save_network
 from srlib.complexity import describe_device
 from srlib.errors import InputError, Stopped
 from srlib.evaluate import score, upscaler
@@ -205,7 +204,7 @@ class Run:
 
     def network(self, device: str | torch.device = "cpu") -> nn.Module:
         """The trained network, in evaluation mode."""
-        return load(self.folder / "model.safetensors").to(device)
+        return checkpoints.load(self.folder / "model.safetensors").to(device)
 
 
 def train_or_load(
@@ -315,19 +314,18 @@ class Session:
         if collapse:
             state = self.start()
             state.restore(checkpoints.restore(folder, before=collapse.step) or state.parts())
-        save_network(state.network, self.config.model, folder / "model.safetensors")
+        checkpoints.save_network(state.network, self.config.model, folder / "model.safetensors")
         scores = self.scores(state.network)
         if not collapse:
             self.log.add_scores(scores, state)
         self.log.write(folder)
         loss = self.log.rows["log"][-1][1]
-        ended = {
+        ended: dict[str, Any] = {
             "steps": self.steps,
             "loss": loss if math.isfinite(loss) else None,
-            "collapsed_at": collapse and collapse.step,
-            "collapse": collapse and collapse.reason,
             "weights_at": state.step,
         }
+        ended |= {"collapsed_at": collapse and collapse.step, "collapse": collapse and collapse.reason}
         origin = {**made, **provenance(self.fabric.device), "seconds": seconds}
         self.run.write({"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": origin})
         checkpoints.clear(folder)

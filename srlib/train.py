@@ -146,8 +146,7 @@ def train(
 @contextmanager
 def draws(seed: int, step: int, fabric: Fabric) -> Iterator[None]:
     """Make torch's random numbers a function of seed, step and process; its generators are put back afterwards."""
-    process = (fabric.global_rank,) if fabric.global_rank else ()
-    sequence = np.random.SeedSequence((seed, step), spawn_key=process)
+    sequence = np.random.SeedSequence((seed, step), spawn_key=(fabric.global_rank,) if fabric.global_rank else ())
     with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         yield
