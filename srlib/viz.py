@@ -23,6 +23,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from adjustText import adjust_text
 from matplotlib.figure import Figure
@@ -42,14 +43,9 @@ PALETTE = ("#2f8f9d", "#a86fc9", "#a87d1c", "#c2548b", "#5b7fbf", "#6f8f3a")  # 
 EXPERTS = ("#f4cf3a", "#45b36b", "#2f6fd0", "#a01c2c")  # from shallow to deep (MoEISR, Figures 1 and 5)
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 CLEAR = ("figure.facecolor", "axes.facecolor", "savefig.facecolor")
-STYLE: Any = dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
-STYLE |= {"axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False, "font.size": 11}
-STYLE |= {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "srlib",
-    "axes.formatter.min_exponent": 5,
-}
+STYLE: dict[str, Any] = dict.fromkeys(INKED, INK) | dict.fromkeys(CLEAR, "none")
+STYLE |= {"axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"svg.hashsalt": "srlib", "axes.formatter.min_exponent": 5}
 METRICS = {"params": "#Params", "flops": "#FLOPs", "macs": "#MACs", "acts": "#Acts", "gpu_memory": "GPU memory"}
 BADGES = {"exact": "=", "within": "~", "differs": "\u2260", "not-run": "\u00b7"}
 BADGES |= {"agrees": "=", "opposite": "\u2260", "undecided": "\u00b7"}
@@ -223,15 +219,16 @@ def _drawing(height: float = 3.6) -> Iterator[Any]:
     """Axes in the book's look, with nothing of a user's settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        sns.set_theme(style="ticks", font="DejaVu Sans", rc=STYLE)
         yield Figure(figsize=(7.2, height), layout="constrained").subplots()
 
 
 def _chart(axes: Any, alt: str, caption: str) -> Shown:
     """The drawing as one SVG, with its legend above it; coordinates in tenths of a point."""
-    if labels := axes.get_legend_handles_labels()[1]:
-        columns = min(len(labels), max(1, 96 // (8 + max(map(len, labels)))))
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns)
+    if legend := axes.get_legend():
+        widest = max(len(text.get_text()) for text in legend.texts)
+        columns = min(len(legend.texts), max(1, 96 // (8 + widest)))
+        sns.move_legend(axes, "lower center", bbox_to_anchor=(0.5, 1), ncols=columns, title=None, frameon=False)
     file = io.StringIO()
     axes.figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     svg = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), file.getvalue())
@@ -258,24 +255,26 @@ def bands(
     ``smooth`` is the weight of the past in a moving average, over the faint raw line. A line that stops being finite
     ends in a cross. ``axis`` are matplotlib's, such as yscale="log" and ylim=(-1, None).
     """
-    style, said = look(lines), []
+    style, parts, said = look(lines), [], []
     with _drawing() as axes:
         for label, (x, y) in lines.items():
             runs = pd.DataFrame(np.atleast_2d(np.asarray(y, float)).T, np.asarray(x, float))  # a column a run
             finite = runs.map(np.isfinite).all(axis=1)
-            runs, ink = runs[finite.cummin()], style["palette"][label]
+            runs = runs[finite.cummin()]
             if smooth:
-                axes.plot(runs.mean(axis=1), color=ink, alpha=0.25, linewidth=0.8)
+                axes.plot(runs.mean(axis=1), color=style["palette"][label], alpha=0.25, linewidth=0.8)
                 runs = runs.ewm(alpha=1 - smooth).mean()
             mean = runs.mean(axis=1)
-            marks = {"marker": style["markers"][label], "markevery": max(1, len(mean) // 8), "markeredgewidth": 0}
-            axes.plot(mean, color=ink, label=label, **marks)
-            axes.fill_between(runs.index, runs.min(axis=1), runs.max(axis=1), color=ink, alpha=0.2, linewidth=0)
             if not finite.all():
-                axes.plot(mean.tail(1), "X", markersize=10, color=ink)
+                axes.plot(mean.tail(1), "X", markersize=10, color=style["palette"][label])
             (start, first), (end, last) = mean.iloc[[0, -1]].items()
             said.append(f"{label} from {first:.3g} at {start:g} to {last:.3g} at {end:g}")
-        axes.set(xlabel=xlabel, ylabel=ylabel, **axis)
+            parts.append(runs.rename_axis(xlabel).reset_index().melt(xlabel, value_name=ylabel).assign(label=label))
+        points = pd.concat(parts)
+        every = max(1, points.groupby("label")[xlabel].nunique().max() // 8)
+        marks = {"hue": "label", "style": "label", "markevery": every, "markeredgewidth": 0, **style}
+        sns.lineplot(points, x=xlabel, y=ylabel, errorbar=("pi", 100), ax=axes, **marks)
+        axes.set(**axis)
         return _chart(axes, f"{ylabel} against {xlabel}: {'; '.join(said)}.", caption)
 
 
@@ -291,15 +290,16 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
     """Quality against cost (SAFMN, Figure 1): a frame by label of what is across, what is up, and what the area of a
     circle is proportional to, named so; grey for peers, and dashed circles for networks as ``printed``."""
     xlabel, ylabel, sizes = points.columns
-    inks = [INK if ink in PALETTE else ink for ink in look(points.index)["palette"].values()]
+    inks = {label: INK if ink in PALETTE else ink for label, ink in look(points.index)["palette"].items()}
+    area = {"size": sizes, "sizes": (0, 740), "size_norm": (0, points[sizes].max()), "legend": False}
+    area |= {"x": xlabel, "y": ylabel, "edgecolor": INK}
     with _drawing(4.2) as axes:
-        area = 740 / points[sizes].max()
-        axes.scatter(points[xlabel], points[ylabel], points[sizes] * area, inks, alpha=0.5, edgecolor=INK)
+        sns.scatterplot(points, hue=points.index, palette=inks, alpha=0.5, ax=axes, **area)
         if printed is not None:
-            axes.scatter(printed[xlabel], printed[ylabel], printed[sizes] * area, "none", edgecolor=INK, linestyle="--")
-        texts = [axes.text(*row[1:3], row[0], color=ink) for ink, row in zip(inks, points.itertuples(), strict=True)]
+            sns.scatterplot(printed, facecolor="none", linestyle="--", ax=axes, **area)
+        texts = [axes.text(x, y, label, color=inks[label]) for label, x, y, _ in points.itertuples()]
         axes.margins(0.14, 0.18)
-        axes.set(**({"xscale": "log", "xlabel": xlabel, "ylabel": ylabel} | axis))
+        axes.set(**({"xscale": "log"} | axis))
         axes.set_title(f"area of a circle: {sizes}{'' if printed is None else ', dashed: printed'}")
         lines = {"arrowstyle": "-", "color": INK, "linewidth": 0.7}
         apart = {"force_static": (0.3, 0.4), "expand": (1.1, 1.4), "iter_lim": 400}  # no time limit, which varies
@@ -311,15 +311,15 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
 def intervals(gaps: Mapping[str, Any], caption: str = "", **beside: Mapping[str, float]) -> Shown:
     """Gaps in dB (mean, low, high), such as ``results.Gap``, one a line beside 0; with ``beside`` further gaps of the
     same rows by what they are, such as those in print."""
-    rows, (mean, low, high) = [*gaps], np.array([gap[:3] for gap in gaps.values()], float).T
+    bounds = pd.DataFrame({label: gap[:3] for label, gap in gaps.items()}).melt(var_name="row", value_name="gap")
     with _drawing(1.2 + 0.32 * len(gaps)) as axes:
         axes.axvline(0, color=INK, linewidth=0.8)
-        bars = {"xerr": (mean - low, high - mean), "fmt": "o", "elinewidth": 2.5, "color": PALETTE[0]}
-        axes.errorbar(mean, rows, label="ours, 95 %", **bars)
+        span = {"estimator": "median", "errorbar": ("pi", 100)}  # of mean, low and high: the mean, and the interval
+        sns.pointplot(bounds, x="gap", y="row", linestyle="none", color=PALETTE[0], label="ours, 95 %", ax=axes, **span)
         for (name, found), marker, ink in zip(beside.items(), cycle("Dsv"), cycle((INK, *PALETTE[1:])), strict=False):
-            shown = pd.Series(found, dtype=float).reindex(rows).dropna()
-            axes.scatter(shown, shown.index, marker=marker, color=ink, label=name, zorder=3)
-        axes.set(xlabel="gap in PSNR (dB)", ylim=(len(gaps) - 0.5, -0.5))
+            shown = pd.Series(found, dtype=float).reindex([*gaps])
+            sns.scatterplot(x=shown, y=shown.index, marker=marker, color=ink, edgecolor="none", label=name, ax=axes)
+        axes.set(xlabel="gap in PSNR (dB)", ylabel="", ylim=(len(gaps) - 0.5, -0.5))
         said = "; ".join("{} {:+.2f} ({:+.2f} to {:+.2f})".format(label, *gap[:3]) for label, gap in gaps.items())
         return _chart(axes, f"Gaps in PSNR, dB: {said}.", caption)
 
@@ -330,9 +330,8 @@ def shares(values: Mapping[str, Mapping[str, float]], unit: str, caption: str = 
     with _drawing(1.1 + 0.36 * len(frame)) as axes:
         frame.iloc[::-1].plot.barh(ax=axes, stacked=True, width=0.75, colormap="viridis", edgecolor=INK, xlabel=unit)
         axes.margins(x=0)
-        said = "; ".join(
-            f"{name} {', '.join(f'{k} {v:.3g}' for k, v in row.items())}" for name, row in frame.iterrows()
-        )
+        rows = frame.iterrows()
+        said = "; ".join(f"{name} " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()) for name, row in rows)
         return _chart(axes, f"Bars, {unit}: {said}.", caption)
 
 
@@ -476,8 +475,8 @@ def folded(parts: Mapping[str, Shown], find: str = "") -> Shown:
     """Parts that are folded away under their names; ``find`` says what a reader may search in them, row by row, where
     scripts run (book.js)."""
     inner = "".join(f"<details><summary>{escape(name)}</summary>{part.html}</details>" for name, part in parts.items())
-    start = f'<div class="srlib-folded" data-find="{escape(find)}">' if find else '<div class="srlib-folded">'
-    return Shown(f"{start}{inner}</div>", f"Folded away: {'; '.join(parts)}.")
+    data = f' data-find="{escape(find)}"' if find else ""
+    return Shown(f'<div class="srlib-folded"{data}>{inner}</div>', f"Folded away: {'; '.join(parts)}.")
 
 
 def numbers(values: Mapping[str, Any], caption: str = "") -> Shown:
