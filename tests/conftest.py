@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,6 +39,27 @@ def golden(data_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("no golden tensors: a folder golden/ beside SRLIB_DATA holds the released networks' outputs")
     return folder
+
+
+@pytest.fixture(scope="session")
+def debian() -> Callable[..., str]:
+    """A function that sees to it that programs are here, by Debian's packages where this is root and no service would
+    start with them; what is in the way, or nothing."""
+
+    def install(*programs: str, packages: str) -> str:
+        if all(map(shutil.which, programs)):
+            return ""
+        if os.geteuid() or not shutil.which("apt-get") or Path("/run/systemd/system").exists():
+            return f"install {packages} (as root in a container with apt-get, the tests do so themselves)"
+        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for words in ("update", f"install --yes --no-install-recommends {packages}"):
+            command = ["apt-get", "-qq", *words.split()]
+            done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=300)
+            if done.returncode:
+                return f"apt-get can't install {packages}: {done.stderr.strip()[-200:]}"
+        return ""
+
+    return install
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ without them the tests are skipped with the reason. With ``SRLIB_BROWSER=require
 import os
 import re
 import shutil
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,17 +47,11 @@ PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="session")
-def chromium() -> str:
+def chromium(debian: Callable[..., str]) -> str:
     """The path of Chromium or Chrome, installed from the Debian package where it is missing and that is allowed."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    if not any(map(shutil.which, names)) and shutil.which("apt-get") and os.geteuid() == 0:
-        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for words in (["update"], ["install", "--yes", "--no-install-recommends", "chromium", "fonts-liberation"]):
-            done = subprocess.run(["apt-get", "-qq", *words], capture_output=True, text=True, env=quiet, timeout=300)
-            if done.returncode:
-                without(f"no Chromium, and apt-get can't install it: {done.stderr.strip()[-200:]}")
-    path = next(filter(None, map(shutil.which, names)), None)
-    return path or without("no Chromium: install the package chromium (as root, the tests do so themselves)")
+    problem = "" if any(map(shutil.which, names)) else debian("chromium", packages="chromium fonts-liberation")
+    return next(filter(None, map(shutil.which, names)), None) or without(f"no Chromium: {problem}")
 
 
 @contextmanager

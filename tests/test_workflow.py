@@ -11,11 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from srlib import errors
+
 nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra: pip install -e .[book]")
 pytest.importorskip("nbclient", reason="the notebooks need the extra: pip install -e .[book]")
 pytest.importorskip("snakemake", reason="the workflow needs the extra: pip install -e .[book]")
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "notebooks"))
+import trainings  # noqa: E402
+
 PAGES = {  # notebook -> what it imports
     "paper/pictures": "from srlib import viz",
     "paper/training": "from srlib import results\nresults.trained('safmn', 4, budget)",
@@ -66,7 +71,7 @@ def test_a_notebook_runs_without_anything_of_the_users(tmp_path: Path) -> None:
     page, out = notebook(tmp_path / "in.ipynb", told), tmp_path / "deep" / "out.ipynb"
     users = {"HOME": home, "JUPYTER_PATH": home / "jupyter", "IPYTHONDIR": home / "ipython", "MPLBACKEND": "Agg"}
     users |= {"MATPLOTLIBRC": home / "matplotlibrc", "SRLIB_TRAIN": AWKWARD[2]}
-    done = run(page, out, "--budget", "smoke", **{name: str(value) for name, value in users.items()})
+    done = run(page, out, SRLIB_BUDGET="smoke", **{name: str(value) for name, value in users.items()})
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(printed(out)) == [sys.executable, str(ROOT), False, "smoke", AWKWARD[2]]
     assert [path.name for path in out.parent.iterdir()] == ["out.ipynb"]
@@ -82,7 +87,7 @@ def test_a_failing_notebook_leaves_the_result_alone_and_what_ran_beside_it(tmp_p
 
 def test_a_cell_that_takes_too_long_ends_the_notebook(tmp_path: Path) -> None:
     page = notebook(tmp_path / "in.ipynb", "import time; time.sleep(60)")
-    done = run(page, tmp_path / "out.ipynb", "--timeout", "2")
+    done = run(page, tmp_path / "out.ipynb", 2)
     assert done.returncode == 1 and "after 2 seconds" in done.stderr
     assert not (tmp_path / "out.ipynb").exists()
 
@@ -94,10 +99,10 @@ def snakemake(
     folder: Path, *options: str, target: str = "book", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run Snakemake in a folder, as the Makefile does."""
-    usual_options = ("--profile", "profiles/local", "--cores", "2")
-    command = [sys.executable, "-m", "snakemake", target, *usual_options, *options]
-    usual = {"SRLIB_DATA": "", "SRLIB_BUDGET": "recorded", "SRLIB_TRAIN": "photos/train"}
-    environment = os.environ | usual | {"XDG_CACHE_HOME": str(folder / "cache")} | environment
+    profile = () if "--profile" in options else ("--profile", "profiles/local", "--cores", "2")
+    command = [sys.executable, "-m", "snakemake", target, *profile, *options]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SRLIB_")}
+    environment = clean | {"SRLIB_TABLES": "none"} | {"XDG_CACHE_HOME": str(folder / "cache")} | environment
     return subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=folder, env=environment)
 
 
@@ -122,12 +127,13 @@ EVERYTHING = {*PAGES, BOOK}
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with the real Snakefile and library, in a folder with an awkward name, all made."""
     folder = tmp_path_factory.mktemp("project") / "it's {a} project"
-    for name in ("Snakefile", "_config.yml", "notebooks/run.py", "notebooks/depends.py", "profiles/local/config.yaml"):
+    copied = ["Snakefile", "_config.yml", "profiles/local/config.yaml", "profiles/slurm/config.yaml"]
+    for name in (*copied, *(f"notebooks/{name}.py" for name in ("run", "depends", "trainings"))):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "srlib", folder / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "book" / "results").mkdir(parents=True)
-    (folder / "book" / "results" / "runs.csv").write_text("run\n")
+    shutil.copy(ROOT / "book" / "results" / "runs.csv", folder / "book" / "results")
     (folder / "book" / "intro.md").write_text("# Intro\n")
     for name, code in PAGES.items():
         notebook(folder / "notebooks" / f"{name}.ipynb", code)
@@ -172,14 +178,28 @@ def test_an_edit_reruns_the_pages_that_depend_on_it(project: Path, edited: str |
         assert found - {BOOK} == reruns
 
 
-def test_a_page_that_measures_time_runs_alone(project: Path) -> None:
-    threads = {}
-    for job in dry_run(project, "--forceall").split("rule ")[1:-1]:
-        page = re.search(r"output: book/chapters/(.+)\.ipynb", job)
-        given = re.search(r"threads: (\d+)", job)
-        if page:
-            threads[page[1]] = int(given[1]) if given else 1
-    assert threads == {page: 2 if page == "speed" else 1 for page in PAGES}
+def needs(folder: Path, *options: str, **environment: str) -> dict[str, str]:
+    """What each job asks for, by its output: its rule, threads and resources."""
+    found = re.split(r"^(?:local)?rule ", dry_run(folder, *options, **environment), flags=re.M)[1:]
+    outputs = [re.search(r"^ +output: (.+)$", job, re.M) for job in found]
+    return {output[1]: job for output, job in zip(outputs, found, strict=True) if output}
+
+
+def test_jobs_ask_for_what_they_need(project: Path) -> None:
+    """On one machine a page that measures time, and a training, run alone; Slurm gives the one a node, the other a GPU,
+    and a training as many as it has processes."""
+    run = ".cache/trained/short/safmn/main/x4/seed0.json"
+    local = needs(project, "--forceall", SRLIB_BUDGET="short")
+    alone = {output for output, job in local.items() if "threads: 2" in job}
+    assert alone == {run, "book/chapters/speed.ipynb"}
+    slurm = needs(project, "--forceall", "--profile", "profiles/slurm", SRLIB_BUDGET="short", SRLIB_GPUS="2")
+    assert (
+        "--exclusive" in slurm["book/chapters/speed.ipynb"] and "--exclusive" not in slurm["book/chapters/resize.ipynb"]
+    )
+    assert all(need in slurm[run] for need in ("gpu=2", "mem_mb=16000", "runtime=240"))
+    assert "torch.distributed.run --standalone --nproc-per-node 2 -m srlib" in dry_run(
+        project, "--printshellcmds", SRLIB_BUDGET="short", SRLIB_GPUS="2"
+    )
 
 
 def test_another_budget_trains_what_a_page_names_and_reruns_all(project: Path) -> None:
@@ -190,6 +210,33 @@ def test_another_budget_trains_what_a_page_names_and_reruns_all(project: Path) -
     row = ".cache/trained/smoke/safmn/3/ccm-to-channel-mlp/seed2.json"
     commands = dry_run(project, "--printshellcmds", target=row, SRLIB_BUDGET="smoke")
     assert "srlib train safmn --table 3 --row ccm-to-channel-mlp --seed 2" in commands
+
+
+def test_the_graph_holds_each_own_row_once_and_says_how_long_it_takes(project: Path) -> None:
+    """A network that several tables print is trained once; papers and tables cut the graph, seeds repeat it."""
+    options = ("--config", "budget=short", "papers=safmn ssiu", "tables=safmn-1 safmn-4 seemore-4a", "seeds=2")
+    said = dry_run(project, *options, SRLIB_TABLES="all")
+    made = set(re.findall(r"output: .cache/trained/short/(\S+)\.json", said))
+    rows = {f"safmn/main/x{scale}" for scale in (2, 3, 4)} | {f"safmn/4/n-{blocks}" for blocks in (4, 6, 8, 12)}
+    assert made == {f"{row}/seed{seed}" for row in rows for seed in (0, 1)}
+    assert len(re.findall(r"output: .cache/trained/short/\S+\.csv", said)) == len(made)
+    assert "14 trainings are left" in said and re.search(r"safmn: 14, of which 14 should take [\d.]+ hours", said)
+    assert {"safmn", "seemore-l", "ssiu", "moeisr-lte-b-swinir"} <= {
+        *trainings.chosen("paper", "all", "all", None).model
+    }
+    with pytest.raises(errors.InputError, match="unknown: safmn-9; choose some of safmn-1"):
+        trainings.chosen("paper", "all", "safmn-9", None)
+
+
+def test_a_setting_that_yaml_would_rewrite_is_refused(project: Path, tmp_path: Path) -> None:
+    """With the variable of the environment that takes it as it is; what stays as typed is taken."""
+    for name in ("0123", "a: b", "a #b"):
+        done = snakemake(project, "--dry-run", "--config", f"train={name}")
+        assert done.returncode != 0 and "set SRLIB_TRAIN in the environment instead" in done.stderr, done.stderr
+    (tmp_path / "o'brien $HOME").mkdir()
+    shutil.copy(ROOT / "book" / "_static" / "chelsea-small.png", tmp_path / "o'brien $HOME")
+    assert "output: book/chapters/resize.ipynb" in dry_run(project, "--config", f"train={tmp_path}/o'brien $HOME")
+    assert "unknown setting bugdet" in snakemake(project, "--dry-run", "--config", "bugdet=short").stderr
 
 
 @pytest.mark.parametrize("name", AWKWARD)

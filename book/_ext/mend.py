@@ -1,4 +1,4 @@
-"""A Sphinx extension that mends the finished pages: equations without a network, names for screen readers, less weight.
+"""A Sphinx extension that mends the finished pages: equations without a network, names for screen readers.
 
 MathJax comes from the installed package ``sphinx-mathjax-offline``, as its one-file SVG build, which works when a page
 is opened from a disk. Each step changes nothing where a newer theme has mended it.
@@ -15,12 +15,10 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 MATHJAX = "tex-svg-full.js"
-ICON = re.compile(r'"?([\w-]+)"?:\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?')
-"""An icon in the theme's script: its name, size, aliases, code point and outline."""
 
 
 def page(html: str) -> str:
-    """A finished page: what folds in the side bar gets a name, the side bar a landmark, lists and signatures a form."""
+    """A finished page: what folds in the side bar gets a name, the side bar a landmark, references a form."""
     html = re.sub(
         r'(<a class="(?:current )?reference internal"[^>]*>([^<]*)</a><details[^>]*>)<summary>',
         lambda m: f'{m[1]}<summary aria-label="Pages of {escape(m[2])}">',
@@ -28,22 +26,13 @@ def page(html: str) -> str:
     )
     side = '<div id="pst-primary-sidebar"'
     html = html.replace(f"{side} class=", f'{side} role="complementary" aria-label="Book" class=')
-    html = html.replace('role="doc-biblioentry"', 'role="listitem"')
-    return re.sub(r'<dt class="sig .*?</dt>', lambda m: signature(m[0]), html, flags=re.S)
+    return html.replace('role="doc-biblioentry"', 'role="listitem"')
 
 
-def signature(html: str) -> str:
-    """A signature over several lines: what Sphinx writes as definitions without a term becomes plain lines."""
-    html = html.replace("<dl>", '<span class="sig-lines">').replace("</dl>", "</span>")
-    return html.replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
-
-
-def configure(app: Sphinx, config: Config) -> None:
-    """Use the local MathJax, and leave out sphinx-thebe's scripts for live code, which fetch from elsewhere."""
-    config.mathjax_path = MATHJAX
+def without_thebe(app: Sphinx, config: Config) -> None:
+    """Leave out sphinx-thebe's scripts for live code, which fetch from elsewhere."""
     for listeners in app.events.listeners.values():
         listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
-    app.registry.css_files[:] = [one for one in app.registry.css_files if one[0] != "sphinx-thebe.css"]
 
 
 def plain_types(app: Sphinx, thing: object, bound: bool) -> None:
@@ -55,27 +44,19 @@ def plain_types(app: Sphinx, thing: object, bound: bool) -> None:
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:
-    """Mend the pages, drop the icons that none shows (1.4 MB of 1.5)."""
+    """Mend the pages, and put MathJax beside them."""
     if error is not None or app.builder.format != "html":
         return
     folder, static = Path(app.outdir), Path(app.outdir) / "_static"
     mathjax = distribution("sphinx-mathjax-offline").locate_file(f"sphinx-mathjax-offline/static/mathjax/{MATHJAX}")
     shutil.copyfile(str(mathjax), static / MATHJAX)
-    icons = list(static.rglob("fontawesome.js"))
-    scripts = [path.read_text(encoding="utf-8") for path in static.rglob("*.js") if path not in icons]
-    used = {name for text in scripts for name in re.findall(r"\bfa-([\w-]+)", text)}
     for path in (path for path in folder.rglob("*.html") if static not in path.parents):
-        text = page(path.read_text(encoding="utf-8"))
-        path.write_text(text, encoding="utf-8")
-        used |= set(re.findall(r"\bfa-([\w-]+)", text))
-    for path in icons:
-        shown = ICON.sub(lambda m: m[0] if m[1] in used else "", path.read_text(encoding="utf-8"))
-        path.write_text(shown, encoding="utf-8")
+        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the steps, the last one after all that write pages."""
-    app.connect("config-inited", configure, priority=900)
+    app.connect("config-inited", without_thebe, priority=900)
     app.connect("autodoc-before-process-signature", plain_types)
     app.connect("build-finished", finish, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

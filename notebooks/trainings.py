@@ -1,0 +1,50 @@
+"""Which trainings the papers' tables ask for, and how long they should take. For the Snakefile."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from srlib import papers, results, runs
+from srlib.errors import InputError
+from srlib.models import default_config
+
+
+def chosen(budget: str, slugs: str, tables: str, steps: int | None) -> pd.DataFrame:
+    """The papers' own rows, each network once, though several tables print it: paper, model, run, and its training's
+    steps, batch and patch. ``run`` is "safmn/main/x4" for a released network, "safmn/3/w-se" for a row of an ablation.
+
+    ``slugs`` names papers ("safmn ssiu"), ``tables`` tables ("safmn-3 ssiu-4"), each "all" or "none"; ``steps`` takes
+    the place of the budget's. Raises InputError for an unknown name.
+    """
+    known = {f"{slug}-{number}": (slug, number) for slug in papers.all_papers() for number in papers.tables(slug)}
+    for text, names in ((slugs, papers.all_papers()), (tables, known)):
+        if lost := set(text.split()) - {*names, "all", "none"}:
+            raise InputError(f"unknown: {', '.join(sorted(lost))}; choose some of {' '.join(names)}")
+    found = {}
+    for name, (slug, number) in known.items():
+        if not ({slug, "all"} & set(slugs.split()) and {name, "all"} & set(tables.split())):
+            continue
+        rows = [row for row in papers.rows(slug, number) if papers.paper(slug).own(number, row.label)]
+        for row in rows:
+            released = replace(default_config(row.model), **({"scale": row.scale} if row.scale else {}))
+            ablation = any(one.baseline for one in rows) or row.config != released or bool(row.train)
+            training = runs.training(row.model, budget, ablation=ablation, changes=row.train, steps=steps)
+            run = f"{row.model}/{number}/{row.slug}" if ablation else f"{row.model}/main/x{row.scale or 4}"
+            found.setdefault((row.model, row.config, training), {"paper": slug, "run": run, **vars(training)})
+    return pd.DataFrame([{"model": key[0], **line} for key, line in found.items()])
+
+
+def summary(left: Sequence[Any]) -> str:
+    """How many trainings are left, and about how many hours each paper's take: from the seconds a step and LR pixel of
+    recorded runs of the same model."""
+    known = results.runs().query("precision == '32-true'")
+    pace = (known.seconds / (known.steps * known.batch * known.patch**2)).groupby(known.model).median()
+    frame = pd.DataFrame(left)
+    frame["hours"] = frame.model.map(pace) * frame.steps * frame.batch * frame.patch**2 / 3600
+    lines = [f"{len(frame)} trainings are left; hours of a CPU ({known.device.mode()[0]}), where a run of the same"]
+    lines.append("model is recorded, scaled by steps, batch and patch; no run on a GPU is recorded:")
+    for paper, each in frame.groupby("paper", sort=False):
+        lines.append(f"  {paper}: {len(each)}, of which {each.hours.count()} should take {each.hours.sum():,.1f} hours")
+    return "\n".join(lines)
