@@ -320,12 +320,13 @@ class Session:
             self.log.add_scores(scores, state)
         self.log.write(folder)
         loss = self.log.rows["log"][-1][1]
-        ended: dict[str, Any] = {
+        ended = {
             "steps": self.steps,
             "loss": loss if math.isfinite(loss) else None,
+            "collapsed_at": collapse and collapse.step,
+            "collapse": collapse and collapse.reason,
             "weights_at": state.step,
         }
-        ended |= {"collapsed_at": collapse and collapse.step, "collapse": collapse and collapse.reason}
         origin = {**made, **provenance(self.fabric.device), "seconds": seconds}
         self.run.write({"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": origin})
         checkpoints.clear(folder)
