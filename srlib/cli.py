@@ -1,8 +1,8 @@
-"""The ``srlib`` command: train, evaluate, upscale, table, complexity, speed, data, weights, record, doctor.
+"""The ``srlib`` command: train, evaluate, upscale, export, table, complexity, data, weights, record, doctor.
 
 Each command imports what it needs when it runs, so that help comes at once. Exit codes: 0 done; 1 some of it failed,
 or a check did; 2 bad input, with one line on standard error that says how to mend it; 75 a training that was stopped,
-which the same command resumes; 130 Ctrl-C where nothing was to be saved.
+which the same command resumes; 130 Ctrl-C and 143 SIGTERM where nothing was to be saved.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
 import srlib
-from srlib.errors import InputError, Stopped
+from srlib.errors import InputError, Stopped, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +68,7 @@ Weights = Annotated[Path | None, typer.Option(help="A file of weights, ours or r
 Images = Annotated[list[str] | None, typer.Option("--data", help="Datasets or folders; default: what is here.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; default: the variable SRLIB_DATA.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Tile = Annotated[int | None, typer.Option(min=0, help="Side of the tiles in LR pixels; 0: the whole at once.")]
+Precision = Annotated[Literal["32-true", "bf16", "fp16"], typer.Option(help="Of a network's arithmetic on a GPU.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 
@@ -151,36 +152,45 @@ def score(
     data: Images = None,
     protocol: Annotated[list[str] | None, typer.Option(help="Evaluation protocols; default: the paper's.")] = None,
     luma: Annotated[bool, typer.Option("--luma", help="Bicubic as papers quote it, on the luma plane alone.")] = False,
-    tile: Tile = None,
+    precision: Precision = "32-true",
     data_root: DataRoot = None,
     device: Device = "auto",
     images: Annotated[bool, typer.Option("--images", help="Print a line for each image.")] = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """Score a run, a file of weights, those that ship, or bicubic; say under which protocol and on which LR images."""
+    """Score a run, a file of weights, those that ship, or bicubic; say under which protocol and on which LR images.
+
+    Images that cannot be read are named and left out, of the dataset's title, too; then the exit code is 1.
+    """
     import pandas as pd
 
     from srlib import evaluate, metrics, papers, parallel
 
-    where, network, frames = parallel.pick_device(device), None, []
-    if model != "bicubic" or weights or record:
-        model, network, scale = find_network(model, scale, weights, record)
-        network = network.to(where)
-    for store, factor in product(open_stores(data, data_root), [scale] if scale else EVERY_SCALE if network else [4]):
-        usual = papers.recipe(model).protocol_on(store.image_set.name) if network else metrics.MATLAB
+    where, network, frames = parallel.pick_device(device), find_network(model, scale, weights, record, precision), []
+    scales = [network.scale] if network.scale else EVERY_SCALE if network.network else [4]
+    stores = open_stores(data, data_root)
+    for store, factor in product(stores, scales):
+        usual = papers.recipe(network.name).protocol_on(store.image_set.name) if network.network else metrics.MATLAB
         protocols = [papers.protocol(name) for name in protocol or ()] or [usual]
-        found = {"bicubic": evaluate.score_under(evaluate.bicubic(factor), store, factor, protocols, where, tile)}
+        found = {}
+        if network.network:
+            upscaler = evaluate.upscaler(network.network.to(where), factor, precision, where)
+            title = network.name if precision == "32-true" else f"{network.name} in {precision}"
+            found[title] = evaluate.score_under(upscaler, store, factor, protocols, where)
         if luma:
             found["bicubic"] = (evaluate.luma_bicubic(store, factor),)
-        if network:
-            upscaler = evaluate.upscaler(network, factor)
-            found = {model: evaluate.score_under(upscaler, store, factor, protocols, where, tile)} | found
+        else:
+            found["bicubic"] = evaluate.score_under(evaluate.bicubic(factor), store, factor, protocols, where)
         frames += [scores.frame().assign(model=name) for name, each in found.items() for scores in each]
     scores = pd.concat(frames, ignore_index=True)
+    if scores.psnr.isna().any():
+        raise InputError(f"the output of {network.name} is not finite: its weights are damaged, give others")
     if not images:
         keys = ["dataset", "scale", "model", "protocol", "lr"]
         scores = scores.groupby(keys, sort=False)[["psnr", "ssim"]].mean().reset_index()
     show(scores, as_csv, psnr="{:.2f} dB", ssim="{:.4f}")
+    if any(store.broken for store in stores):
+        raise typer.Exit(1)
 
 
 @app.command("upscale", epilog="Example: srlib upscale photo.jpg large.png")
@@ -192,11 +202,11 @@ def enlarge(
     weights: Weights = None,
     record: Record = None,
     format: Annotated[Literal["png", "jpeg", "webp", "tiff"] | None, typer.Option(help="In a folder.")] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and lossy WebP.")] = 95,
-    lossless: Annotated[bool, typer.Option("--lossless", help="Write WebP without loss.")] = False,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP.")] = 95,
     force: Annotated[bool, typer.Option("--force", help="Replace outputs that are there already.")] = False,
-    tile: Tile = None,
+    tile: Annotated[int | None, typer.Option(min=0, help="Side of tiles in LR pixels; 0: the whole at once.")] = None,
     beside: Annotated[bool, typer.Option("--beside", help="Put bicubic interpolation to the left.")] = False,
+    precision: Precision = "32-true",
     device: Device = "auto",
 ) -> None:
     """Enlarge PNG, JPEG, WebP and TIFF files, with colour profile, transparency and 16 bits kept.
@@ -206,17 +216,17 @@ def enlarge(
     """
     from srlib import evaluate, parallel, upscale
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by which a file that is being written is taken away
     made, notes = upscale.jobs(sources, out, format)
-    where, upscaler, failed = parallel.pick_device(device), None, False
-    if model != "bicubic" or weights or record:
-        usual = "safmn" if scale in (None, 4) else "moeisr-lte-s-edsr"
-        _, network, own = find_network(model or (usual if record is None else ""), scale, weights, record)
-        scale = own or scale
-        upscaler = evaluate.upscaler(network.to(where), scale or 4)
-    options: dict[str, Any] = {"force": force, "quality": quality, "lossless": lossless, "beside": beside, "tile": tile}
+    where, failed = parallel.pick_device(device), False
+    usual = "" if record else "safmn" if scale in (None, 4) else "moeisr-lte-s-edsr"
+    _, network, own = find_network(model or usual, scale, weights, record, precision)
+    factor = own or 4
+    upscaler = network and evaluate.upscaler(network.to(where), factor, precision, where)
+    options: dict[str, Any] = {"force": force, "quality": quality, "beside": beside, "tile": tile, "device": where}
     say(*notes)
     for job in made:
-        status, notes = upscale.enlarge_file(job, upscaler, scale or 4, **options, device=where)
+        status, notes = upscale.enlarge_file(job, upscaler, factor, **options)
         if [job.source] == [Path(source).expanduser() for source in sources] and status != "done":
             raise InputError("; ".join(notes) or f"{job.target} is there already: give another name, or --force")
         print(f"{job.target}: {status}", flush=True)
@@ -224,6 +234,30 @@ def enlarge(
         failed |= status == "failed"
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("export", epilog="Example: srlib export safmn safmn-x4.onnx")
+def export_onnx(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    scale: Scale = None,
+    weights: Weights = None,
+    record: Record = None,
+) -> None:
+    """Write a network as an ONNX file for images of any height and width, and compare it with PyTorch in onnxruntime.
+
+    Sides are 32 pixels or more; SAFMN takes multiples of 8, SSIU of 16. A network for every scale is written for one.
+    """
+    from srlib import checkpoints, evaluate, export
+
+    _, network, own = find_network(model, scale, weights, record)
+    if network is None:
+        raise InputError("bicubic has no network: name a model")
+    factor = own or 4
+    made = export.to_onnx(evaluate.upscaler(network.eval(), factor), factor)
+    checkpoints.write(out, made.content)
+    sides = f"multiples of {made.step}, " * (made.step > 1)
+    print(f"{out}: x{factor}, sides: {sides}{export.SMALLEST} or more; largest difference {made.difference:.1e}")
 
 
 @app.command("table", epilog="Example: srlib table safmn 3 --csv")
@@ -244,57 +278,52 @@ def print_table(
 
 
 @app.command("complexity", epilog="Example: srlib complexity safmn --scale 4")
-def count(model: Model, scale: Scale = 4, as_csv: AsCsv = False) -> None:
+def count(
+    model: Model,
+    scale: Scale = 4,
+    time: Annotated[bool, typer.Option("--time", help="Time it, too, with random weights; two threads.")] = False,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="What to time on.")] = "cpu",
+    as_csv: AsCsv = False,
+) -> None:
     """Count a model's parameters, multiply-adds and activations as the papers do, for an output of 1280x720 with all
-    experts; of a network for every scale those that a black LR image of 48x48 pixels takes."""
-    from srlib import complexity, models, resize
+    experts; of a network for every scale those that a black LR image of 48x48 pixels takes.
+
+    A time has the unit of one 3x3 convolution (64 to 64 channels, 180x320), which is timed anew before each call.
+    """
+    import torch
+
+    from srlib import complexity, evaluate, models, parallel, resize
 
     factor, fixed = scale or 4, models.takes_scale(model)
     size = complexity.lr_size(factor) if fixed else (48, 48)
+    network = models.create(model, factor if fixed else None)
+    row: dict[str, Any] = {"model": model, "scale": factor, "lr_height": size[0], "lr_width": size[1]}
+    if time:
+        where = parallel.pick_device(device)
+        torch.set_num_threads(2)
+        upscaler, image = evaluate.upscaler(network.eval().to(where), factor), torch.rand(1, 3, *size, device=where)
+        with torch.inference_mode():
+            took = complexity.in_units(lambda: upscaler(image), device=where)
+        row |= {"units": took.median, "minimum": took.minimum, "maximum": took.maximum, "unit_ms": 1e3 * took.unit}
+        row["device"] = took.device
     inputs: dict[str, Any] = {} if fixed else {"size": resize.enlarged_size(size, factor)}
-    found = complexity.count(models.create(model, factor if fixed else None), size, training=fixed, **inputs)
-    row = {"model": model, "scale": factor, "lr_height": size[0], "lr_width": size[1]}
-    show([row | {"params": found.params, "macs": found.macs, "acts": found.acts}], as_csv)
-
-
-@app.command("speed", epilog="Example: srlib speed safmn")
-def time(model: Model, scale: Scale = 4, device: Device = "cpu") -> None:
-    """Time a model on the LR image of a 1280x720 output, or on 48x48 pixels where it takes every scale; on a CPU with
-    two threads. One unit is a 3x3 convolution (64 to 64 channels, 180x320), timed anew before each call."""
-    import torch
-
-    from srlib import complexity, evaluate, models, parallel
-
-    factor, where, fixed = scale or 4, parallel.pick_device(device), models.takes_scale(model)
-    torch.set_num_threads(2)
-    image = torch.rand(1, 3, *(complexity.lr_size(factor) if fixed else (48, 48)), device=where)
-    network = evaluate.upscaler(models.create(model, factor if fixed else None).eval().to(where), factor)
-    with torch.inference_mode():
-        found = complexity.in_units(lambda: network(image), device=where)
-    row = {"model": model, "scale": factor, "units": found.median, "minimum": found.minimum, "maximum": found.maximum}
-    row |= {"unit_ms": 1e3 * found.unit, "device": found.device}
-    show([row], units="{:.1f}", minimum="{:.1f}", maximum="{:.1f}", unit_ms="{:.1f}")
+    found = complexity.count(network.cpu(), size, training=fixed, **inputs)
+    row |= {"params": found.params, "macs": found.macs, "acts": found.acts}
+    show([row], as_csv, units="{:.1f}", minimum="{:.1f}", maximum="{:.1f}", unit_ms="{:.1f}")
 
 
 @data_app.command("list")
-def data_list(data_root: DataRoot = None) -> None:
-    """List the papers' datasets, and how many of their images are here. Example: srlib data list"""
-    from srlib import datasets
-
-    show_status(datasets.listing(data_root))
-
-
-@data_app.command("check")
-def data_check(
+def data_list(
     names: Annotated[list[str] | None, typer.Argument(help="Datasets; default: all.", show_default=False)] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """Check the number and sizes of images, LR against HR; exit code 1 if not whole. Example: srlib data check Set5"""
+    """List the papers' datasets, how many of their images are here, and what is wrong with them; exit code 1 if one
+    that is named is not whole. Example: srlib data list Set5"""
     from srlib import datasets
 
     found = datasets.listing(data_root, names or ())
     show_status(found)
-    if any(status.problems or status.found != status.expected for status in found):
+    if names and any(status.problems or status.found != status.expected for status in found):
         raise typer.Exit(1)
 
 
@@ -378,12 +407,6 @@ def doctor(data_root: DataRoot = None) -> None:
         raise typer.Exit(1)
 
 
-def say(*lines: str) -> None:
-    """Print lines on standard error."""
-    for line in lines:
-        print("srlib: " + " ".join(line.split()), file=sys.stderr, flush=True)
-
-
 def open_stores(names: list[str] | None, root: Path | None) -> list[Store]:
     """The images of these names, with a line on what is not as it should be; by default the held-out photographs, and
     Set5 and Set14 where they are here."""
@@ -410,8 +433,18 @@ def find_run(path: Path) -> Run:
     return run
 
 
-def find_network(model: str, scale: float | None, file: Path | None, record: Path | None) -> tuple[str, nn.Module, Any]:
-    """Model, network and scale (None: every scale) of a run, of a file, or as shipped; says where weights come from."""
+class Named(NamedTuple):
+    """A model's name, its network (None: bicubic) and the scale that it was asked or trained for (None: every one)."""
+
+    name: str
+    network: nn.Module | None
+    scale: Any
+
+
+def find_network(
+    model: str, scale: float | None, file: Path | None, record: Path | None, precision: str = "32-true"
+) -> Named:
+    """The network of a run, of a file, or as shipped; says where its weights come from."""
     from srlib import checkpoints, models, results
 
     if record:
@@ -420,20 +453,22 @@ def find_network(model: str, scale: float | None, file: Path | None, record: Pat
         if model not in ("", name) or (own and scale not in (None, own)):
             raise InputError(f"{record} is {name} at scale {own}: leave out model and --scale")
         say(f"{name}, {run.ending} of batch {train['batch']} on {run.config['data']}")
-        return name, run.network(), own or scale
+        return Named(name, run.network(), own or scale)
     if not model:
         raise InputError("no model: give bicubic, a model, or --record RUN")
     if model == "bicubic":
-        raise InputError("bicubic has no weights: name a model, or leave out --weights")
+        if file or precision != "32-true":
+            raise InputError("bicubic has no weights: name a model, or leave out --weights and --precision")
+        return Named(model, None, scale)
     own = (scale or 4) if models.takes_scale(model) else None
     if own and own != int(own):
         raise InputError(f"{model} enlarges a whole number of times: give --scale 4, or a model for every scale")
     own = own and int(own)
     if file:
-        return model, checkpoints.load(file, model, own), own or scale
+        return Named(model, checkpoints.load(file, model, own), own or scale)
     shipped = results.trained(model, own)
     say(f"{model}: weights that ship, trained here, {shipped.caption}")
-    return model, shipped.network, own or scale
+    return Named(model, shipped.network, own or scale)
 
 
 def show_status(found: list[Any]) -> None:

@@ -60,14 +60,12 @@ def read(path: str | Path) -> Picture:
     return Picture(pixels, (image.xres * 25.4, image.yres * 25.4), metadata, notes)
 
 
-def write(
-    picture: Picture, path: str | Path, *, quality: int = 95, lossless: bool = False, force: bool = False
-) -> bool:
+def write(picture: Picture, path: str | Path, *, quality: int = 95, force: bool = False) -> bool:
     """Write a picture in the format that the suffix says; False where a file is there already and isn't replaced.
 
     JPEG and WebP hold 8 bits; in JPEG, what is transparent is laid over white. ``quality`` is that of JPEG, whose
-    colours are stored at full resolution, and of WebP, unless ``lossless``. The file is written beside its place and
-    moved there when it is whole. Raises InputError for an unknown suffix and where nothing can be written.
+    colours are stored at full resolution, and of WebP. The file is written beside its place and moved there when it is
+    whole. Raises InputError for an unknown suffix and where nothing can be written.
     """
     path = Path(path)
     kind = format_of(path)
@@ -82,7 +80,7 @@ def write(
     options: dict[str, dict[str, Any]] = {
         "png": {"compression": 3},
         "jpeg": {"Q": quality, "subsample_mode": "off", "background": 255},
-        "webp": {"Q": quality, "lossless": lossless, "exact": lossless},
+        "webp": {"Q": quality},
         "tiff": {"compression": "deflate", "predictor": "horizontal", "bigtiff": picture.pixels.nbytes > 3 << 30},
     }
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

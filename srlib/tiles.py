@@ -1,4 +1,4 @@
-"""Images of any size: large ones are enlarged in overlapping tiles, which are blended into bands of finished rows.
+"""Images of any size: large ones are enlarged in overlapping tiles, which are blended.
 
 In the middle of an overlap, over ``RAMP`` LR pixels at most, one tile's result fades into the next one's along a raised
 cosine; nearer to its edge, where a tile lacks what lies beyond, nothing of it is used. Tiles that overlap by more than
@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import torch
@@ -72,20 +72,14 @@ def pieces(side: int, large: int, tile: int, overlap: int) -> list[Piece]:
     return found
 
 
-def bands(
-    upscale: Upscaler,
-    lr: Tensor,
-    scale: float,
-    tile: int | None = None,
-    overlap: int = OVERLAP,
-    device: Device = "cpu",
-) -> Iterator[tuple[int, Tensor]]:
-    """Enlarge one image from top to bottom: (first output row, some rows (3, n, W)) each time.
+def enlarge(
+    upscale: Upscaler, lr: Tensor, scale: float, tile: int | None = None, overlap: int = OVERLAP, device: Device = "cpu"
+) -> Tensor:
+    """Enlarge one image: float32 (3, H, W) of ``enlarged_size`` on the CPU, neither clamped nor rounded.
 
-    ``upscale`` takes float32 images in [0, 1], 1x3xhxw on ``device``, and returns them at ``enlarged_size``; a network
-    for every scale comes in ``srlib.evaluate.AtScale``. A network is in evaluation mode meanwhile. ``lr`` (3, h, w) is
-    uint8, uint16, or floating point in [0, 1]. Rows are float32 on the CPU, neither clamped nor rounded; those of one
-    row of tiles are held at a time.
+    ``upscale`` takes float32 images in [0, 1], 1x3xhxw on ``device``, and returns them enlarged; a network for every
+    scale comes in ``srlib.evaluate.AtScale``. A network is in evaluation mode meanwhile. ``lr`` (3, h, w) is uint8,
+    uint16, or floating point in [0, 1].
 
     ``tile`` and ``overlap`` are in LR pixels; None is 384 on a CPU and 640 on other devices, 0 the whole image. An
     image of no more pixels than a tile's is enlarged whole, as is any at a fractional scale, but with ``AtScale``.
@@ -104,66 +98,43 @@ def bands(
     tileable = float(scale).is_integer() or hasattr(upscale, "window")  # tiles' results lie on the output's pixels
     if not tile or height * width <= tile**2 or not tileable:
         tile = max(height, width)
-    done = 0
     while True:
         try:
-            for row, rows in _bands(upscale, lr, scale, tile, min(overlap, tile // 2), device):
-                if row + rows.shape[1] > done:
-                    yield max(row, done), rows[:, max(0, done - row) :]
-                    done = row + rows.shape[1]
-            return
+            with torch.no_grad(), evaluation_mode(upscale):
+                return _blended(upscale, lr, scale, tile, min(overlap, tile // 2), device)
         except RuntimeError as error:
             # A CPU has no exception of its own for it.
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
                 raise
-            half = tile // (2 * ALIGN) * ALIGN
-            if half < SMALLEST or not tileable:
-                size = f"{min(tile, width)} x {min(tile, height)}"
-                mend = "close other programs, or use another device"
-                raise InputError(f"the memory of {device} is too small for {size} pixels: {mend}") from None
+        half = tile // (2 * ALIGN) * ALIGN
+        if half < SMALLEST or not tileable:
+            size = f"{min(tile, width)} x {min(tile, height)}"
+            raise InputError(
+                f"the memory of {device} is too small for {size} pixels: close programs, or change --device"
+            )
         warnings.warn(f"out of memory in tiles of {tile} pixels: going on in tiles of {half}", stacklevel=2)
         tile = half
 
 
-def enlarge(
-    upscale: Upscaler, lr: Tensor, scale: float, tile: int | None = None, overlap: int = OVERLAP, device: Device = "cpu"
-) -> Tensor:
-    """A whole image enlarged: the rows of ``bands``, which see, as one (3, H, W) on the CPU."""
-    return torch.cat([rows for _, rows in bands(upscale, lr, scale, tile, overlap, device)], 1)
-
-
-def _bands(
-    upscale: Upscaler, lr: Tensor, scale: float, tile: int, overlap: int, device: Device
-) -> Iterator[tuple[int, Tensor]]:
-    """``bands`` in tiles of one size."""
+def _blended(upscale: Any, lr: Tensor, scale: float, tile: int, overlap: int, device: torch.device) -> Tensor:
+    """An image (3, H, W) as the weighted sum of its tiles."""
     height, width = enlarged_size(lr.shape[1:], scale)
     down, across = pieces(lr.shape[1], height, tile, overlap), pieces(lr.shape[2], width, tile, overlap)
-    begun = torch.zeros(3, 0, width)  # rows that the next tiles reach into
-    for row, below in zip(down, [*(piece.first for piece in down[1:]), height], strict=True):
-        band = torch.zeros(3, row.last - row.first, width)
-        for column in across:
-            band[..., column.first : column.last] += column.weight * _enlarged(upscale, lr, scale, row, column, device)
-        band *= row.weight[:, None]
-        band[:, : begun.shape[1]] += begun
-        yield row.first, band[:, : below - row.first]
-        begun = band[:, below - row.first :].clone()  # a view would keep the whole band
-
-
-def _enlarged(upscale: Any, lr: Tensor, scale: float, row: Piece, column: Piece, device: Device) -> Tensor:
-    """A tile's result (3, n, m)."""
-    part = lr[:, row.start : row.end, column.start : column.end].to(device)
-    part = part[None].to(torch.float32) / LEVELS.get(part.dtype, 1)
-    rows, columns = slice(row.first, row.last), slice(column.first, column.last)
-    with torch.no_grad(), evaluation_mode(upscale):
+    large = torch.zeros(3, height, width)
+    for row, column in product(down, across):
+        part = lr[:, row.start : row.end, column.start : column.end].to(device)
+        part = part[None].to(torch.float32) / LEVELS.get(part.dtype, 1)
+        rows, columns = slice(row.first, row.last), slice(column.first, column.last)
         if hasattr(upscale, "window"):
             sr = upscale.window(part, (row.start, column.start), tuple(lr.shape[1:]), rows, columns)
         else:
             sr = upscale(part)
-    wanted = (1, 3, row.last - row.first, column.last - column.first)
-    if sr.shape != wanted:
-        made = f"the upscaler made {tuple(sr.shape)} of {tuple(part.shape)}, not {wanted}"
-        raise InputError(f"{made}; use one for scale {scale:g}")
-    return sr[0].float().cpu()
+        wanted = (1, 3, row.last - row.first, column.last - column.first)
+        if sr.shape != wanted:
+            made = f"the upscaler made {tuple(sr.shape)} of {tuple(part.shape)}, not {wanted}"
+            raise InputError(f"{made}; use one for scale {scale:g}")
+        large[:, rows, columns] += sr[0].float().cpu() * column.weight * row.weight[:, None]
+    return large
 
 
 @contextmanager

@@ -103,7 +103,6 @@ def enlarge_file(
     force: bool = False,
     beside: bool = False,
     quality: int = 95,
-    lossless: bool = False,
     **tiling: Any,
 ) -> tuple[str, tuple[str, ...]]:
     """Enlarge one picture into its file, and tell what became of it, and notes.
@@ -129,7 +128,7 @@ def enlarge_file(
         if beside:
             pixels = (enlarge(picture, None, scale).pixels, large.pixels)
             large = replace(large, pixels=np.concatenate(pixels, axis=1))
-        written = write(large, job.target, quality=quality, lossless=lossless, force=force)
+        written = write(large, job.target, quality=quality, force=force)
     except (InputError, MemoryError) as error:
         return "failed", (str(error) or f"{job.source}: not enough memory",)
     return ("done" if written else "kept"), notes
@@ -138,8 +137,8 @@ def enlarge_file(
 def enlarge(picture: Picture, upscaler: Upscaler, scale: float, **tiling: Any) -> Picture:
     """The picture enlarged, with as many bits; sides are ``resize.enlarged_size``.
 
-    ``tiling`` (tile, overlap, device) is that of ``tiles.bands``. Raises InputError as that does, and where
-    the network's output is not finite.
+    ``tiling`` (tile, overlap, device) is that of ``tiles.enlarge``. Raises InputError as that does, and where the
+    network's output is not finite.
     """
     colours, alpha = picture.colours, picture.alpha
     size = enlarged_size(colours.shape[:2], scale)
@@ -152,13 +151,12 @@ def enlarge(picture: Picture, upscaler: Upscaler, scale: float, **tiling: Any) -
         _bicubic(colours, out)
         return replace(picture, pixels=large)
     lr = torch.from_numpy(np.broadcast_to(colours, (*colours.shape[:2], 3)).transpose(2, 0, 1).copy())
-    for first, band in tiles.bands(upscaler, lr, scale, **tiling):
-        if not torch.isfinite(band).all():
-            raise InputError("the network's output is not finite: its weights are damaged, give others")
-        if colours.shape[2] == 1:
-            band = (band.double() * torch.tensor(LUMA).double()[:, None, None]).sum(0, keepdim=True)
-        levels = (band * top).round().clamp(0, top).to(torch.int32)
-        out[first : first + levels.shape[1]] = levels.permute(1, 2, 0).numpy()
+    sr = tiles.enlarge(upscaler, lr, scale, **tiling)
+    if not sr.sum().isfinite():  # of the sum alone, as an image of 200 megapixels takes gigabytes
+        raise InputError("the network's output is not finite: its weights are damaged, give others")
+    if colours.shape[2] == 1:
+        sr = (sr * torch.tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
+    out[:] = sr.mul_(top).round_().clamp_(0, top).permute(1, 2, 0).numpy()
     return replace(picture, pixels=large)
 
 

@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +74,7 @@ def test_help_needs_no_torch_and_so_comes_at_once() -> None:
 
 
 def test_every_command_has_help_and_an_example_and_the_version_is_the_packages(command: Srlib) -> None:
-    commands = {"train", "evaluate", "upscale", "table", "complexity", "speed", "weights", "record", "doctor", "data"}
+    commands = {"train", "evaluate", "upscale", "export", "table", "complexity", "weights", "record", "doctor", "data"}
     assert all(f"\n  {name} " in command("--help").stdout for name in commands)
     assert all(f"Example: srlib {name}" in command(name, "-h").stdout for name in commands - {"data"})
     assert command("--version").stdout == f"{srlib.__version__}\n"
@@ -97,7 +99,10 @@ def test_every_command_has_help_and_an_example_and_the_version_is_the_packages(c
         (("upscale", "none.png", "out.png"), "none.png"),
         (("table", "safmn", "99"), "99"),
         (("complexity", "nothing"), "nothing"),
-        (("data", "check", "nothing", "--data-root", "."), "nothing"),
+        (("data", "list", "nothing", "--data-root", "."), "nothing"),
+        (("evaluate", "safmn", "--device", "cpu", "--precision", "fp16"), "--precision bf16"),
+        (("evaluate", "bicubic", "--precision", "bf16"), "leave out --weights and --precision"),
+        (("export", "bicubic", "out.onnx"), "name a model"),
         (("record", "none.json", "x", "--purpose", "ships"), "none.json is no run"),
     ],
 )
@@ -193,7 +198,7 @@ def test_a_dataset_that_is_not_whole_is_scored_under_another_name(command: Srlib
     images.rename(folder / "HR")
     result = command("evaluate", "bicubic", "--data", "Set14", "--data-root", tmp_path / "data", "--csv")
     assert list(frame(result).dataset) == ["Set14 (2 of 14 images)"] and "of the 14 images" in result.stderr
-    result = command("data", "check", "Set14", "--data-root", tmp_path / "data")
+    result = command("data", "list", "Set14", "--data-root", tmp_path / "data")
     assert result.exit_code == 1 and "Set14" in result.stdout
 
 
@@ -229,6 +234,58 @@ def test_pictures_are_enlarged_and_left_when_they_are_there(command: Srlib, imag
     assert "whole number" in refused(result)
 
 
+def test_an_image_that_cannot_be_read_stops_no_other_and_gives_exit_code_1(command: Srlib, images: Path) -> None:
+    smooth = Image.fromarray(np.zeros((64, 72, 3), np.uint8)).resize((300, 300))
+    smooth.save(images / "phone.jpg")
+    whole = (images / "phone.jpg").read_bytes()
+    (images / "phone.jpg").write_bytes(whole[:-2])  # all its pixels, but no end marker
+    evaluate = ("evaluate", "bicubic", "--data", images, "--csv")
+    result = command(*evaluate)
+    assert list(frame(result).dataset) == ["images"] and "phone.jpg: it has all its pixels" in result.stderr
+    (images / "1.png").write_bytes((images / "1.png").read_bytes()[:900])
+    result = command(*evaluate)
+    assert result.exit_code == 1 and "images (2 of 3 images),4,bicubic" in result.stdout
+    assert "1.png cannot be read" in result.stderr
+    result = command("upscale", images, "out", "--model", "bicubic")
+    assert result.exit_code == 1 and sorted(path.name for path in Path("out").iterdir()) == ["0.png", "phone.jpg"]
+    assert "phone.jpg: it has all its pixels" in result.stderr and "1.png cannot be read" in result.stderr
+
+
+def test_a_signal_leaves_nothing_half_written(
+    command: Srlib, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(image: object, path: str, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("pyvips.Image.pngsave", ended, raising=False)
+    result = command("upscale", images, tmp_path / "out", "--model", "bicubic")
+    signal.signal(signal.SIGTERM, before)
+    assert result.exit_code == 143 and not list((tmp_path / "out").iterdir())
+
+
+def test_half_precision_is_named_and_refused_where_it_loses(
+    command: Srlib, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("evaluate", "safmn", "--scale", "2", "--data", images, "--device", "cpu", "--csv")
+    damaged = create("safmn", 2)
+    for weight in damaged.parameters():
+        weight.data *= 1e30
+    torch.save({"params": create("safmn", 2).state_dict()}, "own.pth")
+    torch.save({"params": damaged.state_dict()}, "damaged.pth")
+    full, half = (
+        frame(command(*given, "--weights", "own.pth", "--precision", precision)) for precision in ("32-true", "bf16")
+    )
+    assert list(half.model) == ["safmn in bf16", "bicubic"]
+    assert half.psnr[0] != full.psnr[0] and half.psnr[0] == pytest.approx(full.psnr[0], abs=0.1)
+    assert "damaged" in refused(command(*given, "--weights", "damaged.pth"))
+    assert "not finite: use --precision 32-true" in refused(
+        command(*given, "--weights", "damaged.pth", "--precision", "bf16")
+    )
+
+
 def test_the_weights_that_ship_are_listed_with_their_gain(command: Srlib) -> None:
     found = frame(command("weights", "--csv"))
     assert {"safmn", "seemore-t", "ssiu"} <= set(found.model) and (found["photos/held-out gain"] > 0.5).all()
@@ -245,13 +302,13 @@ def test_counts_are_the_printed_ones(command: Srlib) -> None:
     row = frame(command("complexity", "safmn", "--csv")).iloc[0]
     assert (row.params, row.lr_height, row.lr_width) == (239_520, 180, 320)
     assert round(row.macs / 1e9) == 14 and round(row.acts / 1e6, 1) == 76.7
-    any_scale = frame(command("complexity", "moeisr-lte-s-edsr", "--csv")).iloc[0]
-    assert any_scale.macs > any_scale.params > 1_000_000
+    any_scale = frame(command("complexity", "moeisr-lte-s-edsr", "--csv", "--time")).iloc[0]
+    assert any_scale.macs > any_scale.params > 1_000_000 and 0 < any_scale.minimum <= any_scale.units
 
 
 def test_datasets_are_listed_and_the_doctor_finds_nothing(command: Srlib) -> None:
     assert "Urban100" in command("data", "list").stdout
-    assert "no data folder" in refused(command("data", "check", "Set5"))
+    assert "no data folder" in refused(command("data", "list", "Set5"))
     result = command("doctor")
     assert result.exit_code == 0 and result.stdout.count(": ok") == 3 and srlib.__version__ in result.stdout
 

@@ -17,6 +17,7 @@ from srlib.evaluate import AtScale, bicubic, luma_bicubic, score, score_under, u
 from srlib.metrics import MATLAB, Protocol, psnr, ssim
 from srlib.models import create
 from srlib.resize import imresize
+from srlib.tiles import enlarge
 
 BASICSR = Protocol("basicsr", "luma not rounded")
 
@@ -106,6 +107,29 @@ def test_upscalers_of_networks() -> None:
     assert upscaler(fixed, 4) is fixed and isinstance(upscaler(every, 2.5), AtScale)
     with pytest.raises(InputError, match="a network for scale 4 can't enlarge by 2"):
         upscaler(fixed, 2)
+
+
+class Rough(nn.Conv2d):
+    """A network that half precision takes far from its output: it makes small differences of large numbers."""
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return super().forward(lr + 100) - super().forward(torch.full_like(lr, 100))
+
+
+@pytest.mark.parametrize("name", ["safmn", "moeisr-lte-s-edsr"])
+def test_half_precision_computes_in_it_and_gives_32_bits(name: str, smooth: Callable[..., Tensor]) -> None:
+    network = create(name, 2 if name == "safmn" else None).eval()
+    full, half = upscaler(network, 2), upscaler(network, 2, "bf16", "cpu")
+    lr = smooth(40, 50)
+    wanted, found = (enlarge(one, lr, 2, tile=32, overlap=8) for one in (full, half))
+    assert found.dtype == torch.float32 and 0 < (found - wanted).abs().max() < 0.05
+
+
+def test_half_precision_is_refused_where_it_is_slow_or_loses() -> None:
+    with pytest.raises(InputError, match="a CPU takes many times longer in fp16: give --precision bf16"):
+        upscaler(create("safmn", 2), 2, "fp16", "cpu")
+    with pytest.raises(InputError, match="in bf16 this network's output is .* dB from its output in 32 bits"):
+        upscaler(Rough(3, 3, 1), 1, "bf16", "cpu")
 
 
 def test_bicubic_is_matlabs_on_eight_bits(smooth: Callable[..., Tensor]) -> None:

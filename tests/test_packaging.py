@@ -67,12 +67,13 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("folder", "pattern"), [("srlib", "*.py"), ("notebooks", "*.ipynb"), ("notebooks", "*.py")])
 def test_what_code_imports_is_required(folder: str, pattern: str) -> None:
-    """And of srlib, but for ``viz``, which alone draws, no more than the core: no matplotlib, no Jupyter."""
+    """And of srlib no more than the core, no matplotlib, no Jupyter, but for ``viz``, which draws, and ``export``."""
     own = {path.stem for path in (ROOT / folder).glob("*.py")}
     providers = {name: {canonical(one) for one in owners} for name, owners in packages_distributions().items()}
-    core, more = named(PROJECT["dependencies"]), named(EXTRAS["book"])
+    core, more = named(PROJECT["dependencies"]), {"viz": "book", "export": "export"}
     for path in sorted((ROOT / folder).rglob(pattern)):
-        allowed = core if folder == "srlib" and path.stem != "viz" else core | more
+        extra = more.get(path.stem, "") if folder == "srlib" else "book"
+        allowed = core | named(EXTRAS.get(extra, []))
         for name in imports(path) - own:
             assert providers.get(name, set()) & allowed, f"{path.relative_to(ROOT)} imports {name}"
 
