@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -28,30 +27,20 @@ def title_of(path: Path) -> str:
 
 def pages() -> list[str]:
     """Every page that the table of contents names, without suffix."""
-
-    def walk(node: Any) -> Iterator[str]:
-        if isinstance(node, list):
-            for item in node:
-                yield from walk(item)
-        elif isinstance(node, dict):
-            yield from (str(node[key]) for key in ("root", "file") if key in node)
-            yield from (page for value in node.values() for page in walk(value))
-
-    return list(walk(yaml.safe_load((BOOK / "_toc.yml").read_text())))
+    return re.findall(r"\b(?:root|file): (\S+)", (BOOK / "_toc.yml").read_text())
 
 
 @cache
-def cells(path: Path) -> tuple[tuple[str, str, tuple[str, ...], int], ...]:
-    """A notebook's cells: kind, source, tags, and how many outputs it carries."""
-    return tuple(
-        (
-            cell["cell_type"],
-            "".join(cell["source"]),
-            tuple(cell["metadata"].get("tags", [])),
-            len(cell.get("outputs", [])),
-        )
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-    )
+def cells(path: Path) -> list[dict[str, Any]]:
+    """A notebook's cells, each with its source as one text."""
+    return [
+        cell | {"source": "".join(cell["source"])} for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    ]
+
+
+def code(path: Path) -> list[str]:
+    """The sources of a notebook's code cells."""
+    return [cell["source"] for cell in cells(path) if cell["cell_type"] == "code"]
 
 
 # --- Pages and notebooks ---
@@ -66,18 +55,17 @@ def test_every_page_has_a_source_and_every_source_is_a_page() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=title_of)
 def test_a_notebook_opens_with_one_title_and_holds_no_outputs(path: Path) -> None:
-    prose = [source for kind, source, _, _ in cells(path) if kind == "markdown"]
+    prose = [cell["source"] for cell in cells(path) if cell["cell_type"] == "markdown"]
     assert prose and prose[0].startswith("# ") and sum(len(re.findall(r"^# ", text, re.M)) for text in prose) == 1
-    assert not any(outputs for *_, outputs in cells(path)), "run: nbstripout"
-    assert all(cell.get("execution_count") is None for cell in json.loads(path.read_text())["cells"])
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells(path)), "run: nbstripout"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=title_of)
 def test_a_notebook_has_its_parameters_first_and_short_cells(path: Path) -> None:
     """So that the workflow can set them. Networks live in srlib.models."""
-    code = [(source, tags) for kind, source, tags, _ in cells(path) if kind == "code"]
-    assert [number for number, (_, tags) in enumerate(code) if "parameters" in tags] in ([0], [])
-    for source, _ in code:
+    tags = [cell["metadata"].get("tags", []) for cell in cells(path) if cell["cell_type"] == "code"]
+    assert [number for number, each in enumerate(tags) if "parameters" in each] in ([0], [])
+    for source in code(path):
         assert len(source.splitlines()) <= 30, source
         assert not re.search(r"^class .*Module\)", source, re.M), source
 
@@ -85,7 +73,7 @@ def test_a_notebook_has_its_parameters_first_and_short_cells(path: Path) -> None
 @pytest.mark.parametrize("path", SOURCES, ids=title_of)
 def test_a_notebook_names_modules_and_functions_that_exist(path: Path) -> None:
     """What it takes from srlib in its imports, and from the modules that it imported."""
-    source = "\n".join(source for kind, source, _, _ in cells(path) if kind == "code")
+    source = "\n".join(code(path))
     modules: dict[str, ModuleType] = {}
     for package, names in re.findall(r"^from (srlib[\w.]*) import ([\w, ]+)$", source, re.M):
         for name in re.split(r", *", names):

@@ -24,7 +24,7 @@ pytest.importorskip("snakemake_executor_plugin_slurm", reason="Slurm needs the e
 
 ROOT = Path(__file__).resolve().parent.parent
 ETC = Path("/etc/slurm")  # jobs do not inherit SLURM_CONF, so the configuration must lie there
-STEPS = 120  # a checkpoint every 30
+STEPS = 80  # a checkpoint every 20
 TRAINED = ".cache/trained/smoke/safmn"
 CONFIG = """# by tests/test_cluster.py, which removes it
 ClusterName=test
@@ -32,7 +32,7 @@ SlurmctldHost=localhost(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/socket
 StateSaveLocation={folder}
 SlurmdSpoolDir={folder}
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -79,22 +79,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, debian: Callable[..., str]
     if slurm("sinfo"):
         pytest.skip("other tests have started a cluster here")
     folder = tmp_path_factory.mktemp("slurm")
-    key = folder / "munge.key"
-    key.write_bytes(os.urandom(1024))
-    key.chmod(0o400)
-    munge = [f"--{name}={folder}/munge.{name.removesuffix('-file')}" for name in ("key-file", "socket", "pid-file")]
-    munge += [f"--{name}={folder}/munge.{name}" for name in ("log-file", "seed-file")]
+    (folder / "key-file").write_bytes(os.urandom(1024))
+    (folder / "key-file").chmod(0o400)
+    files = " ".join(
+        f"--{name}={folder}/{name}" for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")
+    )
+    programs = (f"munged --foreground --force {files}", "slurmctld -D", "slurmd -D -N localhost")
     started = []
     try:
         configured[0].write_text(CONFIG.format(folder=folder))
         configured[1].write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
-        for command in (
-            ["munged", "--foreground", "--force", *munge],
-            ["slurmctld", "-D"],
-            ["slurmd", "-D", "-N", "localhost"],
-        ):
-            output = (folder / f"{command[0]}.txt").open("w")
-            started.append(subprocess.Popen(command, stdout=output, stderr=output))
+        for program in programs:
+            with (folder / f"{program.split()[0]}.txt").open("w") as output:
+                started.append(subprocess.Popen(program.split(), stdout=output, stderr=output))
             time.sleep(0.5)
         wait_for(lambda: "idle" in slurm("sinfo", "--noheader", "--format=%T"), f"the cluster: see {folder}", 30)
         yield
@@ -128,95 +125,77 @@ def project(tmp_path_factory: pytest.TempPathFactory, smooth: Callable[..., torc
     return folder
 
 
-@pytest.fixture
-def start(project: Path) -> Iterator[Callable[..., Callable[[], None]]]:
-    """A function that starts the workflow as its page says, with what this cluster lacks: accounting, and jobs that
-    take minutes. What it gives waits for the end."""
-    processes = []
-    quick = (
-        "--slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2"
-    )
-    quick += (
-        " --latency-wait 5 --set-threads train=1 score=1 notebook=1 --config budget=smoke tables=none train=o'brien"
-    )
+QUICK = """--slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2
+--latency-wait 5 --set-threads train=1 score=1 notebook=1 --config budget=smoke tables=none train=o'brien"""
+Workflow = Callable[..., subprocess.Popen[bytes]]
 
-    def run(*targets: str, **settings: object) -> Callable[[], None]:
-        command = [sys.executable, "-m", "snakemake", *targets, "--profile", "profiles/slurm", *quick.split()]
+
+@pytest.fixture
+def workflow(project: Path) -> Iterator[Workflow]:
+    """A function that starts the workflow as its page says, for a cluster without accounting and jobs of seconds."""
+    started = []
+
+    def start(*targets: str, **settings: object) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "snakemake", *targets, "--profile", "profiles/slurm", *QUICK.split()]
         command += [f"{name}={value}" for name, value in settings.items()]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SRLIB_")}
-        said = project / "snakemake.txt"
-        with said.open("w") as out:
-            environment = clean | {"SRLIB_CACHE": ".cache"}
-            process = subprocess.Popen(command, cwd=project, env=environment, stdout=out, stderr=subprocess.STDOUT)
-        processes.append(process)
+        clean["SRLIB_CACHE"] = ".cache"
+        with (project / "said.txt").open("w") as said:
+            started.append(subprocess.Popen(command, cwd=project, env=clean, stdout=said, stderr=said))
+        return started[-1]
 
-        def finish() -> None:
-            wait_for(lambda: process.poll() is not None, f"the workflow: see {said}", 240)
-            assert process.returncode == 0, said.read_text()[-5000:]
-
-        return finish
-
-    yield run
-    for process in processes:
+    yield start
+    for process in started:
         process.kill()
+        process.wait()
 
 
-def jobs() -> list[dict[str, str]]:
-    """All jobs up to now, as Slurm tells them: JobId, JobState, Comment (rule and wildcards), TRES, TimeLimit ..."""
-    return [
-        dict(re.findall(r"(\w+)=(\S*)", line)) for line in slurm("scontrol", "show", "job", "--oneliner").splitlines()
-    ]
+def ended_well(process: subprocess.Popen[bytes], project: Path) -> bool:
+    wait_for(lambda: process.poll() is not None, f"the end: see {project}/said.txt", 300)
+    return process.returncode == 0
+
+
+def jobs(part: str) -> list[dict[str, str]]:
+    """The jobs up to now whose comment, rule and wildcards, has this part: JobId, JobState, TRES, TimeLimit ..."""
+    lines = slurm("scontrol", "show", "job", "--oneliner").splitlines()
+    return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines if re.search(rf"Comment=\S*{part}", line)]
 
 
 def run_of(project: Path, record: str) -> Path:
-    """The folder of a finished run."""
     return project / json.loads((project / TRAINED / record).read_text())["run"]
 
 
-def made(project: Path, record: str) -> dict[str, object]:
-    return json.loads((run_of(project, record) / "run.json").read_text())["provenance"]
-
-
 def test_a_graph_runs_on_slurm_and_a_killed_training_ends_as_if_undisturbed(
-    cluster: None, project: Path, start: Callable[..., Callable[[], None]]
+    cluster: None, project: Path, workflow: Workflow
 ) -> None:
-    row, page = f"{TRAINED}/4/n-4/seed0.json", "book/chapters/page.ipynb"
-    finish = start(row, f"{TRAINED}/main/x2/seed0.csv", page, steps=STEPS)
-    wait_for(lambda: list(project.glob("runs/safmn-x4-*/state-*.pt")), "a checkpoint")
-    (victim,) = [job["JobId"] for job in jobs() if "n-4" in job["Comment"]]
-    slurm("scancel", "--signal=KILL", victim)
-    finish()
+    row, scores, page = "4/n-4/seed0.json", f"{TRAINED}/main/x2/seed0.csv", "book/chapters/page.ipynb"
+    process = workflow(f"{TRAINED}/{row}", scores, page, steps=STEPS)
+    wait_for(lambda: list(project.glob("runs/safmn-x4-*/state-*.pt")), f"a checkpoint: see {project}/said.txt")
+    slurm("scancel", "--signal=KILL", jobs("n-4")[0]["JobId"])
+    assert ended_well(process, project), (project / "said.txt").read_text()[-5000:]
 
-    found = {
-        rule: [job for job in jobs() if job["Comment"].startswith(f"rule_{rule}")]
-        for rule in ("train", "score", "notebook")
-    }
-    assert {rule: len(each) for rule, each in found.items()} == {"train": 3, "score": 1, "notebook": 1}
-    assert [job["JobState"] for job in found["train"]].count("COMPLETED") == 2
-    for job in sum(found.values(), []):
-        assert job["TresPerJob"].endswith("gpu:1") and "cpu=1," in job["TRES"] and job["TimeLimit"] == "01:00:00", job
-        assert ("mem=16000M" if "train" in job["Comment"] else "mem=8000M") in job["TRES"], job
-    assert "srlib train safmn --scale 2" in (project / page).read_text(), "the page shows the run of its job"
-    assert "160" not in (scores := (project / TRAINED / "main/x2/seed0.csv").read_text()) and "psnr" in scores
+    for rule, number, memory in (("train", 3, "16000M"), ("score", 1, "8000M"), ("notebook", 1, "8000M")):
+        found = jobs(f"rule_{rule}_")
+        assert len(found) == number and [job["JobState"] for job in found].count("COMPLETED") == min(number, 2)
+        for job in found:
+            assert f"cpu=1,mem={memory}" in job["TRES"] and job["TresPerJob"].endswith("gpu:1"), job
+            assert job["TimeLimit"] == "01:00:00"
+    assert "srlib train safmn --scale 2" in (project / page).read_text(), "the page shows the run of the job"
+    assert "psnr" in (project / scores).read_text()
 
-    assert made(project, "4/n-4/seed0.json")["resumed_at"] in range(STEPS // 4, STEPS)
-    command = (
-        "train safmn --table 4 --row n-4 --budget smoke --data o'brien --runs undisturbed --record alone.json --steps"
-    )
-    alone = [sys.executable, "-m", "srlib", *command.split(), str(STEPS)]
-    subprocess.run(alone, cwd=project, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=90)
-    folder = run_of(project, "4/n-4/seed0.json")
-    weights = [
-        load_file(place / folder.name / "model.safetensors") for place in (folder.parent, project / "undisturbed")
-    ]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    run = run_of(project, row)
+    assert json.loads((run / "run.json").read_text())["provenance"]["resumed_at"] in range(STEPS // 4, STEPS)
+    alone = [sys.executable, "-m", "srlib", *"train safmn --table 4 --row n-4 --data o'brien --runs alone".split()]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*alone, f"--steps={STEPS}"], cwd=project, env=one_thread, check=True, timeout=150)
+    weights = load_file(project / "alone" / run.name / "model.safetensors")
+    assert all(torch.equal(tensor, weights.pop(name)) for name, tensor in load_file(run / "model.safetensors").items())
+    assert not weights
 
 
-def test_one_job_trains_by_two_processes_under_torchrun(
-    cluster: None, project: Path, start: Callable[..., Callable[[], None]]
-) -> None:
-    finish = start(f"{TRAINED}/main/x3/seed0.json", steps=4, gpus=2)
-    finish()
-    (job,) = [job for job in jobs() if "main_x3" in job["Comment"]]
-    assert job["TresPerJob"].endswith("gpu:2") and made(project, "main/x3/seed0.json")["processes"] == 2
+def test_one_job_trains_by_two_processes_under_torchrun(cluster: None, project: Path, workflow: Workflow) -> None:
+    process = workflow(f"{TRAINED}/main/x3/seed0.json", steps=4, gpus=2)
+    assert ended_well(process, project), (project / "said.txt").read_text()[-5000:]
+    (job,) = jobs("main_x3")
+    made = json.loads((run_of(project, "main/x3/seed0.json") / "run.json").read_text())["provenance"]
+    assert job["TresPerJob"].endswith("gpu:2") and made["processes"] == 2
