@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+psutil = pytest.importorskip("psutil", reason="the notebooks need the extra: pip install -e .[book]")
 nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra: pip install -e .[book]")
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="Slurm needs the extra: pip install -e .[cluster]")
 
@@ -106,8 +107,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, debian: Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, smooth: Callable[..., torch.Tensor]) -> Path:
-    """A project with the real Snakefile and library, one page, and images in a folder with an awkward name."""
+def project(tmp_path_factory: pytest.TempPathFactory, smooth: Callable[..., torch.Tensor]) -> Iterator[Path]:
+    """A project with the real Snakefile and library, one page, and images in a folder with an awkward name; at the end
+    what Slurm left running in it is stopped: of a killed job its outer Snakemake may stay."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("Snakefile", "notebooks/run.py", "notebooks/depends.py", "profiles/slurm/config.yaml"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, smooth: Callable[..., torc
     for number in range(2):
         pixels = smooth(160, 160, number).permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / "o'brien" / f"{number}.png")
-    return folder
+    yield folder
+    for process in psutil.process_iter(["cwd"]):
+        if process.info["cwd"] == str(folder):
+            process.kill()
 
 
 QUICK = """--slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2
