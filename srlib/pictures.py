@@ -60,6 +60,11 @@ def read(path: str | Path) -> Picture:
     return Picture(pixels, (image.xres * 25.4, image.yres * 25.4), metadata, notes)
 
 
+def part_of(path: Path) -> Path:
+    """Where this process writes a file that is not whole yet."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 def write(picture: Picture, path: str | Path, *, quality: int = 95, force: bool = False) -> bool:
     """Write a picture in the format that the suffix says; False where a file is there already and isn't replaced.
 
@@ -83,7 +88,7 @@ def write(picture: Picture, path: str | Path, *, quality: int = 95, force: bool 
         "webp": {"Q": quality},
         "tiff": {"compression": "deflate", "predictor": "horizontal", "bigtiff": picture.pixels.nbytes > 3 << 30},
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
