@@ -1,4 +1,4 @@
-"""Networks as ONNX files, for runtimes that know nothing of PyTorch: onnxruntime, OpenVINO, ncnn.
+"""Networks as ONNX files, for runtimes that know nothing of PyTorch, such as onnxruntime and OpenVINO.
 
 A file has one input, ``lr`` (1, 3, h, w), RGB in [0, 1], and one output, ``sr`` (1, 3, scale h, scale w), not clamped,
 in float32. Its height and width are free, in steps that the network's pooling or padding asks for.
