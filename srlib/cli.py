@@ -15,7 +15,7 @@ import signal
 import sys
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -163,16 +163,16 @@ def score(
 
     from srlib import evaluate, metrics, papers, parallel
 
-    where, network, frames = parallel.pick_device(device), find_network(model, scale, weights, record, precision), []
-    scales = [network.scale] if network.scale else EVERY_SCALE if network.network else [4]
-    stores = open_stores(data, data_root)
+    where, frames = parallel.pick_device(device), []
+    model, network, own = find_network(model, scale, weights, record, precision)
+    scales, stores = [own] if own else EVERY_SCALE if network else [4], open_stores(data, data_root)
     for store, factor in product(stores, scales):
-        usual = papers.recipe(network.name).protocol_on(store.image_set.name) if network.network else metrics.MATLAB
+        usual = papers.recipe(model).protocol_on(store.image_set.name) if network else metrics.MATLAB
         protocols = [papers.protocol(name) for name in protocol or ()] or [usual]
         found = {}
-        if network.network:
-            upscaler = evaluate.upscaler(network.network.to(where), factor, precision, where)
-            title = network.name if precision == "32-true" else f"{network.name} in {precision}"
+        if network:
+            upscaler = evaluate.upscaler(network.to(where), factor, precision, where)
+            title = model if precision == "32-true" else f"{model} in {precision}"
             found[title] = evaluate.score_under(upscaler, store, factor, protocols, where)
         if luma:
             found["bicubic"] = (evaluate.luma_bicubic(store, factor),)
@@ -181,7 +181,7 @@ def score(
         frames += [scores.frame().assign(model=name) for name, each in found.items() for scores in each]
     scores = pd.concat(frames, ignore_index=True)
     if scores.psnr.isna().any():
-        raise InputError(f"the output of {network.name} is not finite: its weights are damaged, give others")
+        raise InputError(f"the output of {model} is not finite: its weights are damaged, give others")
     if not images:
         keys = ["dataset", "scale", "model", "protocol", "lr"]
         scores = scores.groupby(keys, sort=False)[["psnr", "ssim"]].mean().reset_index()
@@ -434,18 +434,11 @@ def find_run(path: Path) -> Run:
     return run
 
 
-class Named(NamedTuple):
-    """A model's name, its network (None: bicubic) and the scale that it was asked or trained for (None: every one)."""
-
-    name: str
-    network: nn.Module | None
-    scale: Any
-
-
 def find_network(
     model: str, scale: float | None, file: Path | None, record: Path | None, precision: str = "32-true"
-) -> Named:
-    """The network of a run, of a file, or as shipped; says where its weights come from."""
+) -> tuple[str, nn.Module | None, Any]:
+    """A model's name, its network (None: bicubic) of a run, of a file or as shipped, and the scale that it was asked or
+    trained for (None: every one); says where weights come from."""
     from srlib import checkpoints, models, results
 
     if record:
@@ -454,22 +447,22 @@ def find_network(
         if model not in ("", name) or (own and scale not in (None, own)):
             raise InputError(f"{record} is {name} at scale {own}: leave out model and --scale")
         say(f"{name}, {run.ending} of batch {train['batch']} on {run.config['data']}")
-        return Named(name, run.network(), own or scale)
+        return name, run.network(), own or scale
     if not model:
         raise InputError("no model: give bicubic, a model, or --record RUN")
     if model == "bicubic":
         if file or precision != "32-true":
             raise InputError("bicubic has no weights: name a model, or leave out --weights and --precision")
-        return Named(model, None, scale)
+        return model, None, scale
     own = (scale or 4) if models.takes_scale(model) else None
     if own and own != int(own):
         raise InputError(f"{model} enlarges a whole number of times: give --scale 4, or a model for every scale")
     own = own and int(own)
     if file:
-        return Named(model, checkpoints.load(file, model, own), own or scale)
+        return model, checkpoints.load(file, model, own), own or scale
     shipped = results.trained(model, own)
     say(f"{model}: weights that ship, trained here, {shipped.caption}")
-    return Named(model, shipped.network, own or scale)
+    return model, shipped.network, own or scale
 
 
 def show_status(found: list[Any]) -> None:
