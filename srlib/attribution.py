@@ -60,7 +60,7 @@ class Attribution:
     @property
     def diffusion_index(self) -> float:
         """The index (1 - G) 100, G the Gini coefficient of ``strength``: 100 for an even map, 100 / n where one of n
-        pixels holds everything. Only maps of as many pixels compare."""
+        pixels holds everything, NaN where it is 0 everywhere. Only maps of as many pixels compare."""
         ordered = self.shares.flatten().sort().values
         rank = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
         return 100 * (1 - ((2 * rank - len(ordered) - 1) * ordered).sum().item() / len(ordered))
@@ -112,8 +112,11 @@ def attribute(
     The path is walked in ``steps`` straight edges, short at the blurred end, where detectors bend most. The gradient in
     the middle of each times the edge is exact up to second order. (The authors' code takes 50 even steps, with the
     gradient at their ends.) A network should be in evaluation mode. Its decisions, such as which expert to take, are
-    not differentiated. Raises ``InputError`` for a patch or a scale that isn't the output's.
+    not differentiated. Raises ``InputError`` for other images, a patch or a scale that isn't the output's, and an
+    upscaler that passes no gradient.
     """
+    if lr.ndim != 3 or len(lr) != 3 or min(lr.shape[1:]) < 5 or not lr.is_floating_point():
+        raise InputError(f"give a float image (3, h, w) of 5x5 or more, not {lr.dtype} of shape {tuple(lr.shape)}")
     size, (top, left, height, width) = enlarged_size(lr.shape[1:], scale), patch
     if min(top, left, height - 1, width - 1) < 0 or top + height > size[0] or left + width > size[1]:
         raise InputError(f"patch {patch} leaves the output of {size[0]} x {size[1]}; give (top, left, height, width)")
@@ -122,6 +125,8 @@ def attribute(
         sr = upscale(image[None])
         if sr.shape[-2:] != size:
             raise InputError(f"the upscaler made {tuple(sr.shape)} of {tuple(image.shape)}, which isn't x{scale:g}")
+        if image.requires_grad and not sr.requires_grad:
+            raise InputError("the upscaler passes no gradient on to its image: give a differentiable one")
         return detector(sr, patch)
 
     points = _path(steps)
@@ -206,8 +211,11 @@ def busiest(hr: Tensor, size: tuple[int, int], step: int = 4) -> Box:
 
 
 def window(hr: Tensor, scale: int) -> Window:
-    """A window of 64 LR pixels a side inside an HR image (3, H, W), about the busiest square of 16 HR pixels a side."""
+    """A window of 64 LR pixels a side inside an HR image (3, H, W), about the busiest square of 16 HR pixels a side.
+    Raises ``InputError`` for a smaller image."""
     before, side = (64 - 16 // scale) // 2, 64 * scale  # before: LR pixels from the window's corner to its patch
+    if min(hr.shape[1:]) < side:
+        raise InputError(f"a window at x{scale} needs {side} x {side} pixels: give more than {tuple(hr.shape[1:])}")
     inner = hr[:, scale * before : -scale * before, scale * before : -scale * before]
     top, left = busiest(inner, (16, 16), scale)[:2]  # the window's own corner, as just that much was cut off
     lr = (top // scale, left // scale, 64, 64)

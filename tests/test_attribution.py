@@ -127,7 +127,7 @@ def test_what_comes_through_a_module_is_told_apart() -> None:
         left = ask(network)
     torch.testing.assert_close(left.values, narrow)
     torch.testing.assert_close(whole, narrow + wide)
-    with pytest.raises(RuntimeError, match="does not require grad"), blocked([network]):
+    with pytest.raises(InputError, match="passes no gradient"), blocked([network]):
         ask(network)
     assert not network._forward_hooks and not network.wide._forward_hooks
 
@@ -185,6 +185,9 @@ def test_distance_and_reach_of_a_known_map() -> None:
         ({"patch": (0, 0, 0, 4)}, "leaves the output of 32 x 32"),
         ({"patch": (30, 0, 4, 4)}, "leaves the output of 32 x 32"),
         ({"scale": 3}, "made .*32, 32.* which isn't x3"),
+        ({"lr": torch.zeros(3, 16, 16, dtype=torch.uint8)}, "a float image .*, not torch.uint8"),
+        ({"lr": torch.zeros(3, 4, 16), "patch": (0, 0, 1, 1)}, "5x5 or more, not .*4, 16"),
+        ({"upscale": lambda x: imresize(x.detach(), scale=2)}, "passes no gradient"),
     ],
     ids=lambda value: "",
 )
@@ -214,3 +217,5 @@ def test_a_window_has_the_detail_in_its_middle() -> None:
     found = window(hr, 4)
     assert found == ((20, 50, 64, 64), (80, 200, 256, 256), (120, 120, 16, 16))
     assert crop(crop(hr, found.hr), found.patch).any()
+    with pytest.raises(InputError, match="a window at x4 needs 256 x 256 pixels"):
+        window(hr[:, :255], 4)
