@@ -62,7 +62,8 @@ def fit(photographs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def brisque(image: Tensor) -> float:
-    """BRISQUE, trained on judgements from 0 to 100, beyond which it may go; NaN for a flat image."""
+    """BRISQUE, trained on judgements from 0 to 100, beyond which it may go; NaN for a flat image. Raises InputError for
+    an image below 14x14, which is smaller than the window at half size."""
     gamma, offset, coefficients, vectors = regression()
     low, high = _numbers("brisque").T  # of each feature over the training images: they map to -1 and 1
     scaled = 2 * (brisque_features(image) - low) / (high - low) - 1
@@ -116,6 +117,8 @@ def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
 def brisque_features(image: Tensor) -> Tensor:
     """The features of an image (36,), before they are scaled to -1..1: Table I of the paper."""
     luma, features = _luma(image), []
+    if min(luma.shape) < 2 * _WINDOW:
+        raise InputError(f"BRISQUE needs {2 * _WINDOW}x{2 * _WINDOW} pixels; {tuple(luma.shape)} has fewer")
     for _ in range(2):
         mscn, _ = normalised(luma, "constant")
         alpha, deviation = symmetric_fit(mscn.flatten())
