@@ -53,7 +53,7 @@ def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
     """
     try:
         image, notes = _read(file.read_bytes())
-    except (pyvips.Error, OSError, ValueError) as error:
+    except (pyvips.Error, OSError, ValueError, Image.DecompressionBombError) as error:
         why = " ".join(str(error).split())
         raise InputError(f"{file} cannot be read ({why}): fetch it again, or take it out") from None
     if image.format not in ("uchar", "ushort") or image.bands > 4:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from srlib import tiles
 from srlib.data import eight_bits
-from srlib.datasets import is_image, scan
+from srlib.datasets import SUFFIXES, is_image, scan
 from srlib.errors import InputError
 from srlib.pictures import FORMATS, SIDES, Picture, format_of, read, write
 from srlib.resize import enlarged_size, imresize
@@ -62,7 +62,8 @@ def jobs(sources: Sequence[str], out: str, format: str | None = None) -> tuple[l
     for file, name in found.items():
         kind = format or format_of(file) or "png"
         suffix = file.suffix if kind == format_of(file) else FORMATS[kind][0]
-        job = Job(file, place if single else place / name.with_suffix(suffix))
+        stem = name.with_suffix("") if format_of(file) or file.suffix.lower() in SUFFIXES else name
+        job = Job(file, place if single else place / f"{stem}{suffix}")
         other = made.setdefault(job.target.resolve(), job)
         if other is not job:
             raise InputError(f"{other.source} and {file} would both become {job.target}: use two folders")
@@ -73,15 +74,16 @@ def jobs(sources: Sequence[str], out: str, format: str | None = None) -> tuple[l
 
 
 def _sources(sources: Sequence[str], out: Path) -> tuple[dict[Path, Path], tuple[str, ...]]:
-    """The files, each with the name that it gets in a folder, and notes; what lies in the folder ``out`` is none."""
+    """The files, each with the name that it gets in a folder, and notes; a folder ``out`` inside a source is left out."""
     found: dict[Path, Path] = {}
     notes: tuple[str, ...] = ()
     for source in sources:
         path = Path(source).expanduser()
         if path.is_dir():
+            holds_out = path.resolve() in out.parents
             for folder in [path, *sorted(one for one in path.rglob("*") if one.is_dir())]:
                 hidden = any(part.startswith(".") for part in folder.relative_to(path).parts)
-                if not hidden and not folder.resolve().is_relative_to(out):
+                if not hidden and not (holds_out and folder.resolve().is_relative_to(out)):
                     images, _, more = scan(folder)
                     notes += more
                     found |= {file: file.relative_to(path) for file in images}

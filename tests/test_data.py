@@ -121,7 +121,11 @@ def test_what_is_no_picture_or_too_large_is_one_line(tmp_path, monkeypatch):
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "f.tif")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("hello")
+    save(tmp_path / "huge.bmp", 1, 1)
+    header = (tmp_path / "huge.bmp").read_bytes()
+    (tmp_path / "huge.bmp").write_bytes(header[:18] + 2 * (60_000).to_bytes(4, "little") + header[26:])
     cases = {"f.tif": "1 channels of float", "empty.png": "known format", "text.png": "known format"}
+    cases["huge.bmp"] = "3600000000 pixels"
     for name, said in (cases | {"none.png": "No such file"}).items():
         with pytest.raises(InputError, match=f"{name} .*{said}") as error:
             decode(tmp_path / name)

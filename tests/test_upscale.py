@@ -60,6 +60,14 @@ def test_a_folder_keeps_its_tree_and_names_what_it_leaves_out(tmp_path):
     }
     assert notes == (f"{home}: left out, no images: diary.txt",)
     assert names(jobs([str(home)], str(out), "webp")[0], out)["a.jpg"] == "sub/a.webp"
+    assert names(jobs([str(home / "sub")], str(home))[0], home) == {"a.jpg": "a.jpg", "c.jfif": "deeper/c.jfif"}
+
+
+def test_only_the_suffix_of_a_picture_is_replaced(tmp_path):
+    for name in ("v1.2", "v1.3", "a.b.gif"):
+        save(tmp_path / "in" / name)
+    made, _ = jobs([str(tmp_path / "in")], str(tmp_path / "out"))
+    assert names(made, tmp_path / "out") == {"v1.2": "v1.2.png", "v1.3": "v1.3.png", "a.b.gif": "a.b.png"}
 
 
 @pytest.mark.parametrize("folder", ["scan [1]", "scan 1", "100% *"])
