@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["32-true", "bf16", "fp16"]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-ALIKE = 40.0  # dB, of outputs in half precision to those in 32 bits: a score of 30 dB loses less than half a dB
+LEAST_PSNR = 40.0  # dB, of outputs in half precision to those in 32 bits: a score of 30 dB loses less than half a dB
 TILE = 640  # side in LR pixels: the papers enlarge images whole, and all benchmarks' are smaller but DIV2K's at x2
 
 
@@ -189,7 +189,7 @@ class Half(nn.Module):
         image = torch.stack([(x + y).sin(), (x * y).sin(), (x - y).cos()])[None].to(device) / 2 + 0.5
         with torch.inference_mode():
             likeness = -10 * (self(image) - upscale(image)).square().mean().log10().item()
-        if not likeness > ALIKE:
+        if not likeness > LEAST_PSNR:
             far = f"{likeness:.0f} dB from its output in 32 bits"
             raise InputError(f"in {precision} this network's output is {far}: use --precision 32-true")
 
