@@ -77,6 +77,8 @@ def images(panels: Panels, caption: str = "", *, crop: Sequence[int] = (), notes
     pixels, above = {label: _pixels(panel, label) for label, panel in panels.items()}, ""
     if crop:
         first, whole = next(iter(pixels.items()))
+        if min(crop) < 0 or crop[0] + crop[2] > whole.shape[0] or crop[1] + crop[3] > whole.shape[1]:
+            raise InputError(f"crop {crop} leaves the image of {whole.shape[:2]}: give (top, left, height, width)")
         framed = _webp(_framed(whole, crop), f"{first}, whole, with a frame at the crop")
         above = f'<div class="srlib-full">{framed}</div>'
         for label, panel in pixels.items():
@@ -330,8 +332,7 @@ def shares(values: Mapping[str, Mapping[str, float]], unit: str, caption: str = 
     with _drawing(1.1 + 0.36 * len(frame)) as axes:
         frame.iloc[::-1].plot.barh(ax=axes, stacked=True, width=0.75, colormap="viridis", edgecolor=INK, xlabel=unit)
         axes.margins(x=0)
-        rows = frame.iterrows()
-        said = "; ".join(f"{name} " + ", ".join(f"{k} {v:.3g}" for k, v in row.items()) for name, row in rows)
+        said = "; ".join(f"{k} " + ", ".join(f"{n} {v:.3g}" for n, v in row.items()) for k, row in frame.iterrows())
         return _chart(axes, f"Bars, {unit}: {said}.", caption)
 
 

@@ -180,6 +180,8 @@ def test_images_are_shown_pixel_for_pixel_and_cropped_at_one_place(hr: torch.Ten
     crop = (lr[:, 4:12, 5:15] * 255 + 0.5).floor().byte().permute(1, 2, 0).numpy()
     assert small.shape[1] == 240 and (small[12::24, 12::24] == crop).all()
     assert all("cat" in str(image["alt"]) or "frame" in str(image["alt"]) for image in page.images)
+    with pytest.raises(InputError, match="leaves the image"):
+        viz.images({"HR": hr}, crop=(40, 20, 32, 40))
 
 
 def test_scores_of_panels_are_those_of_the_metrics(panels: dict[str, torch.Tensor]) -> None:
