@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -17,26 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import srlib
-from srlib.errors import InputError, say
+from srlib.datasets import few
+from srlib.errors import InputError, say, write
 from srlib.models import create, default_config, takes_scale
 
 KEPT = 3  # checkpoints: one may be damaged, and a collapse shows only after it began, when newer ones are no good
 WRAPPERS = ("params_ema", "ema", "params", "model_state_dict", "state_dict", "model", "sd")  # averages of weights first
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file so that the old one is there or the new one, whole, whenever the process is killed or power is lost.
-    Raises InputError where it cannot be written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path} ({error.strerror}): make room, or choose another folder") from None
 
 
 def steps(folder: Path) -> list[int]:
@@ -115,9 +100,10 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
 def load_released(network: nn.Module, weights: Any, name: str = "the state dictionary") -> nn.Module:
     """Load a state dictionary under the released names into ``network``, strictly, and return it.
 
-    Wrappers (``params_ema``, ``state_dict``) and a prefix that all names share (``module.``) are taken off and told on
-    standard error. What a module names as ``UNUSED``, tensors that a release stores beside its weights, is passed over.
-    Raises InputError for other names, shapes and values that are not finite.
+    Wrappers (``params_ema``, ``state_dict``) and a prefix of names (``module.``) are taken off and told on standard
+    error, with the tensors that have no such prefix and are left out. What a module names as ``UNUSED``, tensors that a
+    release stores beside its weights, is passed over. Raises InputError for other names, shapes and values that are not
+    finite.
     """
     taken: list[str] = []
     while isinstance(weights, Mapping) and (keys := [key for key in WRAPPERS if isinstance(weights.get(key), Mapping)]):
@@ -126,9 +112,10 @@ def load_released(network: nn.Module, weights: Any, name: str = "the state dicti
     tensors = {key: value for key, value in held.items() if isinstance(value, Tensor)}
     first = next(iter(network.state_dict()))
     prefix = min((key.removesuffix(first) for key in tensors if key.endswith(first)), key=len, default="")
+    others = [key for key in tensors if not key.startswith(prefix)]
     tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     if prefix:
-        taken.append(f"{prefix}*")
+        taken.append(f"{prefix}*" + (f" and not the other {len(others)}: {few(others)}" if others else ""))
     if taken:
         say(f"{name}: took {', '.join(taken)}")
     for place, module in network.named_modules():

@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from srlib.datasets import ImageSet, few, find
 from srlib.degradation import degrade
-from srlib.errors import InputError
+from srlib.errors import InputError, write
 from srlib.resize import imresize
 
 LARGEST = 2 * 89_478_485  # pixels of an image, where Pillow draws the line, too
@@ -117,13 +116,6 @@ def _stamp(file: Path) -> list[Any]:
     return [os.path.realpath(file), *((status.st_size, status.st_mtime_ns, status.st_ctime_ns) if status else ())]
 
 
-def _write(file: Path, content: bytes | memoryview) -> None:
-    """Write a file whole or not at all."""
-    part = file.with_suffix(f".{uuid.uuid4().hex}.part")
-    part.write_bytes(content)
-    part.replace(file)
-
-
 @lru_cache(maxsize=512)
 def _mapped(file: Path) -> np.ndarray:
     return np.load(file, mmap_mode="r")
@@ -149,18 +141,19 @@ class _Cached:
                 self.problems[i] = str(error)
                 return ()
             if notes:
-                _write(self.files[i].with_suffix(".txt"), "\n".join(notes).encode(errors="surrogateescape"))
+                write(self.files[i].with_suffix(".txt"), "\n".join(notes).encode(errors="surrogateescape"))
             content = io.BytesIO()
             np.save(content, image)
-            _write(self.files[i], content.getbuffer())
+            write(self.files[i], content.getbuffer())
             return image.shape
 
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(CPUS) as pool:
                 self.shapes = list(pool.map(shape, range(len(keys))))
-        except OSError as error:
-            raise InputError(f"cannot write to {cache} ({error.strerror}): set SRLIB_CACHE to another folder") from None
+        except (OSError, InputError) as error:  # of the folder, or of a file in it
+            why = getattr(error.__cause__ or error, "strerror", error)
+            raise InputError(f"cannot write to {cache} ({why}): set SRLIB_CACHE to another folder") from None
         beside = [file.with_suffix(".txt") for file in self.files]
         noted = [file.read_text("utf-8", "surrogateescape") for file in beside if file.exists()]
         self.notes = tuple(line for text in noted for line in text.splitlines())
@@ -177,7 +170,7 @@ class _Cached:
             for i, (name, (_, height, width)) in enumerate(zip(names, self.shapes, strict=True)):
                 digest.update(f"{name}\0{height}x{width}\0".encode(errors="surrogateescape"))
                 digest.update(np.ascontiguousarray(self[i]).data)
-            _write(memo, digest.hexdigest().encode())
+            write(memo, digest.hexdigest().encode())
         return memo.read_text()
 
 

@@ -1,6 +1,9 @@
-"""How a command ends that can't do its work, by bad input or for now, and what it says on the way."""
+"""How a command ends that can't do its work, by bad input or for now; what it says; how it writes files."""
 
+import os
 import sys
+import uuid
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -24,3 +27,18 @@ def say(*lines: str) -> None:
     """Print each on one line of standard error; standard output is for results."""
     for line in lines:
         print("srlib:", " ".join(line.splitlines()), file=sys.stderr, flush=True)
+
+
+def write(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that the old one is there or the new one, whole, whenever the process is killed or power is lost,
+    and whoever else writes it. Raises InputError where it cannot be written."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path} ({error.strerror}): make room, or choose another folder") from error

@@ -24,7 +24,7 @@ from torch import nn
 from srlib import checkpoints, papers
 from srlib import runs as training
 from srlib.data import Store
-from srlib.errors import InputError, say
+from srlib.errors import InputError, say, write
 from srlib.evaluate import bicubic, score_under, upscaler
 from srlib.models import takes_scale
 
@@ -93,9 +93,9 @@ def means(
     scale: int | None = None,
     protocol: str = STANDARD,
 ) -> pd.DataFrame:
-    """Mean PSNR (dB) and SSIM over images, one line a run, dataset and scale, with ``gain``: PSNR above bicubic's.
-    Without ``ids`` all runs, without ``scale`` all scales."""
-    found, keys = scores(), ["dataset", "scale"]
+    """Mean PSNR (dB) and SSIM over images, one line a run, dataset, scale and origin of the LR images (``lr``), with
+    ``gain``: PSNR above that of bicubic on these. Without ``ids`` all runs, without ``scale`` all scales."""
+    found, keys = scores(), ["dataset", "scale", "lr"]
     found = found[(found.protocol == protocol) & found.dataset.isin([*datasets])]
     found = found[found.scale == scale] if scale else found
     found = found.groupby(["run", *keys], sort=False)[["psnr", "ssim"]].mean().reset_index()
@@ -259,7 +259,7 @@ def _write(path: Path, frame: pd.DataFrame, keys: list[str]) -> None:
     new = pd.read_csv(io.StringIO(frame.reindex(columns=old.columns).to_csv(index=False)), **as_text)
     both = pd.concat([old[(old.run == "bicubic") | ~old.run.isin(new.run)], new]).drop_duplicates(keys)
     both = both.sort_values("run", key=lambda run: run.where(run != "bicubic", ""), kind="stable")
-    checkpoints.write(path, both.to_csv(index=False, lineterminator="\n").encode())
+    write(path, both.to_csv(index=False, lineterminator="\n").encode())
 
 
 def shipped() -> pd.DataFrame:

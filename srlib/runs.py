@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import srlib
 from srlib import checkpoints, data, papers
 from srlib.complexity import describe_device
-from srlib.errors import InputError, Stopped
+from srlib.errors import InputError, Stopped, write
 from srlib.evaluate import score, upscaler
 from srlib.logs import Diverged, Log
 from srlib.models import create, default_config
@@ -190,7 +190,7 @@ class Run:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write its record, by which it is finished."""
-        checkpoints.write(self.folder / "run.json", json.dumps(record, indent=1).encode())
+        write(self.folder / "run.json", json.dumps(record, indent=1).encode())
 
     @property
     def ending(self) -> str:

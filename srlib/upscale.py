@@ -74,7 +74,7 @@ def jobs(sources: Sequence[str], out: str, format: str | None = None) -> tuple[l
 
 
 def _sources(sources: Sequence[str], out: Path) -> tuple[dict[Path, Path], tuple[str, ...]]:
-    """The files, each with the name that it gets in a folder, and notes; a folder ``out`` inside a source is left out."""
+    """The files, each with the name that it gets in a folder, and notes; a folder ``out`` in a source is left out."""
     found: dict[Path, Path] = {}
     notes: tuple[str, ...] = ()
     for source in sources:

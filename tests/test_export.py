@@ -73,14 +73,14 @@ def test_what_cannot_be_exported_is_one_line() -> None:
 def test_a_file_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = network("safmn")
     monkeypatch.setattr("srlib.results.trained", lambda *_: SimpleNamespace(network=small, caption="small"))
-    command = ["export", "safmn", str(tmp_path / "out.onnx"), "--scale", "2"]
+    command = ["export", "safmn", str(tmp_path / "new" / "out.onnx"), "--scale", "2"]
     with monkeypatch.context() as patch:
         patch.setattr(export, "TOLERANCE", 0.0)
         result = CliRunner().invoke(cli.app, command)
-    assert result.exit_code == 2 and "differ from PyTorch by" in result.stderr and not list(tmp_path.iterdir())
+    assert result.exit_code == 2 and "differ from PyTorch by" in result.stderr and not list(tmp_path.glob("new/*"))
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0 and "x2, sides: multiples of 8, 32 or more; largest difference" in result.stdout
-    assert [file.name for file in tmp_path.iterdir()] == ["out.onnx"]
+    assert [file.name for file in tmp_path.glob("new/*")] == ["out.onnx"]
 
 
 def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(trained, store, t
             if any(root.glob("*/state-*.pt")):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpoints.os.fsync = dies
+        os.fsync = dies
         tiny.train_slowly(store, root)
 
     kills = 0
