@@ -21,7 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 import srlib
-from srlib.errors import InputError, Stopped, say
+from srlib.errors import InputError, Stopped, say, write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -157,28 +157,34 @@ def score(
 ) -> None:
     """Score a run, a file of weights, those that ship, or bicubic; say under which protocol and on which LR images.
 
-    Images that cannot be read are named and left out, of the dataset's title, too; then the exit code is 1.
+    Images that cannot be read are named and left out, of the dataset's title, too, and a dataset that cannot be scored
+    is named and passed over; then the exit code is 1.
     """
     import pandas as pd
 
     from srlib import evaluate, metrics, papers, parallel
 
-    where, frames = parallel.pick_device(device), []
+    where, frames, whole = parallel.pick_device(device), [], True
     model, network, own = find_network(model, scale, weights, record, precision)
     scales, stores = [own] if own else EVERY_SCALE if network else [4], open_stores(data, data_root)
+    title = model if precision == "32-true" else f"{model} in {precision}"
+    named, upscalers = [papers.protocol(name) for name in protocol or ()], {}
+    if network:
+        upscalers = {one: evaluate.upscaler(network.to(where), one, precision, where) for one in scales}
     for store, factor in product(stores, scales):
         usual = papers.recipe(model).protocol_on(store.image_set.name) if network else metrics.MATLAB
-        protocols = [papers.protocol(name) for name in protocol or ()] or [usual]
-        found = {}
-        if network:
-            upscaler = evaluate.upscaler(network.to(where), factor, precision, where)
-            title = model if precision == "32-true" else f"{model} in {precision}"
-            found[title] = evaluate.score_under(upscaler, store, factor, protocols, where)
-        if luma:
-            found["bicubic"] = (evaluate.luma_bicubic(store, factor),)
-        else:
-            found["bicubic"] = evaluate.score_under(evaluate.bicubic(factor), store, factor, protocols, where)
+        given = (store, factor, named or [usual], where)
+        try:
+            found = {title: evaluate.score_under(upscalers[factor], *given)} if network else {}
+            base = evaluate.score_under(evaluate.bicubic(factor), *given) if not luma else ()
+            found["bicubic"] = base or (evaluate.luma_bicubic(store, factor),)
+        except InputError as error:
+            say(f"{store.name} x{factor} is not scored: {error}")
+            whole = False
+            continue
         frames += [scores.frame().assign(model=name) for name, each in found.items() for scores in each]
+    if not frames:
+        raise typer.Exit(2)
     scores = pd.concat(frames, ignore_index=True)
     if scores.psnr.isna().any():
         raise InputError(f"the output of {model} is not finite: its weights are damaged, give others")
@@ -186,7 +192,7 @@ def score(
         keys = ["dataset", "scale", "model", "protocol", "lr"]
         scores = scores.groupby(keys, sort=False)[["psnr", "ssim"]].mean().reset_index()
     show(scores, as_csv, psnr="{:.2f} dB", ssim="{:.4f}")
-    if any(store.broken for store in stores):
+    if not whole or any(store.broken for store in stores):
         raise typer.Exit(1)
 
 
@@ -251,14 +257,15 @@ def export_onnx(
 
     Sides are 32 pixels or more; SAFMN takes multiples of 8, SSIU of 16. A network for every scale is written for one.
     """
-    from srlib import checkpoints, evaluate, export
+    from srlib import evaluate, export
 
     _, network, own = find_network(model, scale, weights, record)
     if network is None:
         raise InputError("bicubic has no network: name a model")
     factor = own or 4
+    out.parent.mkdir(parents=True, exist_ok=True)
     made = export.to_onnx(evaluate.upscaler(network.eval(), factor), factor)
-    checkpoints.write(out, made.content)
+    write(out, made.content)
     sides = f"multiples of {made.step}, " * (made.step > 1)
     print(f"{out}: x{factor}, sides: {sides}{export.SMALLEST} or more; largest difference {made.difference:.1e}")
 
@@ -320,13 +327,18 @@ def data_list(
     names: Annotated[list[str] | None, typer.Argument(help="Datasets; default: all.", show_default=False)] = None,
     data_root: DataRoot = None,
 ) -> None:
-    """List the papers' datasets, how many of their images are here, and what is wrong with them; exit code 1 if one
-    that is named is not whole. Example: srlib data list Set5"""
+    """List the papers' datasets, how many of their images are here, and what is wrong with them. The images of those
+    that are named are decoded, too; exit code 1 if one is not whole. Example: srlib data list Set5"""
     from srlib import datasets
 
-    found = datasets.listing(data_root, names or ())
+    if not names:
+        show_status(datasets.listing(data_root))
+        return
+    from srlib.data import Store
+
+    found = datasets.listing(data_root, names, lambda one: Store(one).image_set)
     show_status(found)
-    if names and any(status.problems or status.found != status.expected for status in found):
+    if any(status.found != status.expected for status in found):
         raise typer.Exit(1)
 
 
@@ -346,15 +358,16 @@ def data_get(
 def weights(as_csv: AsCsv = False) -> None:
     """List the weights that ship: how they were trained, and their PSNR at x4, in dB, with its gain over bicubic.
 
-    The protocol is SAFMN's for all. Set5's woman is a photograph of BSD400, too. Example: srlib weights
+    The protocol is SAFMN's for all; lr says where LR images came from. Set5's woman is a photograph of BSD400, too.
+    Example: srlib weights
     """
     from srlib import results
 
     found, runs = results.shipped(), results.runs()
     ids, formats = found.file.map(runs[runs.purpose == "ships"].set_index("weights").run), {}
-    for name, column in product(results.SETS, ("psnr", "gain")):
+    for name, (column, form) in product(results.SETS, {"psnr": "{:.2f}", "gain": "{:.2f}", "lr": "{}"}.items()):
         means = results.means(datasets=[name], scale=4).set_index("run")[column]
-        found[f"{name} {column}"], formats[f"{name} {column}"] = means.reindex(ids).to_list(), "{:.2f}"
+        found[f"{name} {column}"], formats[f"{name} {column}"] = means.reindex(ids).to_list(), form
     show(found, as_csv, **formats)
 
 
@@ -369,9 +382,10 @@ def record_run(
     """Score a finished run and write it to the tables in book/results; one that "ships" with its weights."""
     from srlib import results
 
+    finished = find_run(run)
     said = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else {}
     place = {key: said.get(key, "") for key in ("table", "row")}
-    found = results.record(find_run(run), name, purpose, open_stores(data, data_root), **place)
+    found = results.record(finished, name, purpose, open_stores(data, data_root), **place)
     show(found, psnr="{:.2f} dB", ssim="{:.4f}", gain="{:+.2f} dB")
 
 
@@ -454,10 +468,9 @@ def find_network(
         if file or precision != "32-true":
             raise InputError("bicubic has no weights: name a model, or leave out --weights and --precision")
         return model, None, scale
-    own = (scale or 4) if models.takes_scale(model) else None
-    if own and own != int(own):
+    own = int(scale or 4) if models.takes_scale(model) else None
+    if own and own != (scale or 4):
         raise InputError(f"{model} enlarges a whole number of times: give --scale 4, or a model for every scale")
-    own = own and int(own)
     if file:
         return model, checkpoints.load(file, model, own), own or scale
     shipped = results.trained(model, own)

@@ -240,9 +240,14 @@ class Status:
     problems: tuple[str, ...] = ()
 
 
-def listing(root: str | Path | None = None, names: Collection[str] = ()) -> list[Status]:
+def listing(
+    root: str | Path | None = None,
+    names: Collection[str] = (),
+    view: Callable[[ImageSet], ImageSet] = lambda found: found,
+) -> list[Status]:
     """Every dataset, or those of ``names``, and how much of it is in the data folder: HR, and each scale that has LR
-    images. Raises InputError for a name that is none, and where no data folder is named for them."""
+    images. ``view`` may leave out images of what is found, as a store does those that cannot be decoded. Raises
+    InputError for a name that is none, and where no data folder is named for them."""
     base, rows = data_root(root), []
     if names and base is None:
         raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
@@ -251,7 +256,7 @@ def listing(root: str | Path | None = None, names: Collection[str] = ()) -> list
             raise InputError(f"no dataset called {name!r}: choose one of {', '.join([*DATASETS, 'DIV2K', 'DF2K'])}")
     for dataset in (one for name in names or DATASETS for one in known(name)):
         try:
-            found = find(dataset.name, base)
+            found = view(find(dataset.name, base))
         except InputError as error:
             rows.append(Status(dataset.name, "HR", dataset.images, 0, None, (str(error),)))
             continue

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import srlib
-from srlib import cli, models, papers, runs
+from srlib import cli, datasets, models, papers, runs
 from srlib.errors import Stopped
 from srlib.models import create
 
@@ -102,6 +103,7 @@ def test_every_command_has_help_and_an_example_and_the_version_is_the_packages(c
         (("evaluate", "bicubic", "--precision", "bf16"), "leave out --weights and --precision"),
         (("export", "bicubic", "out.onnx"), "name a model"),
         (("record", "none.json", "x", "--purpose", "ships"), "none.json is no run"),
+        (("record", __file__, "x", "--purpose", "ships"), "test_cli.py is no run"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(command: Srlib, arguments: tuple[str, ...], mend: str) -> None:
@@ -200,6 +202,30 @@ def test_a_dataset_that_is_not_whole_is_scored_under_another_name(command: Srlib
     assert result.exit_code == 1 and "Set14" in result.stdout
 
 
+def test_the_list_and_the_scores_agree_on_what_is_whole(command: Srlib, tmp_path: Path) -> None:
+    folder = tmp_path / "benchmark" / "Set5" / "HR"
+    folder.mkdir(parents=True)
+    for name, size in zip("abcde", datasets.DATASETS["Set5"].sizes, strict=True):
+        Image.new("RGB", size).save(folder / f"{name}.png")
+    (folder / "readme.txt").write_text("about them")
+    listed = ("data", "list", "Set5", "--data-root", tmp_path)
+    assert command(*listed).exit_code == 0 and "no images: readme.txt" in command(*listed).stderr
+    (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:100])
+    result = command(*listed)
+    assert result.exit_code == 1 and result.stdout.split()[-4:-1] == ["HR", "5", "4"], result.stdout
+    assert "a.png cannot be read" in result.stderr
+
+
+def test_a_dataset_that_cannot_be_scored_stops_no_other(command: Srlib, images: Path) -> None:
+    (lr := images.parent / "other" / "LR_bicubic" / "X2").mkdir(parents=True)
+    shutil.copytree(images, lr.parents[1] / "HR")
+    given = ("evaluate", "bicubic", "--scale", "2", "--csv", "--data", "other")
+    assert "other x2 is not scored: other/LR_bicubic/X2/0x2.png cannot be read" in refused(command(*given))
+    result = command(*given, "--data", images)
+    assert result.exit_code == 1 and result.stdout.splitlines()[1].startswith("images,2,bicubic"), result.output
+    assert len(result.stdout.splitlines()) == 2 and "0x2.png cannot be read" in result.stderr
+
+
 def test_released_weights_are_scored(command: Srlib, images: Path) -> None:
     torch.save({"params": create("safmn", 2).state_dict()}, "released.pth")
     given = ("evaluate", "safmn", "--data", images, "--weights", "released.pth", "--csv", "--scale")
@@ -287,6 +313,7 @@ def test_half_precision_is_named_and_refused_where_it_loses(
 def test_the_weights_that_ship_are_listed_with_their_gain(command: Srlib) -> None:
     found = frame(command("weights", "--csv"))
     assert {"safmn", "seemore-t", "ssiu"} <= set(found.model) and (found["photos/held-out gain"] > 0.5).all()
+    assert set(found["photos/held-out lr"]) == {"matlab-bicubic"} and set(found["Set5 lr"]) == {"distributed"}
 
 
 def test_a_table_prints_as_csv(command: Srlib) -> None:
