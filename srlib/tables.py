@@ -29,7 +29,6 @@ UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
 COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs", "name", "training", "steps", "ended"]
-claims = papers.claims
 Cell = dict[Any, Any]  # one line of a printed table
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from srlib import papers, tables, viz
+from srlib import papers, viz
 
 yaml = pytest.importorskip("yaml")
 
-CLAIMS = tables.claims()
+CLAIMS = papers.claims()
 VERDICTS = {"holds", "holds in part", "not seen here", "can't be told here"}
 TOC = Path(__file__).resolve().parent.parent / "book" / "_toc.yml"
 

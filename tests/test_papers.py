@@ -78,8 +78,9 @@ def test_unknown_names_are_refused_with_what_there_is() -> None:
     for call in (papers.paper, papers.tables, papers.settings, papers.ledger, papers.claims):
         with pytest.raises(InputError, match="unknown paper 'edsr'; choose one of: safmn, seemore, ssiu, moeisr"):
             call("edsr")
-    with pytest.raises(InputError, match="seemore has no table '4'; choose one of: 1, 2, 3a, 3b, 4a, 4b"):
-        papers.printed("seemore", "4")
+    for call in (papers.printed, papers.rows):
+        with pytest.raises(InputError, match="seemore has no table '4'; choose one of: 1, 2, 3a, 3b, 4a, 4b"):
+            call("seemore", "4")
     for call in (papers.of, papers.recipe):
         with pytest.raises(InputError, match="no paper has a model 'edsr'; choose one of: safmn, seemore-t"):
             call("edsr")

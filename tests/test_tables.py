@@ -251,7 +251,7 @@ def test_the_scoreboard_keeps_peers_apart(every: list[pd.DataFrame]) -> None:
 
 def test_the_readme_has_the_numbers_of_today(every: list[pd.DataFrame]) -> None:
     """Its four numbers, as the first page of the book counts them."""
-    cells, claims = pd.concat(every), tables.claims()
+    cells, claims = pd.concat(every), papers.claims()
     run = cells[cells.verdict != "not-run"]
     counts = run[run.own & run.metric.isin(tables.COUNTED)].verdict == "exact"
     bicubic = run[run["row"] == "Bicubic"].verdict != "differs"

@@ -156,6 +156,7 @@ def printed(slug: str, number: str) -> pd.DataFrame:
 def rows(slug: str, number: str) -> tuple[Row, ...]:
     """The rows of a table that this library builds, in the paper's order; empty for a table of measured times. In the
     file, ``network`` and ``train`` are what a row has other than the released network and the paper's training."""
+    _pick(dict.fromkeys(tables(slug)), number, f"{slug} has no table")
     found = []
     for line in read(slug, "rows").query("table == @number").to_dict("records"):
         network, train = (tomllib.loads(line[key].replace(";", "\n")) for key in ("network", "train"))
@@ -166,7 +167,6 @@ def rows(slug: str, number: str) -> tuple[Row, ...]:
 
 def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
     """The row of a table with this printed label, name or slug; ``scale`` where it is printed at several."""
-    _pick(dict.fromkeys(tables(slug)), number, f"{slug} has no table")
     known = rows(slug, number)
     named = [one for one in known if label in (one.label, one.name, one.slug)]
     found = [one for one in named if scale is None or one.scale in (None, scale)]
