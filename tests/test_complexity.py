@@ -166,8 +166,3 @@ def test_operator_times_include_what_they_call() -> None:
     times = complexity.operator_times(lambda: (x @ x) * x, repeats=4)
     assert times["aten::matmul"] >= times["aten::mm"] > 0 and times["aten::mul"] > 0
     assert list(times.values()) == sorted(times.values(), reverse=True)
-
-
-def test_a_device_is_named_with_its_threads() -> None:
-    threads = torch.get_num_threads()
-    assert complexity.describe_device("cpu").endswith(f"{threads} thread{'s' if threads > 1 else ''}")

@@ -34,17 +34,12 @@ def batch(count: int, height: int = 48, width: int = 60) -> Tensor:
 def test_a_gaussian_kernel_has_the_widths_and_the_angle_it_is_asked_for() -> None:
     sigma_x, sigma_y, angle = 2.0, 1.0, 0.6
     values = degradation.kernel(41, sigma_x, sigma_y, angle).double()
-    y, x = torch.meshgrid(*[torch.arange(41.0, dtype=torch.float64) - 20] * 2, indexing="ij")
-    found = torch.stack([(values * a * b).sum() for a, b in ((x, x), (x, y), (y, y))])
+    place = torch.arange(41, dtype=torch.float64) - 20
+    points = torch.stack([place.repeat(41), place.repeat_interleave(41)])  # x and y
     cos, sin = math.cos(angle), math.sin(angle)
-    expected = torch.tensor(
-        [
-            (sigma_x * cos) ** 2 + (sigma_y * sin) ** 2,
-            (sigma_x**2 - sigma_y**2) * sin * cos,
-            (sigma_x * sin) ** 2 + (sigma_y * cos) ** 2,
-        ]
-    ).double()
-    assert torch.allclose(found, expected, atol=1e-4)
+    turn = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+    expected = turn @ torch.tensor([sigma_x**2, sigma_y**2], dtype=torch.float64).diag() @ turn.T
+    assert torch.allclose(values.flatten() * points @ points.T, expected, atol=1e-4)
 
 
 def test_shapes_differ_as_their_formulas_do() -> None:

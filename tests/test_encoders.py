@@ -34,9 +34,6 @@ def images(count: int, height: int, width: int) -> Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-# --- the released implementations -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["rdn", "swinir"])
 def test_formula_weights_give_the_released_output(golden: Path, name: str) -> None:
     released = json.loads((golden / f"encoder_{name}.json").read_text())
@@ -60,9 +57,6 @@ def test_full_sizes_are_those_of_liif_and_lte_and_take_one_pixel(name: str, para
         assert encoder(images(1, 1, 1)).shape == (1, 64, 1, 1)
 
 
-# --- what holds for every encoder -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ENCODERS)
 def test_batches_are_their_images_and_every_weight_has_a_gradient(name: str) -> None:
     encoder, x = tiny(name).double(), images(2, 13, 22).double()
@@ -82,9 +76,6 @@ def test_every_size_works_and_leaves_nothing_behind(name: str, size: tuple[int, 
         assert first.shape[2:] == size and first.isfinite().all()
         encoder(images(1, 12, 7))
         assert torch.equal(encoder(x), first)
-
-
-# --- SwinIR's parts ---------------------------------------------------------------------------------------------------
 
 
 def test_attention_is_equation_9() -> None:

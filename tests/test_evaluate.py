@@ -157,9 +157,6 @@ def test_bad_input_is_refused_in_one_line(store: Memory, call: Callable[[Memory]
     assert "\n" not in str(error.value)
 
 
-# --- the literature's bicubic rows ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("dataset", "scale", "printed", "tolerance"),
     [

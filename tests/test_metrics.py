@@ -147,8 +147,6 @@ def test_bad_input_is_refused_in_one_line(sr: Tensor, hr: Tensor, scale: int, wo
     assert "\n" not in str(error.value)
 
 
-# --- known numbers of Set5, from LR images in RGB ---------------------------------------------------------------------
-
 Mean = Callable[[Callable[..., Tensor], Protocol, int], float]
 
 

@@ -29,9 +29,6 @@ def run_folder(root: Path) -> Path:
     return folder
 
 
-# --- signals ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_the_run_and_the_same_call_resumes_it(store, tmp_path, number):
     whole = tiny.train(store, tmp_path / "whole")
@@ -63,9 +60,6 @@ def test_signals_are_noted_and_handlers_put_back():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# --- lock ------------------------------------------------------------------------------------------------------------
-
-
 def test_two_processes_train_one_run_once(store, tmp_path):
     root = tmp_path / "runs"
     first = tiny.fork(lambda: tiny.train_slowly(store, root), tmp_path / "first")
@@ -88,9 +82,6 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         lock(Fabric(accelerator="cpu", devices=1), tmp_path / "file" / "run", wait=True),
     ):
         pass
-
-
-# --- several processes -----------------------------------------------------------------------------------------------
 
 
 def together(work, tmp_path: Path) -> list[int]:

@@ -62,9 +62,6 @@ def test_ranks_grow_as_table_5a_says() -> None:
     assert {growth: SeemoReConfig(growth=growth, experts=4).ranks for growth in growths} == growths
 
 
-# --- routing ---------------------------------------------------------------------------------------------------------
-
-
 def experts_one_by_one(layer: LowRankMixture, x_a: Tensor, x_b: Tensor) -> Tensor:
     """Equation 4 as it is written: the softmax values of the top-k, each expert in full."""
     values, chosen = layer.gate.body[-1](x_a.mean((2, 3))).softmax(1).topk(layer.gate.top_k)
@@ -110,8 +107,6 @@ def test_experts_that_are_not_chosen_cost_nothing() -> None:
     assert executed == every - spared * 16 * 20
 
 
-# --- one graph for every route and size ------------------------------------------------------------------------------
-
 SIZES = [(32, 32), (33, 47)]
 
 
@@ -143,9 +138,6 @@ def test_onnx_routes_each_image(exported: torch.export.ExportedProgram) -> None:
             (result,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
             with torch.inference_mode():
                 torch.testing.assert_close(torch.from_numpy(result), model(image), atol=1e-5, rtol=0)
-
-
-# --- blocks by their equations ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("residual", "added"), [("dconv", "a"), ("aggregation", "b"), ("none", "")])

@@ -39,9 +39,6 @@ def test_export_keeps_height_and_width_free() -> None:
             torch.testing.assert_close(graph(x), model(x), atol=2e-6, rtol=0)
 
 
-# --- blocks by their equations ---------------------------------------------------------------------------------------
-
-
 def test_msgm_is_equation_15() -> None:
     torch.manual_seed(0)
     block, f = MSGM(8).double(), torch.randn(2, 8, 6, 9, dtype=torch.double)

@@ -42,9 +42,6 @@ def narrow(name: str) -> nn.Module:
     return network.eval()
 
 
-# --- geometry ---------------------------------------------------------------------------------------------------------
-
-
 @settings(max_examples=300, deadline=None)
 @given(side=st.integers(1, 3000), tile=st.integers(16, 64), share=st.floats(0, 0.5), scale=st.sampled_from([1, 2.5, 4]))
 def test_pieces_cover_an_axis_with_tiles_of_one_length(side: int, tile: int, share: float, scale: float) -> None:
@@ -118,9 +115,6 @@ def test_a_seam_is_no_edge() -> None:
     assert (sr[0] - sr[0, 0]).abs().max() < 1e-6
 
 
-# --- images and tiles -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("kind", "levels"), [(torch.uint8, 255), (torch.uint16, 65535), (torch.float64, 1)])
 def test_images_have_8_or_16_bits_or_floating_point(kind: torch.dtype, levels: int) -> None:
     lr = noise(70, 45)
@@ -157,9 +151,6 @@ def test_bad_input_is_refused_in_one_line(call: object, words: str) -> None:
     with pytest.raises(InputError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
-
-
-# --- too little memory ------------------------------------------------------------------------------------------------
 
 
 class Tight(nn.Upsample):

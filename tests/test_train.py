@@ -36,8 +36,6 @@ def batches(steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(image.repeat_interleave(4, -2)[..., ::2, ::2], image.repeat_interleave(4, -2)) for image in hr]
 
 
-# --- the same weights as ever ----------------------------------------------------------------------------------------
-
 GOLDEN = {  # of the first recorded runs' code: losses of four steps, and how far the average of weights has moved
     "safmn": (4, {}, (1.478673, 1.29828, 1.083889, 0.9222752), 0.524175),
     "seemore-t": (2, {}, (0.787202, 0.6882304, 0.62202, 0.6261516), 0.808177),
@@ -73,9 +71,6 @@ def test_training_gives_the_weights_that_it_always_gave(stripes, model):
     assert distance == pytest.approx(moved, rel=1e-2), advice
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
-
-
 WRONG = {
     "steps": (0, 2.5),
     "lr": (0.0, math.nan, "a"),
@@ -97,9 +92,6 @@ def test_settings_that_cannot_train_are_refused_in_one_line(name):
         with pytest.raises(InputError, match=name) as error:
             replace(SETTINGS, **{name: value})
         assert "\n" not in str(error.value)
-
-
-# --- the loop --------------------------------------------------------------------------------------------------------
 
 
 def test_a_restored_state_goes_on_as_the_whole_training_does():
@@ -173,9 +165,6 @@ def test_mixed_precision_computes_in_bfloat16_and_leaves_inputs_and_weights_in_f
     rounded = fabric.setup_module(layer)(pixels)
     assert torch.equal(seen[-1], pixels) and layer.weight.dtype == torch.float32
     assert rounded.dtype == torch.float32 and 0 < (rounded - exact).abs().max() < 0.02
-
-
-# --- collapse --------------------------------------------------------------------------------------------------------
 
 
 def collapse(losses: list[float], row: int = 1) -> tuple[int, str] | None:
