@@ -291,9 +291,6 @@ def test_the_use_of_experts_has_a_gradient_in_the_mapper_and_the_choice_has_none
     assert all(p.grad is None for p in model.mapper.parameters())
 
 
-# --- the decoders' inputs ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("config", [TINY, LTE], ids=["liif", "lte"])
 def test_bfloat16_autocast_agrees_with_float32_and_trains(config: MoEISRConfig) -> None:
     """Of one expert, as rounding may tip a choice; gradients of all."""
@@ -308,9 +305,6 @@ def test_bfloat16_autocast_agrees_with_float32_and_trains(config: MoEISRConfig) 
         rgb, gates = model(x, coord=torch.rand(2, 5, 2), cell=torch.full((2, 2), 0.1))
     (rgb.float().square().mean() + gates.float()[:, 0].sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", [{"decoder": "siren"}, {"depths": (1,)}, {"depths": (3, 2)}], ids=str)

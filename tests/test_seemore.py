@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -116,8 +117,9 @@ def exported() -> torch.export.ExportedProgram:
     return torch.export.export(network(), (torch.rand(1, 3, 40, 56),), dynamic_shapes=(sides,))
 
 
-def test_an_exported_graph_routes_each_image(exported: torch.export.ExportedProgram) -> None:
-    model, graph = network(), exported.module()
+def routes_each_image(graph: Callable[[Tensor], Tensor]) -> None:
+    """Images of two sizes, each size with several routes."""
+    model = network()
     for size in SIZES:
         x = images(6, *size)
         assert len({tuple(route) for route in routes(model, x)}) >= 2
@@ -126,18 +128,18 @@ def test_an_exported_graph_routes_each_image(exported: torch.export.ExportedProg
                 torch.testing.assert_close(graph(image), model(image), atol=1e-5, rtol=0)
 
 
+def test_an_exported_graph_routes_each_image(exported: torch.export.ExportedProgram) -> None:
+    routes_each_image(exported.module())
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_onnx_routes_each_image(exported: torch.export.ExportedProgram) -> None:
     pytest.importorskip("onnxscript", reason="needs onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    buffer, model = io.BytesIO(), network()
+    buffer = io.BytesIO()
     torch.onnx.export(exported, dynamo=True, verbose=False).save(buffer)
     session = runtime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    for size in SIZES:
-        for image in images(6, *size).split(1):
-            (result,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-            with torch.inference_mode():
-                torch.testing.assert_close(torch.from_numpy(result), model(image), atol=1e-5, rtol=0)
+    routes_each_image(lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]))
 
 
 @pytest.mark.parametrize(("residual", "added"), [("dconv", "a"), ("aggregation", "b"), ("none", "")])
