@@ -78,9 +78,8 @@ def test_several_protocols_enlarge_each_image_once_in_evaluation_mode(store: Mem
             self.seen: list[tuple] = []
 
         def forward(self, lr: Tensor) -> Tensor:
-            self.seen.append(
-                (lr.dtype, lr.dim(), self.training, torch.is_grad_enabled(), 0 <= lr.min() <= lr.max() <= 1)
-            )
+            in_range = 0 <= lr.min() <= lr.max() <= 1
+            self.seen.append((lr.dtype, lr.dim(), self.training, torch.is_grad_enabled(), in_range))
             return bicubic(2)(lr)
 
     network, protocols = Network(), (MATLAB, BASICSR, replace(BASICSR, channel="rgb"))
