@@ -2,14 +2,17 @@
 #   make book                              the book from recorded runs and the weights that ship
 #   make book BUDGET=smoke|short|paper     train anew, then the book (smoke: minutes a network on two CPU cores)
 #   make book BUDGET=paper TRAIN=FOLDER    networks trained on a folder of images (default photos/train, in scikit-image)
-#   make book BUDGET=smoke TABLES=safmn-3  and the rows of some tables, or of all, which pages do not train by themselves
+#   make book BUDGET=smoke TABLES=safmn-3  and the rows of some tables, or of all
+#   make book ... PAPERS=safmn SEEDS=3     of some papers alone; each row three times
 #   make test ARGS=tests/test_metrics.py   some of the tests
 #   make PYTHON=/path/to/python3.12 ...    another Python than `python3` (3.11 or newer)
 #   make VENV=/elsewhere ...               another place for the environment
 
 BUDGET ?= recorded
 TRAIN  ?= photos/train
+PAPERS ?= all
 TABLES ?= none
+SEEDS  ?= 1
 PYTHON ?= python3
 VENV   ?= .venv
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -22,7 +25,9 @@ export PYTHONUNBUFFERED := 1
 export SRLIB_CACHE      ?= .cache
 export SRLIB_BUDGET     := $(value BUDGET)
 export SRLIB_TRAIN      := $(value TRAIN)
+export SRLIB_PAPERS     := $(value PAPERS)
 export SRLIB_TABLES     := $(value TABLES)
+export SRLIB_SEEDS      := $(value SEEDS)
 export OMP_NUM_THREADS  ?= $(CORES)
 # Threads that wait for others sleep: spinning, two jobs of two threads on two cores would slow each other down fourfold.
 export OMP_WAIT_POLICY  ?= passive

@@ -28,7 +28,7 @@ USUAL = {
     "tables": "all",  # of which tables: "safmn-3 ssiu-4"; "none" trains only the networks that pages name
     "seeds": "1",  # trainings of each network
     "gpus": "1",  # of a training: as many processes, started by torchrun
-    "steps": "",  # of a training, in place of the budget's
+    "steps": "",  # of a training, in place of the budget's; pages then show recorded runs
 }
 MINUTES = {"recorded": 30, "smoke": 60, "short": 240, "paper": 1440}  # of a job, or a cell; a training is then resumed
 
@@ -47,37 +47,43 @@ def setting(name):
 if unknown := set(config) - set(USUAL):
     sys.exit(f"unknown setting {', '.join(unknown)}: --config takes {', '.join(USUAL)}")
 BUDGET, TRAIN, PAPERS, TABLES, SEEDS, GPUS, STEPS = map(setting, USUAL)
-SETTINGS = [BUDGET, TRAIN, STEPS, os.environ.get("SRLIB_DATA", "")]
+SETTINGS = [TRAIN, STEPS, os.environ.get("SRLIB_DATA", "")]
 if BUDGET not in MINUTES:
     sys.exit(f"unknown budget {BUDGET!r}: choose one of {', '.join(MINUTES)}, as in `make book BUDGET=short`")
+for name, text in {"seeds": SEEDS, "gpus": GPUS, "steps": STEPS or "1"}.items():
+    if not text.isdecimal() or int(text) == 0:
+        sys.exit(f"{name} is {text!r}: give a whole number from 1 up")
 
 PYTHON = shlex.quote(sys.executable)
 JUPYTER_BOOK = shlex.quote(str(Path(sys.executable).with_name("jupyter-book")))
 TRAINED = f".cache/trained/{BUDGET}"
 NOTEBOOKS = [path.removesuffix(".ipynb") for path in glob("**/*.ipynb", root_dir="notebooks", recursive=True)]
 CODE = {name: depends.code(Path(f"notebooks/{name}.ipynb")) for name in NOTEBOOKS}
+# Pages that show trainings of the budget; the others show recorded runs.
+ANEW = {name for name, code in CODE.items() if depends.anew(name, code, PAPERS, TABLES)}
+ANEW = set() if BUDGET == "recorded" or STEPS else ANEW
 TIMING = [name for name, code in CODE.items() if depends.TIMING.search(code)]
 
 
 @cache
-def runs(suffix):
-    """The trainings that papers and tables ask for: the file of each (.json: its record, .csv: its scores), and what
-    it is; none where pages show recorded ones."""
-    if BUDGET == "recorded" or TABLES == "none":
+def runs():
+    """The record of each training that pages, papers and tables ask for, and what it is."""
+    if BUDGET == "recorded":
         return {}
     import trainings  # here, as torch takes seconds
 
-    chosen = trainings.chosen(BUDGET, PAPERS, TABLES, int(STEPS) if STEPS else None).itertuples()
-    return {f"{TRAINED}/{one.run}/seed{seed}{suffix}": one for one in chosen for seed in range(int(SEEDS))}
+    shown = set().union(*(depends.networks(CODE[name]) for name in ANEW))
+    chosen = trainings.chosen(BUDGET, PAPERS, TABLES, int(STEPS) if STEPS else None, shown).itertuples()
+    return {f"{TRAINED}/{one.run}/seed{i}.json": one for one in chosen for i in range(int(SEEDS) if one.row else 1)}
 
 
 def trained(wildcards):
-    """The records of the networks that a notebook shows, and of its paper's rows where it trains such."""
-    if BUDGET == "recorded":
+    """The records of the networks that a notebook shows, and of its paper's rows where it shows a table of these."""
+    if wildcards.notebook not in ANEW:
         return []
     code, paper = CODE[wildcards.notebook], wildcards.notebook.split("/")[0]
-    named = [f"{TRAINED}/{model}/main/x{scale or 4}/seed0.json" for model, scale in depends.TRAINED.findall(code)]
-    return named + [path for path, one in runs(".json").items() if "configure_row(" in code and one.paper == paper]
+    rows = [path for path, one in runs().items() if one.row and one.paper == paper and depends.TABLE.search(code)]
+    return [f"{TRAINED}/{one}/seed0.json" for one in sorted(depends.networks(code))] + rows
 
 
 def command(wildcards):
@@ -90,7 +96,7 @@ def command(wildcards):
 
 try:
     datasets.find(TRAIN)
-    if workflow.is_main_process and (left := [one for path, one in runs(".json").items() if not Path(path).exists()]):
+    if workflow.is_main_process and (left := [one for path, one in runs().items() if not Path(path).exists()]):
         import trainings
 
         print(trainings.summary(left), file=sys.stderr)
@@ -114,7 +120,7 @@ rule book:
         [path for pattern in ("*.*", "api/*", "_*/*.*") for path in glob(f"book/{pattern}")],
         glob("srlib/**/*.py", recursive=True),
         "_config.yml",
-        lambda wildcards: list(runs(".csv")),
+        lambda wildcards: [path.removesuffix("json") + "csv" for path, one in runs().items() if one.row],
     output:
         "book/_build/html/index.html",
     log:
@@ -135,10 +141,12 @@ rule notebook:
     output:
         "book/chapters/{notebook}.ipynb",
     params:
+        budget=lambda wildcards: BUDGET if wildcards.notebook in ANEW else "recorded",
         settings=lambda wildcards: SETTINGS,  # a function, as Snakemake would read braces in a text
-    resources: gpu=int(BUDGET != "recorded"), mem_mb=8000, runtime=MINUTES[BUDGET]
+    resources: gpu=lambda wildcards: int(wildcards.notebook in ANEW), mem_mb=8000, runtime=MINUTES[BUDGET]
     retries: 0  # of a profile's: an error in a notebook comes again
     shell:
+        "SRLIB_BUDGET={params.budget} "
         f"{{PYTHON}} notebooks/run.py {{input.notebook:q}} {{output:q}} {60 * MINUTES[BUDGET]}"
 
 
@@ -152,14 +160,14 @@ ruleorder: timing > notebook
 
 rule train:
     input:
-        depends.files({"srlib.runs"}),
+        depends.code_files("srlib.runs"),
     output:
         TRAINED + "/{model}/{table}/{row}/seed{seed}.json",
     params:
         command=command,
         settings=lambda wildcards: SETTINGS,
-    threads: 4
-    resources: gpu=int(GPUS), mem_mb=16000, runtime=MINUTES[BUDGET]
+    threads: 4 * int(GPUS)
+    resources: gpu=int(GPUS), mem_mb=16000 * int(GPUS), runtime=MINUTES[BUDGET]
     shell:
         "echo training {wildcards.model}, {wildcards.row}, seed {wildcards.seed}, budget {BUDGET} && "
         "{PYTHON} -m {params.command} --seed {wildcards.seed} --budget {BUDGET} "
@@ -168,10 +176,11 @@ rule train:
 
 rule score:
     input:
-        depends.files({"srlib.evaluate"}),
+        depends.code_files("srlib.evaluate"),
         record=TRAINED + "/{run}.json",
     output:
         TRAINED + "/{run}.csv",
     resources: gpu=1, mem_mb=8000, runtime=60
+    retries: 0  # of a profile's: an image that cannot be read stays so
     shell:
         "{PYTHON} -m srlib evaluate --record {input.record:q} --csv >{output:q}"

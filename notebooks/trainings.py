@@ -1,6 +1,6 @@
 """Which trainings the papers' tables ask for, and how long they should take. For the Snakefile."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,13 @@ from srlib.errors import InputError
 from srlib.models import default_config
 
 
-def chosen(budget: str, slugs: str, tables: str, steps: int | None) -> pd.DataFrame:
+def chosen(budget: str, slugs: str, tables: str, steps: int | None, shown: Collection[str] = ()) -> pd.DataFrame:
     """The papers' own rows, each network once, though several tables print it: paper, model, run, and its training's
     steps, batch and patch. ``run`` is "safmn/main/x4" for a released network, "safmn/3/w-se" for a row of an ablation.
 
     ``slugs`` names papers ("safmn ssiu"), ``tables`` tables ("safmn-3 ssiu-4"), each "all" or "none"; ``steps`` takes
-    the place of the budget's. Raises InputError for an unknown name.
+    the place of the budget's; ``shown`` are runs of released networks that pages show: those that are no chosen rows
+    follow, with ``row`` False. Raises InputError for an unknown name.
     """
     known = {f"{slug}-{number}": (slug, number) for slug in papers.all_papers() for number in papers.tables(slug)}
     for text, names in ((slugs, papers.all_papers()), (tables, known)):
@@ -32,8 +33,13 @@ def chosen(budget: str, slugs: str, tables: str, steps: int | None) -> pd.DataFr
             ablation = any(one.baseline for one in rows) or row.config != released or bool(row.train)
             training = runs.training(row.model, budget, ablation=ablation, changes=row.train, steps=steps)
             run = f"{row.model}/{number}/{row.slug}" if ablation else f"{row.model}/main/x{row.scale or 4}"
-            found.setdefault((row.model, row.config, training), {"paper": slug, "run": run, **vars(training)})
-    return pd.DataFrame([{"model": key[0], **line} for key, line in found.items()])
+            line = {"paper": slug, "model": row.model, "run": run, "row": True} | vars(training)
+            found.setdefault((row.model, row.config, training), line)
+    for run in sorted(set(shown) - {line["run"] for line in found.values()}):
+        model = run.split("/")[0]
+        line = {"paper": papers.of(model).slug, "model": model, "run": run, "row": False}
+        found[run] = line | vars(runs.training(model, budget, steps=steps))
+    return pd.DataFrame(list(found.values()))
 
 
 def summary(left: Sequence[Any]) -> str:

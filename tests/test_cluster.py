@@ -25,7 +25,7 @@ pytest.importorskip("snakemake_executor_plugin_slurm", reason="Slurm needs the e
 
 ROOT = Path(__file__).resolve().parent.parent
 ETC = Path("/etc/slurm")  # jobs do not inherit SLURM_CONF, so the configuration must lie there
-STEPS = 80  # a checkpoint every 20
+STEPS = 80  # a checkpoint every 20; at the budget smoke of the copied library
 TRAINED = ".cache/trained/smoke/safmn"
 CONFIG = """# by tests/test_cluster.py, which removes it
 ClusterName=test
@@ -108,15 +108,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, debian: Callable[..., str]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, smooth: Callable[..., torch.Tensor]) -> Iterator[Path]:
-    """A project with the real Snakefile and library, one page, and images in a folder with an awkward name; at the end
-    what Slurm left running in it is stopped: of a killed job its outer Snakemake may stay."""
+    """A project with the real Snakefile and library, its smoke budget cut, one page, and images in a folder with an
+    awkward name; at the end what Slurm left running in it is stopped: of a killed job its outer Snakemake may stay."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("Snakefile", "notebooks/run.py", "notebooks/depends.py", "profiles/slurm/config.yaml"):
+    scripts = (f"notebooks/{name}.py" for name in ("run", "depends", "trainings"))
+    for name in ("Snakefile", *scripts, "profiles/slurm/config.yaml", "book/results/runs.csv"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "srlib", folder / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
+    whole, runs = "Budget(steps=800, ablation_steps=120", folder / "srlib" / "runs.py"
+    assert whole in (source := runs.read_text())
+    runs.write_text(source.replace(whole, f"Budget(steps={STEPS}, ablation_steps={STEPS}"))
     cells = [nbformat.v4.new_code_cell('budget = "recorded"\ntrain_data = ""', metadata={"tags": ["parameters"]})]
-    asked = f"results.trained('safmn', 2, budget, train_data, steps={STEPS})"
+    asked = "results.trained('safmn', 2, budget, train_data)"
     cells += [nbformat.v4.new_code_cell(f"from srlib import results\nprint({asked}.run.provenance['command'])")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "notebooks" / "page.ipynb")
@@ -131,7 +135,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, smooth: Callable[..., torc
 
 
 QUICK = """--slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2
---latency-wait 5 --set-threads train=1 score=1 notebook=1 --config budget=smoke tables=none train=o'brien"""
+--latency-wait 5 --set-threads train=1 score=1 notebook=1 --config budget=smoke tables=safmn-4 train=o'brien"""
 Workflow = Callable[..., subprocess.Popen[bytes]]
 
 
@@ -174,7 +178,7 @@ def test_a_graph_runs_on_slurm_and_a_killed_training_ends_as_if_undisturbed(
     cluster: None, project: Path, workflow: Workflow
 ) -> None:
     row, scores, page = "4/n-4/seed0.json", f"{TRAINED}/main/x2/seed0.csv", "book/chapters/page.ipynb"
-    process = workflow(f"{TRAINED}/{row}", scores, page, steps=STEPS)
+    process = workflow(f"{TRAINED}/{row}", scores, page)
     wait_for(lambda: list(project.glob("runs/safmn-x4-*/state-*.pt")), f"a checkpoint: see {project}/said.txt")
     slurm("scancel", "--signal=KILL", jobs("n-4")[0]["JobId"])
     assert ended_well(process, project), (project / "said.txt").read_text()[-5000:]
