@@ -17,9 +17,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Tests compute on one thread: the images are small, and several tests may run side by side."""
+    """Each test computes on one thread, whatever the one before has set: another number changes the last digits."""
     torch.set_num_threads(1)
 
 
