@@ -239,7 +239,7 @@ def enlarge(
         if [job.source] == [Path(source).expanduser() for source in sources] and status != "done":
             raise InputError("; ".join(notes) or f"{job.target} is there already: give another name, or --force")
         print(f"{job.target}: {status}", flush=True)
-        say(*(f"{job.source}: {note.removeprefix(f'{job.source}: ')}" for note in notes))
+        say(*(note if note.startswith(str(job.source)) else f"{job.source}: {note}" for note in notes))
         failed |= status == "failed"
     if failed:
         raise typer.Exit(1)
@@ -444,7 +444,9 @@ def find_run(path: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no run: give its folder, or the file that `srlib train --record` wrote") from None
     if not run.finished:
-        raise InputError(f"no finished run at {run.folder}: start where it was trained, or train it again")
+        raise InputError(
+            f"no finished run at {run.folder}: the command that began it resumes it, or start where it was trained"
+        )
     return run
 
 

@@ -87,8 +87,10 @@ def _sources(sources: Sequence[str], out: Path) -> tuple[dict[Path, Path], tuple
                     images, _, more = scan(folder)
                     notes += more
                     found |= {file: file.relative_to(path) for file in images}
-        elif path.exists() or not has_magic(source):
+        elif path.exists():
             found[path] = Path(path.name)
+        elif not has_magic(source):
+            raise InputError(f"{source} is not there: name a file, a folder or a pattern")
         else:  # brackets may be part of a name ("scan [1]/*.jpg")
             matches = glob(str(path), recursive=True) or glob(str(path).replace("[", "[[]"), recursive=True)
             found |= {file: Path(file.name) for file in map(Path, sorted(matches)) if file.is_file() and is_image(file)}

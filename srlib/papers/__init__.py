@@ -172,8 +172,10 @@ def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
     found = [one for one in named if scale is None or one.scale in (None, scale)]
     if len(found) == 1:
         return found[0]
-    choices = "; ".join(f"{one.name} at x{one.scale}" if one.scale else one.name for one in named or known)
-    raise InputError(f"table {number} of {slug} has {len(found)} rows {label!r}; choose one of: {choices or 'none'}")
+    names = [one.name for one in named or known]
+    scales = [f", scale {one.scale}" * (names.count(one.name) > 1) for one in named or known]
+    choices = "; ".join(name + scale for name, scale in zip(names, scales, strict=True)) or "none"
+    raise InputError(f"table {number} of {slug} has {len(found) or 'no'} rows {label!r}; choose one of: {choices}")
 
 
 def settings(slug: str) -> pd.DataFrame:
