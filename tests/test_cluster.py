@@ -195,7 +195,7 @@ def test_a_graph_runs_on_slurm_and_a_killed_training_ends_as_if_undisturbed(
     run = run_of(project, row)
     assert json.loads((run / "run.json").read_text())["provenance"]["resumed_at"] in range(STEPS // 4, STEPS)
     alone = [sys.executable, "-m", "srlib", *"train safmn --table 4 --row n-4 --data o'brien --runs alone".split()]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "SRLIB_DATA": ""}
     subprocess.run([*alone, f"--steps={STEPS}"], cwd=project, env=one_thread, check=True, timeout=150)
     weights = load_file(project / "alone" / run.name / "model.safetensors")
     assert all(torch.equal(tensor, weights.pop(name)) for name, tensor in load_file(run / "model.safetensors").items())

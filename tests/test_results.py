@@ -232,7 +232,7 @@ def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> N
         results.record(trained, "ships-safmn-x4", "ships", [])
     with pytest.raises(InputError, match="which row"):
         results.record(trained, "ablation-safmn-3", "ablation", [store])
-    with pytest.raises(InputError, match="0 rows 'CCM -> all'"):
+    with pytest.raises(InputError, match="no rows 'CCM -> all'"):
         results.record(trained, "ablation-safmn-3", "ablation", [store], table="3", row="CCM -> all")
 
 

@@ -32,9 +32,10 @@ def page(html: str) -> str:
 
 
 def without_thebe(app: Sphinx, config: Config) -> None:
-    """Leave out sphinx-thebe's scripts for live code, which fetch from elsewhere."""
+    """Leave out sphinx-thebe's scripts and styles for live code, which fetch from elsewhere."""
     for listeners in app.events.listeners.values():
         listeners[:] = [one for one in listeners if one.handler.__module__ != "sphinx_thebe"]
+    app.registry.css_files[:] = [one for one in app.registry.css_files if one[0] != "sphinx-thebe.css"]
 
 
 def plain_types(app: Sphinx, thing: object, bound: bool) -> None:
