@@ -126,14 +126,10 @@ def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4) -> Gap:
     Raises InputError for runs without a common image, and for runs that were trained otherwise; only runs whose purpose
     is "precision" may differ from the others in that.
     """
-    about, found = runs().set_index("run"), scores()
+    about, wide = runs().set_index("run"), _by_image([*one, *other], scale)
     used = about[about.index.isin([*one, *other])]
     if len(used[ALIKE[:-1] if "precision" in [*used.purpose] else ALIKE].drop_duplicates()) > 1:
         raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
-    found = found[(found.protocol == STANDARD) & (found.scale == scale) & found.dataset.isin(SETS)]
-    wide = found.pivot(index=["dataset", "image"], columns="run", values="psnr").reindex(columns=[*one, *other])
-    seen = set().union(*(SEEN.get(images, set()) for images in used.fingerprint))
-    wide = wide[[image not in seen for image in wide.index]].dropna()
     if wide.empty:
         raise InputError(f"{', '.join(one)} and {', '.join(other)} share no image at x{scale}")
     seeds: Any = about.seed.to_dict()
@@ -141,6 +137,27 @@ def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4) -> Gap:
     first, second = (wide[ids].to_numpy().T for ids in (one, other))
     paired = other == ["bicubic"] or [*map(seeds.get, one)] == [*map(seeds.get, other)]
     return crossed(first - second) if paired else apart(first, second)
+
+
+def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
+    """How far apart two trainings of one network end whose difference is the seed alone, in 95 % of cases, and the
+    degrees of freedom: Student's bound for a difference of mean PSNR (dB) over the images that ``gaps`` takes, pooled
+    from the rows of ``runs`` that were trained alike with several seeds; NaN where there are none."""
+    told = table.set_index("run").assign(psnr=_by_image(table.run, scale).mean())
+    groups = told.dropna(subset="psnr").groupby(["table", "row", *ALIKE]).psnr
+    free = int((groups.count() - 1).sum())
+    variance = (groups.var(ddof=0) * groups.count()).sum() / free if free else math.nan
+    return float(scipy.stats.t.ppf(0.975, free or 1) * math.sqrt(2 * variance)), free
+
+
+def _by_image(ids: Collection[str], scale: int) -> pd.DataFrame:
+    """PSNR (dB) of images, one a line, under the standard protocol, by run; of the images that all were scored on and
+    none was trained on."""
+    found, used = scores(), runs().query("run in @ids")
+    found = found[(found.protocol == STANDARD) & (found.scale == scale) & found.dataset.isin(SETS)]
+    wide = found.pivot(index=["dataset", "image"], columns="run", values="psnr").reindex(columns=[*ids])
+    seen = set().union(*(SEEN.get(images, set()) for images in used.fingerprint))
+    return wide[[image not in seen for image in wide.index]].dropna()
 
 
 def crossed(samples: np.ndarray) -> Gap:

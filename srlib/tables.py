@@ -115,9 +115,8 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
     to the baseline's, and ours with interval and trend, and as text. With ``lengths`` rows that are also recorded after
     other trainings have a line for each of these, too, the longest first."""
     frames, runs = [table(paper, number, counts=False)], results.runs()
-    mine = runs[(runs.purpose == "ablation") & (runs.paper == paper) & (runs.table == number)]
-    for _, part in reversed([*mine.groupby(results.ALIKE)] if lengths else []):
-        frame = table(paper, number, False, part)
+    for _, part in reversed([*_of_rows(paper, number, runs).groupby(results.ALIKE)] if lengths else []):
+        frame = table(paper, number, False, runs[runs.run.isin(part.run)])
         if frame.training.max() != frames[0].training.max():
             frames.append(frame[frame.gap.notna()])
     cells = pd.concat(frames).query("metric == 'psnr'")
@@ -160,8 +159,7 @@ class _Evidence:
         self.printed = {(cell["dataset"], cell["scale"]): float(cell["printed"]) for cell in base}
         self.runs = runs
         if self.baseline:
-            mine = runs[(runs.purpose == "ablation") & (runs.paper == paper) & (runs.table == number)]
-            self.runs = _most(mine, self.baseline.name)
+            self.runs = _most(_of_rows(paper, number, runs), self.baseline.name)
 
     def mean(self, run: str, cell: Cell, protocol: str) -> float | None:
         """A run's mean score for a cell; None where it has none."""
@@ -203,6 +201,15 @@ class _Evidence:
         released = vars(row.config) | {"scale": 0} == vars(default_config(row.model)) | {"scale": 0}
         at_scale = runs.scale.fillna(0) == (row.scale or 0)
         return runs[at_scale & ((runs.purpose == "ships") | (runs.budget == "paper")) & released]
+
+
+def _of_rows(paper: str, number: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """The recorded runs of a table's rows, each under the row's name. A run that is recorded for a row of another table
+    is taken, too, where it is the same network, trained alike."""
+    mine = runs[(runs.purpose == "ablation") & (runs.paper == paper)]
+    trained = [papers.row(paper, *place) for place in zip(mine.table, mine["row"], strict=True)]
+    same = {row.name: [row.same_run(one) for one in trained] for row in papers.rows(paper, number)}
+    return pd.concat(mine.loc[which].assign(row=name) for name, which in same.items())
 
 
 def _most(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:

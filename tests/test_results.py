@@ -97,7 +97,7 @@ def test_a_gap_to_bicubic_has_no_interval_of_one_seed() -> None:
 
 def test_one_seed_beside_three_has_an_interval() -> None:
     """It holds what three seeds beside three give, and is as good from the other side; one beside one can't tell."""
-    rows = results.runs().query("purpose == 'ablation' and table == '3'").groupby("row").run.agg(list)
+    rows = results.runs().query("paper == 'safmn' and table == '3' and steps == 600").groupby("row").run.agg(list)
     whole = results.gaps(rows["CCM -> None"], rows["Baseline"])
     for run in rows["CCM -> None"]:
         gap, back = results.gaps([run], rows["Baseline"]), results.gaps(rows["Baseline"], [run])
@@ -116,6 +116,18 @@ def test_runs_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatc
     assert results.gaps([f"precision-safmn-bf16-seed{seed}" for seed in range(3)], of_seeds("safmn"))
     with pytest.raises(InputError, match="share no image at x3"):
         results.gaps(of_seeds("safmn"), of_seeds("ssiu"), scale=3)
+
+
+def test_the_reach_of_chance_by_hand() -> None:
+    """From the seeds of networks that have several: a network of one seed tells nothing."""
+    table = results.runs().query("paper == 'safmn' and table == '3' and steps == 600")
+    used = results.scores().query("protocol == 'safmn' and dataset in @results.SETS and image != 'woman'")
+    means = table.merge(used.groupby("run").psnr.mean().reset_index()).groupby("row").psnr
+    several = means.count() > 1
+    variance = (means.var() * (means.count() - 1))[several].sum() / (means.count() - 1)[several].sum()
+    free = int((means.count() - 1).sum())
+    assert results.reach(table) == pytest.approx((scipy.stats.t.ppf(0.975, free) * math.sqrt(2 * variance), free))
+    assert math.isnan(results.reach(table[table.seed == 0])[0])
 
 
 def test_interval_of_seeds_and_images_by_hand() -> None:

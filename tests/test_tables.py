@@ -196,6 +196,24 @@ def test_a_table_takes_the_training_that_most_of_its_rows_had_and_of_these_the_l
     assert set(tables.ablation("safmn", "3").training) - {""} == {"600 steps of batch 8 on BSD400"}, "no baseline there"
 
 
+def test_a_run_stands_for_the_rows_of_other_tables_that_are_the_same_network(evidence: Any) -> None:
+    runs, scores, where = [], [], ("Set14", 2, "safmn", "")
+    full, kernel, loss = "SeemoRe-T (RME=1;SME=1)", "SeemoRe-T (kernel=3)", "SeemoRe-T (L1=1.0;FFT=0.0)"
+    for number, row, seed, psnr in (
+        ("4a", full, 0, 30.0),
+        ("4a", full, 1, 30.1),
+        ("4c", kernel, 0, 29.5),
+        ("12", loss, 0, 30.6),
+    ):
+        name, place = f"{number}-{seed}", ("seemore-t", 2, "seemore", number, row, seed)
+        runs.append((name, "ablation", *place, "", 3000, 8, 32, "BSD400", "f9", None))
+        scores += [(name, *where, f"image{i}", psnr + i, 0.9) for i in range(3)]
+    evidence(runs, scores)
+    for number, row, gap in (("4c", kernel, -0.55), ("12", loss, 0.55)):  # both are beside the network of Table 4a
+        found = tables.ablation("seemore", number, lengths=True).set_index("name").gap.dropna()
+        assert found.to_dict() == {row: pytest.approx(gap)}
+
+
 def test_other_lengths_stay_in_sight_with_what_changed(evidence: Any) -> None:
     evidence(*recorded(trainings(600, ccm=-0.5, safm=0.3), trainings(4000, collapsed="se", ccm=-0.6, safm=-0.2, se=-3)))
     assert not tables.ablation("safmn", "3").row.duplicated().any()

@@ -53,6 +53,11 @@ class Row:
         """The network's scale; None for a network that serves all the scales that its row is printed at."""
         return getattr(self.config, "scale", None)
 
+    def same_run(self, other: Row) -> bool:
+        """Whether both are one network, trained alike, so that one run is both rows'."""
+        trains = [replace(recipe(row.model).train, **row.train) for row in (self, other)]
+        return (self.model, self.config, trains[0]) == (other.model, other.config, trains[1])
+
     def stands_for(self, label: str, variant: str, scale: int) -> bool:
         """Whether a printed row, with all its further keys, at this scale is this one."""
         keys = not self.variant or f"{variant};".startswith(f"{self.variant};")
@@ -153,6 +158,7 @@ def printed(slug: str, number: str) -> pd.DataFrame:
     return read(slug, f"table{number}").astype({"scale": int})
 
 
+@cache
 def rows(slug: str, number: str) -> tuple[Row, ...]:
     """The rows of a table that this library builds, in the paper's order; empty for a table of measured times. In the
     file, ``network`` and ``train`` are what a row has other than the released network and the paper's training."""
