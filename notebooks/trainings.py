@@ -49,7 +49,7 @@ def summary(left: Sequence[Any]) -> str:
     pace = (known.seconds / (known.steps * known.batch * known.patch**2)).groupby(known.model).median()
     frame = pd.DataFrame(left)
     frame["hours"] = frame.model.map(pace) * frame.steps * frame.batch * frame.patch**2 / 3600
-    lines = [f"{len(frame)} trainings are left; hours of a CPU ({known.device.mode()[0]}), where a run of the same"]
+    lines = [f"trainings left: {len(frame)}; hours of a CPU ({known.device.mode()[0]}), where a run of the same"]
     lines.append("model is recorded, scaled by steps, batch and patch; no run on a GPU is recorded:")
     for paper, each in frame.groupby("paper", sort=False):
         lines.append(f"  {paper}: {len(each)}, of which {each.hours.count()} should take {each.hours.sum():,.1f} hours")

@@ -129,8 +129,10 @@ def train(
     else:
         fixed = models.takes_scale(model)
         config = engine.configure(model, (scale or 4) if fixed else None, store, **length)
+    first = not int(os.environ.get("RANK", 0))  # of several processes the first one says it
+    say(*[f"{runs / config.slug}: {config.train.steps:,} steps of batch {config.train.batch} on {store.name}"] * first)
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, wait=wait)
-    if int(os.environ.get("RANK", 0)):  # of several processes the first one says it
+    if not first:
         return
     if record:
         record.parent.mkdir(parents=True, exist_ok=True)

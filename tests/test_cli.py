@@ -178,7 +178,9 @@ def test_a_stopped_training_exits_with_75(
 
     monkeypatch.setattr(runs, "train_or_load", stopped)
     result = command("train", "safmn", "--scale", "2", "--data", images, "--held-out", images)
-    assert result.exit_code == 75 and result.stderr == "srlib: stopped by SIGTERM at step 2; the same command resumes\n"
+    began, ended = result.stderr.splitlines()
+    assert began.startswith("srlib: runs/safmn-x2-3-") and began.endswith(": 3 steps of batch 2 on images")
+    assert result.exit_code == 75 and ended == "srlib: stopped by SIGTERM at step 2; the same command resumes"
 
 
 def test_scores_say_their_protocol_and_where_lr_images_come_from(command: Srlib, images: Path) -> None:

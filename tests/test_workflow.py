@@ -205,7 +205,7 @@ def test_another_budget_trains_what_pages_name_and_reruns_these(project: Path) -
     named = {f".cache/trained/smoke/{model}/main/x4/seed0.json" for model in ("safmn", "ssiu")}
     assert planned(project, SRLIB_BUDGET="smoke") == {BOOK, *SHOWN, *named}
     commands = dry_run(project, "--printshellcmds", SRLIB_BUDGET="smoke")
-    assert "2 trainings are left" in commands
+    assert "trainings left: 2" in commands
     assert re.search(r'srlib train safmn --scale 4 --seed 0 --budget smoke --data "\$SRLIB_TRAIN"', commands)
     row = ".cache/trained/smoke/safmn/3/ccm-to-channel-mlp/seed2.json"
     commands = dry_run(project, "--printshellcmds", target=row, SRLIB_BUDGET="smoke")
@@ -226,11 +226,13 @@ def test_the_graph_holds_each_own_row_once_and_says_how_long_it_takes(project: P
     rows = {f"safmn/main/x{scale}" for scale in (2, 3, 4)} | {f"safmn/4/n-{blocks}" for blocks in (4, 6, 8, 12)}
     assert made == {f"{row}/seed{seed}" for row in rows for seed in (0, 1)}
     assert len(re.findall(r"output: .cache/trained/short/\S+\.csv", said)) == len(made)
-    assert "14 trainings are left" in said and re.search(r"safmn: 14, of which 14 should take [\d.]+ hours", said)
+    assert "trainings left: 14" in said and re.search(r"safmn: 14, of which 14 should take [\d.]+ hours", said)
     models = set(trainings.chosen("paper", "all", "all", None).model)
     assert {"safmn", "seemore-l", "ssiu", "moeisr-lte-b-swinir"} <= models
     with pytest.raises(errors.InputError, match="unknown: safmn-9; choose some of safmn-1"):
         trainings.chosen("paper", "all", "safmn-9", None)
+    done = snakemake(project, *options, "gpus=3")
+    assert done.returncode != 0 and "gpus is 3: batches of 32 have no so many equal parts" in done.stderr
 
 
 @pytest.mark.parametrize("name", AWKWARD)
