@@ -1,8 +1,9 @@
 """The evidence of the book: which networks were trained, how they scored, and the weights that ship.
 
-Four CSV files in ``book/results`` hold it, one line a run (``runs``), a score of an image (``scores``), a step of a
-training (``curves``) and a timed network (``speed``). The run "bicubic" is bicubic interpolation of the same LR images.
-Statistics are a groupby: ``means`` over images, ``gaps`` between runs, paired by seed and image.
+Five CSV files in ``book/results`` hold it, one line a run (``runs``), a score of an image (``scores``), a step of a
+training (``curves``), a share of an expert (``routing``) and a timed network (``speed``). The run "bicubic" is bicubic
+interpolation of the same LR images. Statistics are a groupby: ``means`` over images, ``gaps`` between runs, paired by
+seed and image.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ COLUMNS = {
     "version commit device seconds finished collapsed_at weights command",
     "scores": "run dataset scale protocol lr image psnr ssim fingerprint",
     "curves": "run step loss psnr",
+    "routing": "run place part expert share",
     "speed": "network what implementation units unit_ms seconds low high device threads conditions",
 }
 _TYPES: Any = {"table": "string", "row": "string", "weights": "string", "scale": "Int64", "collapsed_at": "Int64"}
@@ -66,7 +68,7 @@ def _read(name: str) -> pd.DataFrame:
 def runs() -> pd.DataFrame:
     """One line a run: its purpose (ships, equal, precision, ablation, mechanism), settings and provenance. ``scale`` is
     missing for a network for every scale; ``weights`` names the file of those that ship. An installation without the
-    repository has no records: all four tables are empty."""
+    repository has no records: all five tables are empty."""
     return _read("runs")
 
 
@@ -79,6 +81,11 @@ def scores() -> pd.DataFrame:
 def curves() -> pd.DataFrame:
     """Training loss, and at some steps PSNR (dB) on the held-out photographs; about 100 steps a run."""
     return _read("curves")
+
+
+def routing() -> pd.DataFrame:
+    """How often the experts of trained networks are used, by run: what ``Paper.routing`` of their papers finds."""
+    return _read("routing")
 
 
 def speed() -> pd.DataFrame:
@@ -221,7 +228,7 @@ def record(
     not scored on the held-out photographs, or are no better there than those that ship.
     """
     where, config, train = folder(), run.config, run.config["train"]
-    model, slug, weights = config["model"], papers.of(config["model"]).slug, ""
+    model, weights, paper = config["model"], "", papers.of(config["model"])
     if where is None:
         raise InputError("there are no records here: start in the project's folder")
     if run_id == "bicubic":
@@ -230,7 +237,7 @@ def record(
         raise InputError(f"weights ship by their score on {SETS[0]}: name it among the data, too")
     if purpose == "ablation" and not row:
         raise InputError("which row of which table? give the file that srlib train --table --row --record wrote")
-    row = papers.row(slug, table, row, config["scale"]).name if row else ""
+    row = papers.row(paper.slug, table, row, config["scale"]).name if row else ""
     network = run.network().eval()
     network = network.half().float() if purpose == "ships" else network
     low, high = train["scales"]
@@ -250,10 +257,13 @@ def record(
     thin = log.iloc[:: max(1, len(log) // 100)][["step", "loss"]].merge(validation[["step", "psnr"]], "outer", "step")
     thin = thin.assign(run=run_id, loss=thin.loss.map("{:.6g}".format), psnr=thin.psnr.round(4)).astype({"step": int})
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
-    said |= {"paper": slug, "table": table, "row": row}
+    said |= {"paper": paper.slug, "table": table, "row": row}
     _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
     _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
     _write(where / "curves.csv", thin, ["run", "step"])
+    if paper.routing:
+        routed = paper.routing(network).assign(run=run_id)
+        _write(where / "routing.csv", routed.round({"share": 6}), ["run", "place", "part", "expert"])
     return means([run_id], scale=config["scale"])
 
 

@@ -17,6 +17,7 @@ from srlib.errors import InputError
 from srlib.models import create, moeisr
 from srlib.models.encoders import EDSR, RDN, SwinIR
 from srlib.models.moeisr import CONFIGS, MoEISR, MoEISRConfig
+from srlib.papers.moeisr import contrast, routing
 
 SMALL = {
     "edsr": partial(EDSR, blocks=1),
@@ -238,7 +239,7 @@ def test_the_expert_of_a_query_is_that_of_the_lr_pixel_it_asks() -> None:
 
 @pytest.mark.parametrize("config", [TINY, LTE], ids=["liif", "lte"])
 def test_gates_are_gumbel_softmax_in_training_and_one_hot_otherwise(config: MoEISRConfig) -> None:
-    model, x = network(config), images(2, 6, 7)
+    model, x = network(replace(config, balance="gates")), images(2, 6, 7)
     asked = {"coord": torch.rand(2, 5, 2), "cell": torch.full((2, 2), 0.1)}
     with torch.no_grad():
         rgb, gates = model(x, **asked)
@@ -256,7 +257,7 @@ def test_gates_are_gumbel_softmax_in_training_and_one_hot_otherwise(config: MoEI
 
 def test_training_answers_are_the_experts_weighted_by_the_gates() -> None:
     """Equation 5, with the gates that were drawn."""
-    model, x = network(replace(TINY, depths=(2, 3), ensemble=False)).train(), images(1, 6, 7)
+    model, x = network(replace(TINY, depths=(2, 3), ensemble=False, balance="gates")).train(), images(1, 6, 7)
     asked = {"coord": grid((6, 7))[None], "cell": torch.tensor([[2 / 6, 2 / 7]])}  # each LR pixel asked for its own
     with torch.no_grad():
         rgb, gates = model(x, **asked)
@@ -266,6 +267,34 @@ def test_training_answers_are_the_experts_weighted_by_the_gates() -> None:
             answers.append(model(x, **asked)[0])
     expected = sum(gates[:, j].flatten(1)[..., None] * answers[j] for j in (0, 1))
     torch.testing.assert_close(rgb, expected)
+
+
+def test_what_is_balanced_are_the_probabilities_without_noise() -> None:
+    """D of Equation 7, "the probability distribution for expert selection"; or, where asked for, g(D) of Equation 5."""
+    x, asked = images(1, 6, 7), {"coord": torch.rand(1, 5, 2), "cell": torch.full((1, 2), 0.1)}
+    model = network(TINY).train()
+    with torch.no_grad():
+        expected = model.mapper(model.encoder(2 * x - 1)).softmax(1)
+        torch.testing.assert_close(model(x, **asked)[1], expected)
+        noisy = network(replace(TINY, balance="gates")).train()(x, **asked)[1]
+    assert (noisy - expected).abs().max() > 0.1
+
+
+def test_contrast_is_that_of_the_deepest_expert_between_steep_and_flat_pixels() -> None:
+    class Slopes:
+        """Sends steep pixels to the deepest expert."""
+
+        config, decoders = MoEISRConfig(), [None] * 4
+
+        def expert_map(self, x: torch.Tensor) -> torch.Tensor:
+            grey = F.pad(x[0].mean(0), (0, 1, 0, 1), mode="constant")
+            slope = (grey.diff(dim=0)[:, :-1].square() + grey.diff(dim=1)[:-1].square()).sqrt()
+            return 3 * (slope > slope.median()).long()[None]
+
+    routed = routing(Slopes())  # type: ignore[arg-type]
+    assert contrast(routed).to_dict() == {name: 1.0 for name in ("camera", "chelsea", "coffee", "rocket")}
+    assert routed.query("part == 'all'").groupby("place").share.sum().round(6).eq(1).all()
+    assert contrast(routed.assign(share=0.25)).eq(0).all()
 
 
 def test_the_temperature_sets_how_far_the_other_experts_stay_behind() -> None:

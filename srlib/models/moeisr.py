@@ -49,6 +49,7 @@ class MoEISRConfig(Config):
     hidden: int = 256  # width of the experts: 256 (-b) or 128 (-s)
     mapper_layers: int = 5  # 3x3 convolutions
     temperature: float = 1.0  # tau of the Gumbel softmax
+    balance: Literal["probabilities", "gates"] = "probabilities"  # D of Equation 7, or g(D) of Equation 5, with noise
     unfold: bool = True  # LIIF's feature unfolding; LTE has none
     ensemble: bool = True  # LIIF's local ensemble
     cell: bool = True  # LIIF's cell decoding
@@ -124,8 +125,9 @@ class MoEISR(nn.Module, ABC):
 
         With ``size`` = (H, W), of any scale by axis: (B, 3, H, W), not clamped, each LR pixel served by its likeliest
         expert alone (Equation 4). With ``coord`` (B, Q, 2), places of output pixels as (y, x) in [-1, 1], and ``cell``
-        (B, 2), their height and width in the same unit: their colours (B, Q, 3) in [-1, 1] and ``gates``, which weight
-        all experts' answers (Equation 5). Raises ``InputError`` unless one of the two is asked for.
+        (B, 2), their height and width in the same unit: their colours (B, Q, 3) in [-1, 1], all experts' answers
+        weighted (Equation 5), and what the balance loss takes (Equation 7): each expert's share at each LR pixel,
+        (B, J, h, w), or None where there is one expert. Raises ``InputError`` unless one of the two is asked for.
         """
         check_images(x)
         if x.dtype.itemsize < 4:
@@ -183,7 +185,8 @@ class MoEISR(nn.Module, ABC):
         return rgb.mT.unflatten(2, [len(axis) for axis in axes]) * 0.5 + 0.5
 
     def answer(self, x: Tensor, coord: Tensor, cell: Tensor) -> tuple[Tensor, Tensor | None]:
-        """All experts' answers to the queries of images in [-1, 1], weighted by the gates (Equation 5), and these."""
+        """All experts' answers to the queries of images in [-1, 1], weighted by the gates (Equation 5), and what is to
+        be balanced (Equation 7): the experts' probabilities, or these gates."""
         coord, cell = coord.float(), cell.float()
         z = self.encoder(x)
         image = torch.arange(len(x), device=x.device).repeat_interleave(coord.shape[1])
@@ -196,7 +199,8 @@ class MoEISR(nn.Module, ABC):
             shares = gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, asked.pixel)  # (D B Q, J)
             answers = [shares[:, j : j + 1] * one for j, one in enumerate(answers)]
         rgb = asked.mean(torch.stack(answers).sum(0)).unflatten(0, coord.shape[:2])
-        return rgb + self.skip(x, coord), gates
+        balanced = gates if gates is None or self.config.balance == "gates" else self.mapper(z).softmax(1)
+        return rgb + self.skip(x, coord), balanced
 
     def neighbours(self, coord: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """The neighbours of coordinates (n) in [-1, 1] along an axis of ``side`` LR pixels: their indices and the

@@ -102,6 +102,7 @@ class Paper:
     own_rows: str  # a regular expression for the labels there of the paper's own rows
     not_run: Mapping[str, str] = field(default_factory=dict)  # table -> why it has no numbers of ours
     macs: MacsRule | None = None  # how multiply-adds are counted where the plain count isn't the paper's
+    routing: Callable[[Any], pd.DataFrame] | None = None  # how often a trained network's experts are used
 
     def own(self, table: str, label: str) -> bool:
         """Whether a printed row is one of the paper's own networks."""
@@ -160,11 +161,12 @@ def printed(slug: str, number: str) -> pd.DataFrame:
 
 @cache
 def rows(slug: str, number: str) -> tuple[Row, ...]:
-    """The rows of a table that this library builds, in the paper's order; empty for a table of measured times. In the
-    file, ``network`` and ``train`` are what a row has other than the released network and the paper's training."""
-    _pick(dict.fromkeys(tables(slug)), number, f"{slug} has no table")
-    found = []
-    for line in read(slug, "rows").query("table == @number").to_dict("records"):
+    """The rows of a table that this library builds, in the paper's order; empty for a table of measured times. A table
+    may be ours, of trainings that no paper prints. In the file, ``network`` and ``train`` are what a row has other than
+    the released network and the paper's training."""
+    lines, found = read(slug, "rows"), []
+    _pick(dict.fromkeys([*tables(slug), *lines.table]), number, f"{slug} has no table")
+    for line in lines[lines.table == number].to_dict("records"):
         network, train = (tomllib.loads(line[key].replace(";", "\n")) for key in ("network", "train"))
         config = replace(default_config(line["model"]), **network)
         found.append(Row(line["row"], config, line["model"], line["variant"], train, bool(line["baseline"])))

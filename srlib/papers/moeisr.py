@@ -13,9 +13,13 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import pandas as pd
+import torch
+
 from srlib import papers
+from srlib.data import Store
 from srlib.metrics import LIIF_LUMA, Protocol
-from srlib.models.moeisr import CONFIGS, MoEISRConfig
+from srlib.models.moeisr import CONFIGS, MoEISR, MoEISRConfig
 from srlib.papers import Paper, Recipe, Row
 from srlib.train import TrainConfig
 
@@ -135,6 +139,33 @@ def macs(
     )
 
 
+def routing(network: MoEISR) -> pd.DataFrame:
+    """Which share of the LR pixels of each held-out photograph each expert serves (Figure 1), one a line: place (the
+    photograph), part, expert, share. Parts are all pixels, and the quarters of them with the largest ("steep") and the
+    smallest gradient ("flat"). LR images are MATLAB's bicubic at x2; an expert map is the same for every scale."""
+    store, lines = Store.open("photos/held-out"), []
+    for i, name in enumerate(store.names):
+        lr = store.lr(i, 2)[None] / 255
+        with torch.inference_mode():
+            chosen = network.expert_map(lr)[0, :-1, :-1]
+        grey = lr[0].mean(0)
+        slope = (grey.diff(dim=0)[:, :-1].square() + grey.diff(dim=1)[:-1].square()).sqrt()
+        low, high = slope.flatten().quantile(slope.new_tensor([0.25, 0.75]))
+        for part, pixels in {"all": slope >= 0, "steep": slope >= high, "flat": slope <= low}.items():
+            shares = chosen[pixels].bincount(minlength=len(network.decoders)) / pixels.sum()
+            experts = (f"{depth} layers" for depth in network.config.depths)
+            lines += [(name, part, *each) for each in zip(experts, shares.tolist(), strict=True)]
+    return pd.DataFrame(lines, columns=["place", "part", "expert", "share"])
+
+
+def contrast(routed: pd.DataFrame) -> pd.Series:
+    """How far expert maps follow the image, by photograph, from a run's ``routing``: the share of the deepest expert on
+    the steep quarter of the pixels less that on the flat one; 1 where it serves all of the one and none of the other,
+    0 where it doesn't tell them apart."""
+    deepest = routed[routed.expert == routed.expert.iloc[-1]].pivot(index="place", columns="part", values="share")
+    return deepest.steep - deepest.flat
+
+
 PAPER = Paper(
     slug="moeisr",
     name="MoEISR",
@@ -151,4 +182,5 @@ PAPER = Paper(
     protocols=(LIIF, LIIF_DIV2K, MOEISR),
     bicubic="liif-div2k",
     macs=macs,
+    routing=routing,
 )

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+import pandas as pd
+import torch
+from torch import Tensor
+
+from srlib.data import Store
 from srlib.metrics import Protocol
-from srlib.models.seemore import SeemoReConfig
+from srlib.models.seemore import LowRankMixture, SeemoRe, SeemoReConfig
 from srlib.papers import Paper, Recipe, Row
 from srlib.train import TrainConfig
 
@@ -76,6 +82,36 @@ def macs_by_ranks(config: SeemoReConfig, size: tuple[int, int], counted: int) ->
     return {ranks: counted - rank * (every - ranks) for ranks in sorted(sums)}
 
 
+def router_weights(network: SeemoRe) -> dict[str, Tensor]:
+    """The softmax of each group's router (Equation 3), (patches, experts), by the name "group 1", on all patches of
+    48x48 of the photographs' LR images, MATLAB's bicubic at the network's scale; empty for one without MoRE."""
+    mixtures = [module for module in network.modules() if isinstance(module, LowRankMixture)]
+    found: dict[str, list[Tensor]] = {f"group {i}": [] for i in range(1, len(mixtures) + 1)}
+    patches: list[Tensor] = []
+    for store in (Store.open("photos/held-out"), Store.open("photos/train")):
+        for i in range(len(store)):
+            lr = store.lr(i, network.config.scale)
+            patches += lr.unfold(1, 48, 48).unfold(2, 48, 48).permute(1, 2, 0, 3, 4).flatten(0, 1).unbind()
+    with ExitStack() as hooks, torch.inference_mode():
+        for mixture, seen in zip(mixtures, found.values(), strict=True):
+            keep = lambda module, given, scores, seen=seen: seen.append(scores.softmax(1))  # noqa: E731
+            hooks.enter_context(mixture.gate.body.register_forward_hook(keep))
+        for batch in torch.stack(patches).split(16):
+            network(batch / 255)
+    return {group: torch.cat(weights) for group, weights in found.items()}
+
+
+def routing(network: SeemoRe) -> pd.DataFrame:
+    """Which share of the patches each group's router sends to each expert (Figure 5a), one a line: place (the group),
+    part ("patches"), expert, share."""
+    lines = []
+    for group, weights in router_weights(network).items():
+        shares = weights.argmax(1).bincount(minlength=len(network.config.ranks)) / len(weights)
+        experts = (f"rank {rank}" for rank in network.config.ranks)
+        lines += [(group, "patches", *each) for each in zip(experts, shares.tolist(), strict=True)]
+    return pd.DataFrame(lines, columns=["place", "part", "expert", "share"])
+
+
 PAPER = Paper(
     slug="seemore",
     name="SeemoRe",
@@ -96,4 +132,5 @@ PAPER = Paper(
     protocols=(PROTOCOL, PROTOCOL_L),
     not_run={"15": "needs RealSRSet, DIV2K type I and II, and a fine-tuning on DF2K_OST"},
     macs=macs,
+    routing=routing,
 )
