@@ -377,7 +377,7 @@ def weights(as_csv: AsCsv = False) -> None:
 def record_run(
     run: Annotated[Path, typer.Argument(help="Its folder, or the file that `train --record` wrote.")],
     name: Annotated[str, typer.Argument(help="Its id, such as ships-safmn-x4 or equal-safmn-seed0.")],
-    purpose: Annotated[Literal["ships", "equal", "precision", "ablation", "mechanism"], typer.Option()],
+    purpose: Annotated[Literal["ships", "equal", "precision", "ablation"], typer.Option()],
     data: Images = None,
     data_root: DataRoot = None,
 ) -> None:

@@ -66,7 +66,7 @@ def _read(name: str) -> pd.DataFrame:
 
 
 def runs() -> pd.DataFrame:
-    """One line a run: its purpose (ships, equal, precision, ablation, mechanism), settings and provenance. ``scale`` is
+    """One line a run: its purpose (ships, equal, precision, ablation), settings and provenance. ``scale`` is
     missing for a network for every scale; ``weights`` names the file of those that ship. An installation without the
     repository has no records: all five tables are empty."""
     return _read("runs")

@@ -127,6 +127,21 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
     return cells[[*names.split(), "steps", "ended", "budget", "runs"]]
 
 
+def ours(paper: str, name: str, scale: int = 4) -> pd.DataFrame:
+    """A table of our own, whose rows no paper prints: one line a trained row, with the ids of its ``runs``, its
+    ``training``, its ``psnr`` (dB) on the held-out photographs and its ``gap`` to the baseline's as text."""
+    rows, lines = papers.rows(paper, name), []
+    (baseline,) = (row.name for row in rows if row.baseline)
+    runs = _most(_of_rows(paper, name, results.runs()), baseline)
+    ids = {row.name: runs.run[runs["row"] == row.name].tolist() for row in rows}
+    means = results.means(runs.run, results.SETS[:1], scale).set_index("run").psnr
+    for row, mine in ((row, mine) for row, mine in ids.items() if mine):
+        gap = results.gaps(mine, ids[baseline], scale).text if row != baseline and ids[baseline] else ""
+        line = {"row": row, "psnr": means[mine].mean(), "gap": gap, "runs": " ".join(mine)}
+        lines.append(line | {"training": _training(runs[runs["row"] == row])})
+    return pd.DataFrame(lines, columns=["row", "psnr", "gap", "runs", "training"])
+
+
 def summary(frame: pd.DataFrame) -> str:
     """What the trained rows of an ablation (with lengths) say, as a list in Markdown: after each training which agree
     with print, which are opposite, undecided or collapsed; and which have another trend after a longer one."""
@@ -184,7 +199,7 @@ class _Evidence:
         if "trained" in found or "gap" in found:
             one, seeds = mine.iloc[0], f"{len(mine)} seeds" if len(mine) > 1 else ""
             steps = ", ".join(f"{step:,}" for step in mine.collapsed_at.dropna())
-            found["training"] = f"{one.steps:,} steps of batch {one.batch} on {one['data']}"
+            found["training"] = _training(mine)
             found["steps"], found["ended"] = one.steps, f"collapsed at step {steps}" if steps else ""
             found["budget"] = ", ".join(filter(None, (found["training"], seeds, found["ended"])))
             found["runs"] = " ".join(mine.run)
@@ -220,6 +235,12 @@ def _most(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
         return (len(rows) - 1) * (baseline in rows), len(rows), part.steps.iloc[0]
 
     return max((part for _, part in runs.groupby(results.ALIKE)), key=rank, default=runs)
+
+
+def _training(runs: pd.DataFrame) -> str:
+    """What runs that were trained alike had."""
+    one = runs.iloc[0]
+    return f"{one.steps:,} steps of batch {one.batch} on {one['data']}"
 
 
 def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:

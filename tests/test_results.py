@@ -37,7 +37,7 @@ def of_seeds(model: str) -> list[str]:
 def test_every_run_has_its_settings_its_scores_and_its_curve() -> None:
     found, scores, curves = results.runs(), results.scores(), results.curves()
     assert len(found) == found.run.nunique() >= 43
-    assert set(found.purpose) <= {"ships", "equal", "precision", "ablation", "mechanism"}
+    assert set(found.purpose) <= {"ships", "equal", "precision", "ablation"}
     assert set(found.run) == set(scores.run) - {"bicubic"} == set(curves.run)
     needed = ["model", "paper", "seed", "budget", "steps", "batch", "patch", "data", "fingerprint", "commit", "command"]
     assert not found[needed].isna().any(axis=None)
@@ -211,14 +211,14 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_is_recorded_once_and_changes_no_other_line(trained: runs.Run, records: Path) -> None:
     before = {name: (records / f"{name}.csv").read_text().splitlines() for name in NAMES}
     for _ in range(2):
-        found = results.record(trained, "mechanism-safmn-x", "mechanism", [data.Store.open("photos/held-out")])
+        found = results.record(trained, "equal-safmn-x", "equal", [data.Store.open("photos/held-out")])
     assert found.psnr.item() == pytest.approx(trained.held_out["psnr"]) and found.lr.item() == "matlab-bicubic"
-    line = results.runs().set_index("run").loc["mechanism-safmn-x"]
+    line = results.runs().set_index("run").loc["equal-safmn-x"]
     assert (line.model, line.steps, line.batch, line.patch, line.paper) == ("safmn", 3, 1, 16, "safmn")
     assert line.commit and line.device and line.seconds > 0 and line.data == "photos/train"
     for name, lines in before.items():
         after = (records / f"{name}.csv").read_text().splitlines()
-        new = [line for line in after if line.startswith("mechanism-safmn-x,")]
+        new = [line for line in after if line.startswith("equal-safmn-x,")]
         assert len(new) == {"runs": 1, "scores": 4, "curves": 3}[name]
         assert [line for line in after if line not in new] == lines
 
@@ -239,7 +239,7 @@ def test_a_row_is_recorded_by_its_printed_name_and_the_run_s_own_version(
 def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> None:
     store = data.Store.open("photos/held-out")
     with pytest.raises(InputError, match="baseline"):
-        results.record(trained, "bicubic", "mechanism", [store])
+        results.record(trained, "bicubic", "equal", [store])
     with pytest.raises(InputError, match="photos/held-out"):
         results.record(trained, "ships-safmn-x4", "ships", [])
     with pytest.raises(InputError, match="which row"):

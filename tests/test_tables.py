@@ -214,6 +214,21 @@ def test_a_run_stands_for_the_rows_of_other_tables_that_are_the_same_network(evi
         assert found.to_dict() == {row: pytest.approx(gap)}
 
 
+def test_a_table_of_our_own_has_the_gaps_of_its_trained_rows(evidence: Any) -> None:
+    runs, scores = [], []
+    for row, seed, gain in (("MoEISR(LTE)-s", 0, 0.0), ("MoEISR(LTE)-s", 1, 0.1), ("tau = 5", 0, -0.4)):
+        place = ("moeisr-lte-s-edsr", None, "moeisr", "mapper", row, seed)
+        runs.append((f"{row}-{seed}", "ablation", *place, "", 3000, 4, 24, "BSD400", "f9", None))
+        where = (f"{row}-{seed}", "photos/held-out", 4, "safmn", "matlab-bicubic")
+        scores += [(*where, f"image{i}", 30 + i + gain, 0.9) for i in range(3)]
+    evidence(runs, scores)
+    base, tau = tables.ours("moeisr", "mapper").to_dict("records")
+    assert (base["row"], base["gap"], base["runs"]) == ("MoEISR(LTE)-s", "", "MoEISR(LTE)-s-0 MoEISR(LTE)-s-1")
+    assert tau["psnr"] == pytest.approx(30.6) and tau["gap"].startswith("\N{MINUS SIGN}0.45 (")
+    assert tau["training"] == "3,000 steps of batch 4 on BSD400"
+    assert tables.ours("ssiu", "s3b").empty
+
+
 def test_other_lengths_stay_in_sight_with_what_changed(evidence: Any) -> None:
     evidence(*recorded(trainings(600, ccm=-0.5, safm=0.3), trainings(4000, collapsed="se", ccm=-0.6, safm=-0.2, se=-3)))
     assert not tables.ablation("safmn", "3").row.duplicated().any()

@@ -54,9 +54,10 @@ class Row:
         return getattr(self.config, "scale", None)
 
     def same_run(self, other: Row) -> bool:
-        """Whether both are one network, trained alike, so that one run is both rows'."""
-        trains = [replace(recipe(row.model).train, **row.train) for row in (self, other)]
-        return (self.model, self.config, trains[0]) == (other.model, other.config, trains[1])
+        """Whether both are one network, trained alike at any budget, so that one run is both rows'."""
+        usual = recipe(self.model)
+        one, two = (replace(usual.train, **{**usual.smoke, **row.train}) for row in (self, other))
+        return (self.model, self.config, one) == (other.model, other.config, two)
 
     def stands_for(self, label: str, variant: str, scale: int) -> bool:
         """Whether a printed row, with all its further keys, at this scale is this one."""
