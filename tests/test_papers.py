@@ -62,6 +62,14 @@ def test_every_row_is_printed_in_that_order_and_builds(slug: str, number: str) -
     assert sum(row.baseline for row in rows) <= 1
 
 
+def test_rows_of_our_own_tables_build_and_have_names_of_their_own() -> None:
+    for slug, names in {"moeisr": ("mapper", "lte", "liif"), "ssiu": ("s3b",)}.items():
+        for rows in (papers.rows(slug, name) for name in names):
+            assert len({row.slug for row in rows}) == len(rows) and sum(row.baseline for row in rows) == 1
+            assert not any(one.same_run(other) for one in rows for other in rows if one is not other)
+            assert all(models.create(row.model, row.scale, row.config) for row in rows)
+
+
 def test_a_row_is_found_by_label_or_name() -> None:
     assert papers.row("safmn", "3", "LN -> BN").config.norm == "batch"
     assert papers.row("safmn", "3", "LN -> None, lr=1x10^-4").train == {"lr": 1e-4}
