@@ -125,15 +125,17 @@ class Gap(NamedTuple):
         return f"{self.mean:+.2f}{bounds}".replace("-", "\N{MINUS SIGN}")
 
 
-def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4) -> Gap:
+def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.DataFrame | None = None) -> Gap:
     """How far the runs ``one`` lie above the runs ``other`` (ids; ["bicubic"] for the baseline): PSNR in dB under the
     standard protocol, image by image, without images that either was trained on. Runs of the same seeds, which saw the
-    same patches, are paired (``crossed``); others, such as one run beside a baseline's three, are not (``apart``).
+    same patches, are paired (``crossed``); others, such as one run beside a baseline's three, are not (``apart``): then
+    the seeds of ``like``, lines of ``runs`` of networks trained alike, tell how far seeds scatter, too.
 
     Raises InputError for runs without a common image, and for runs that were trained otherwise; only runs whose purpose
     is "precision" may differ from the others in that.
     """
-    about, wide = runs().set_index("run"), _by_image([*one, *other], scale)
+    about, more = runs().set_index("run"), [] if like is None else like.run[~like.run.isin([*one, *other])].tolist()
+    wide = _by_image([*one, *other, *more], scale)
     used = about[about.index.isin([*one, *other])]
     if len(used[ALIKE[:-1] if "precision" in [*used.purpose] else ALIKE].drop_duplicates()) > 1:
         raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
@@ -143,7 +145,8 @@ def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4) -> Gap:
     one, other = (sorted(ids, key=seeds.get) for ids in (one, other))
     first, second = (wide[ids].to_numpy().T for ids in (one, other))
     paired = other == ["bicubic"] or [*map(seeds.get, one)] == [*map(seeds.get, other)]
-    return crossed(first - second) if paired else apart(first, second)
+    others = [] if like is None else [[*ids] for _, ids in like[like.run.isin(more)].groupby(["table", "row"]).run]
+    return crossed(first - second) if paired else apart(first, second, [wide[ids].to_numpy().T for ids in others])
 
 
 def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
@@ -190,18 +193,19 @@ def crossed(samples: np.ndarray) -> Gap:
     return Gap(mean, mean - half, mean + half)
 
 
-def apart(first: np.ndarray, second: np.ndarray) -> Gap:
+def apart(first: np.ndarray, second: np.ndarray, others: Sequence[np.ndarray] = ()) -> Gap:
     """The mean of ``first`` (seeds, images) less that of ``second``, other seeds on the same images, with an interval
     of 95 % or more. One of them may be a single seed.
 
-    Both networks are taken to scatter alike from seed to seed, so one variance s^2 is pooled from the seeds' means of
-    both; the difference has s^2 (1/m + 1/n), for m and n seeds, and m + n - 2 degrees of freedom. A single seed adds
-    nothing to s^2: the interval is then too narrow for a network whose training is less steady than the other's. The
-    images' part is the variance of the differences over their number. The squares of the two parts' half widths, each
-    by Student's t, add up: as the interaction of seeds and images is in both, that is wide rather than narrow.
+    Both networks, and ``others`` that were trained alike, are taken to scatter alike from seed to seed, so one variance
+    s^2 is pooled from the seeds' means of all; the difference has s^2 (1/m + 1/n), for m and n seeds, and as many
+    degrees of freedom as there are seeds less networks. A single seed adds nothing to s^2: the interval is then too
+    narrow for a network whose training is less steady than the others'. The images' part is the variance of the
+    differences over their number. The squares of the two parts' half widths, each by Student's t, add up: as the
+    interaction of seeds and images is in both, that is wide rather than narrow.
     """
-    gap, groups = first.mean(0) - second.mean(0), (first, second)
-    mean, free = float(gap.mean()), np.array([len(first) + len(second) - 2, len(gap) - 1])
+    gap, groups = first.mean(0) - second.mean(0), (first, second, *others)
+    mean, free = float(gap.mean()), np.array([sum(len(group) - 1 for group in groups), len(gap) - 1])
     if free.min() < 1:
         return Gap(mean, math.nan, math.nan)
     seeds = sum(group.mean(1).var() * len(group) for group in groups) / free[0]

@@ -136,7 +136,7 @@ def ours(paper: str, name: str, scale: int = 4) -> pd.DataFrame:
     ids = {row.name: runs.run[runs["row"] == row.name].tolist() for row in rows}
     means = results.means(runs.run, results.SETS[:1], scale).set_index("run").psnr
     for row, mine in ((row, mine) for row, mine in ids.items() if mine):
-        gap = results.gaps(mine, ids[baseline], scale).text if row != baseline and ids[baseline] else ""
+        gap = results.gaps(mine, ids[baseline], scale, runs).text if row != baseline and ids[baseline] else ""
         line = {"row": row, "psnr": means[mine].mean(), "gap": gap, "runs": " ".join(mine)}
         lines.append(line | {"training": _training(runs[runs["row"] == row])})
     return pd.DataFrame(lines, columns=["row", "psnr", "gap", "runs", "training"])
@@ -187,7 +187,7 @@ class _Evidence:
         if self.baseline and base and cell["metric"] == "psnr" and not row.baseline:
             found["gap_printed"], other = round(float(cell["printed"]) - base, 4), self.runs_of(self.baseline)
             if len(mine) and len(other) and cell["scale"] in results.SCALES:
-                gap = results.gaps([*mine.run], [*other.run], scale=cell["scale"])
+                gap = results.gaps([*mine.run], [*other.run], cell["scale"], self.runs)
                 found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
                 whole = pd.concat([mine, other]).collapsed_at.isna().all()
                 found["trend"] = results.trend(found["gap_printed"], gap) if whole else "undecided"
