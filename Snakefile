@@ -97,7 +97,7 @@ def command(wildcards):
 try:
     datasets.find(TRAIN)
     if uneven := sorted({one.batch for one in runs().values() if one.batch % int(GPUS)}):
-        sys.exit(f"gpus is {GPUS}: batches of {', '.join(map(str, uneven))} have no so many equal parts")
+        sys.exit(f"gpus is {GPUS}: batches of {', '.join(map(str, uneven))} have no {GPUS} equal parts")
     if workflow.is_main_process and (left := [one for path, one in runs().items() if not Path(path).exists()]):
         import trainings
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # Threads that wait for others sleep instead of spinning, which on a busy machine takes the others' time. For torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 EVERY_SCALE = (2, 3, 4, 6, 8)  # at which a network for every scale is scored: those of MoEISR's Table 2
 
 
@@ -113,8 +112,7 @@ def train(
     if bool(table) != bool(row):
         raise InputError("--table and --row go together, as in: srlib train safmn --table 3 --row Baseline")
     store, watched = open_stores([data, held_out], data_root)
-    length: dict[str, Any] = {"budget": budget, "steps": steps, "batch": batch, "patch": patch}
-    length |= {"seed": seed, "precision": precision}
+    length: dict[str, Any] = dict(budget=budget, steps=steps, batch=batch, patch=patch, seed=seed, precision=precision)
     if fine_tune:
         start = find_run(fine_tune)
         own, home = start.config["model"], start.folder.parent
@@ -130,7 +128,8 @@ def train(
         fixed = models.takes_scale(model)
         config = engine.configure(model, (scale or 4) if fixed else None, store, **length)
     first = not int(os.environ.get("RANK", 0))  # of several processes the first one says it
-    say(*[f"{runs / config.slug}: {config.train.steps:,} steps of batch {config.train.batch} on {store.name}"] * first)
+    if first:
+        say(f"{runs / config.slug}: {config.train.steps:,} steps of batch {config.train.batch} on {store.name}")
     run = engine.train_or_load(config, store, watched, root=runs, device=device, compile=compile, wait=wait)
     if not first:
         return
@@ -170,9 +169,8 @@ def score(
     model, network, own = find_network(model, scale, weights, record, precision)
     scales, stores = [own] if own else EVERY_SCALE if network else [4], open_stores(data, data_root)
     title = model if precision == "32-true" else f"{model} in {precision}"
-    named, upscalers = [papers.protocol(name) for name in protocol or ()], {}
-    if network:
-        upscalers = {one: evaluate.upscaler(network.to(where), one, precision, where) for one in scales}
+    named = [papers.protocol(name) for name in protocol or ()]
+    upscalers = {one: evaluate.upscaler(network.to(where), one, precision, where) for one in scales if network}
     for store, factor in product(stores, scales):
         usual = papers.recipe(model).protocol_on(store.image_set.name) if network else metrics.MATLAB
         given = (store, factor, named or [usual], where)
@@ -261,6 +259,8 @@ def export_onnx(
     """
     from srlib import evaluate, export
 
+    if out.suffix != ".onnx":
+        raise InputError(f"{out} is no name for an ONNX file: give one such as {model}.onnx")
     _, network, own = find_network(model, scale, weights, record)
     if network is None:
         raise InputError("bicubic has no network: name a model")
@@ -446,9 +446,7 @@ def find_run(path: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no run: give its folder, or the file that `srlib train --record` wrote") from None
     if not run.finished:
-        raise InputError(
-            f"no finished run at {run.folder}: the command that began it resumes it, or start where it was trained"
-        )
+        raise InputError(f"no finished run at {run.folder}: resume it by its command, or start where it was trained")
     return run
 
 

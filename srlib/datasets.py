@@ -249,11 +249,11 @@ def listing(
     images. ``view`` may leave out images of what is found, as a store does those that cannot be decoded. Raises
     InputError for a name that is none, and where no data folder is named for them."""
     base, rows = data_root(root), []
-    if names and base is None:
-        raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
     for name in names:
         if not known(name):
             raise InputError(f"no dataset called {name!r}: choose one of {', '.join([*DATASETS, 'DIV2K', 'DF2K'])}")
+    if names and base is None:
+        raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
     for dataset in (one for name in names or DATASETS for one in known(name)):
         try:
             found = view(find(dataset.name, base))

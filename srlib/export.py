@@ -51,7 +51,8 @@ class AllExperts(nn.Module):
         z = self.network.encoder(x)
         asked, cell = self.network.queries(coord, 0, z), torch.full((1, 2), 2 / self.scale)
         pixels, offsets = (part.unflatten(0, asked.weight.shape) for part in (asked.pixel, asked.offset))
-        gates, rgb = self.network.gates(z), torch.zeros(1, 3)
+        gates = self.network.gates(self.network.mapper(z)) if len(self.network.decoders) > 1 else None
+        rgb = torch.zeros(1, 3)
         for expert, table in enumerate(self.network.tables(z)):
             for i in range(len(pixels)):  # one neighbour's queries at a time, which takes a quarter of the memory
                 answers = self.network.predict(expert, table.index_select(0, pixels[i]), offsets[i], cell)

@@ -128,14 +128,13 @@ class Gap(NamedTuple):
 def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.DataFrame | None = None) -> Gap:
     """How far the runs ``one`` lie above the runs ``other`` (ids; ["bicubic"] for the baseline): PSNR in dB under the
     standard protocol, image by image, without images that either was trained on. Runs of the same seeds, which saw the
-    same patches, are paired (``crossed``); others, such as one run beside a baseline's three, are not (``apart``): then
-    the seeds of ``like``, lines of ``runs`` of networks trained alike, tell how far seeds scatter, too.
+    same patches, are paired (``crossed``); single ones are not, nor those of other seeds (``apart``): then the seeds of
+    ``like``, lines of ``runs`` of networks trained alike, tell how far seeds scatter, too.
 
     Raises InputError for runs without a common image, and for runs that were trained otherwise; only runs whose purpose
     is "precision" may differ from the others in that.
     """
-    about, more = runs().set_index("run"), [] if like is None else like.run[~like.run.isin([*one, *other])].tolist()
-    wide = _by_image([*one, *other, *more], scale)
+    about, wide = runs().set_index("run"), _by_image([*one, *other], scale)
     used = about[about.index.isin([*one, *other])]
     if len(used[ALIKE[:-1] if "precision" in [*used.purpose] else ALIKE].drop_duplicates()) > 1:
         raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
@@ -144,20 +143,32 @@ def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.Data
     seeds: Any = about.seed.to_dict()
     one, other = (sorted(ids, key=seeds.get) for ids in (one, other))
     first, second = (wide[ids].to_numpy().T for ids in (one, other))
-    paired = other == ["bicubic"] or [*map(seeds.get, one)] == [*map(seeds.get, other)]
-    others = [] if like is None else [[*ids] for _, ids in like[like.run.isin(more)].groupby(["table", "row"]).run]
-    return crossed(first - second) if paired else apart(first, second, [wide[ids].to_numpy().T for ids in others])
+    paired = len(one) > 1 and [*map(seeds.get, one)] == [*map(seeds.get, other)]
+    if paired or other == ["bicubic"]:
+        return crossed(first - second)
+    return apart(first, second, _several(like[~like.run.isin([*one, *other])], scale) if like is not None else ())
 
 
 def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
     """How far apart two trainings of one network end whose difference is the seed alone, in 95 % of cases, and the
     degrees of freedom: Student's bound for a difference of mean PSNR (dB) over the images that ``gaps`` takes, pooled
     from the rows of ``runs`` that were trained alike with several seeds; NaN where there are none."""
-    told = table.set_index("run").assign(psnr=_by_image(table.run, scale).mean())
-    groups = told.dropna(subset="psnr").groupby(["table", "row", *ALIKE]).psnr
-    free = int((groups.count() - 1).sum())
-    variance = (groups.var(ddof=0) * groups.count()).sum() / free if free else math.nan
+    variance, free = _scatter(_several(table, scale))
     return float(scipy.stats.t.ppf(0.975, free or 1) * math.sqrt(2 * variance)), free
+
+
+def _several(table: pd.DataFrame, scale: int) -> list[np.ndarray]:
+    """PSNR (seeds, images) of each row of ``runs`` that was trained alike with several seeds and did not collapse."""
+    groups = table[table.collapsed_at.isna()].groupby(["row", *ALIKE]).run
+    found = [_by_image(ids, scale).to_numpy().T for _, ids in groups if len(ids) > 1]
+    return [psnr for psnr in found if psnr.size]
+
+
+def _scatter(groups: Sequence[np.ndarray]) -> tuple[float, int]:
+    """The variance of a mean over images from seed to seed, pooled from groups (seeds, images), and its degrees of
+    freedom; NaN where no group has two seeds."""
+    free = sum(len(group) - 1 for group in groups)
+    return (sum(group.mean(1).var() * len(group) for group in groups) / free if free else math.nan), free
 
 
 def _by_image(ids: Collection[str], scale: int) -> pd.DataFrame:
@@ -204,13 +215,12 @@ def apart(first: np.ndarray, second: np.ndarray, others: Sequence[np.ndarray] = 
     differences over their number. The squares of the two parts' half widths, each by Student's t, add up: as the
     interaction of seeds and images is in both, that is wide rather than narrow.
     """
-    gap, groups = first.mean(0) - second.mean(0), (first, second, *others)
-    mean, free = float(gap.mean()), np.array([sum(len(group) - 1 for group in groups), len(gap) - 1])
-    if free.min() < 1:
+    gap, (seeds, free) = first.mean(0) - second.mean(0), _scatter([first, second, *others])
+    mean, degrees = float(gap.mean()), np.array([free, len(gap) - 1])
+    if degrees.min() < 1:
         return Gap(mean, math.nan, math.nan)
-    seeds = sum(group.mean(1).var() * len(group) for group in groups) / free[0]
     parts = np.array([seeds * (1 / len(first) + 1 / len(second)), gap.var(ddof=1) / len(gap)])
-    half = float(np.sqrt((parts * scipy.stats.t.ppf(0.975, free) ** 2).sum()))
+    half = float(np.sqrt((parts * scipy.stats.t.ppf(0.975, degrees) ** 2).sum()))
     return Gap(mean, mean - half, mean + half)
 
 
@@ -244,6 +254,7 @@ def record(
     row = papers.row(paper.slug, table, row, config["scale"]).name if row else ""
     network = run.network().eval()
     network = network.half().float() if purpose == "ships" else network
+    routed = paper.routing(network).assign(run=run_id).round({"share": 6}) if paper.routing else None
     low, high = train["scales"]
     scales = [config["scale"]] if config["scale"] else [scale for scale in SCALES if low <= scale <= high]
     base = pd.concat(_scored("bicubic", bicubic(scale), model, stores, scale) for scale in scales)
@@ -265,9 +276,8 @@ def record(
     _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
     _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
     _write(where / "curves.csv", thin, ["run", "step"])
-    if paper.routing:
-        routed = paper.routing(network).assign(run=run_id)
-        _write(where / "routing.csv", routed.round({"share": 6}), ["run", "place", "part", "expert"])
+    if routed is not None:
+        _write(where / "routing.csv", routed, ["run", "place", "part", "expert"])
     return means([run_id], scale=config["scale"])
 
 

@@ -127,9 +127,10 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
     return cells[[*names.split(), "steps", "ended", "budget", "runs"]]
 
 
-def ours(paper: str, name: str, scale: int = 4) -> pd.DataFrame:
+def own_table(paper: str, name: str, scale: int = 4) -> pd.DataFrame:
     """A table of our own, whose rows no paper prints: one line a trained row, with the ids of its ``runs``, its
-    ``training``, its ``psnr`` (dB) on the held-out photographs and its ``gap`` to the baseline's as text."""
+    ``training``, how it ``ended`` where it collapsed, its ``psnr`` (dB) on the held-out photographs, a mean over seeds,
+    and its ``gap`` to the baseline's as text."""
     rows, lines = papers.rows(paper, name), []
     (baseline,) = (row.name for row in rows if row.baseline)
     runs = _most(_of_rows(paper, name, results.runs()), baseline)
@@ -137,9 +138,9 @@ def ours(paper: str, name: str, scale: int = 4) -> pd.DataFrame:
     means = results.means(runs.run, results.SETS[:1], scale).set_index("run").psnr
     for row, mine in ((row, mine) for row, mine in ids.items() if mine):
         gap = results.gaps(mine, ids[baseline], scale, runs).text if row != baseline and ids[baseline] else ""
-        line = {"row": row, "psnr": means[mine].mean(), "gap": gap, "runs": " ".join(mine)}
-        lines.append(line | {"training": _training(runs[runs["row"] == row])})
-    return pd.DataFrame(lines, columns=["row", "psnr", "gap", "runs", "training"])
+        line, its = {"row": row, "psnr": means[mine].mean(), "gap": gap}, runs[runs["row"] == row]
+        lines.append(line | {"runs": " ".join(mine), "training": _training(its), "ended": _ended(its)})
+    return pd.DataFrame(lines, columns=["row", "psnr", "gap", "runs", "training", "ended"])
 
 
 def summary(frame: pd.DataFrame) -> str:
@@ -198,9 +199,7 @@ class _Evidence:
             found["trained"] = sum(means) / len(means)
         if "trained" in found or "gap" in found:
             one, seeds = mine.iloc[0], f"{len(mine)} seeds" if len(mine) > 1 else ""
-            steps = ", ".join(f"{step:,}" for step in mine.collapsed_at.dropna())
-            found["training"] = _training(mine)
-            found["steps"], found["ended"] = one.steps, f"collapsed at step {steps}" if steps else ""
+            found["training"], found["steps"], found["ended"] = _training(mine), one.steps, _ended(mine)
             found["budget"] = ", ".join(filter(None, (found["training"], seeds, found["ended"])))
             found["runs"] = " ".join(mine.run)
         if "trained" in found and (mine.budget == "paper").all():
@@ -220,11 +219,16 @@ class _Evidence:
 
 def _of_rows(paper: str, number: str, runs: pd.DataFrame) -> pd.DataFrame:
     """The recorded runs of a table's rows, each under the row's name. A run that is recorded for a row of another table
-    is taken, too, where it is the same network, trained alike."""
+    is taken, too, where it is the same network, trained alike; one that is recorded for both counts once."""
     mine = runs[(runs.purpose == "ablation") & (runs.paper == paper)]
-    trained = [papers.row(paper, *place) for place in zip(mine.table, mine["row"], strict=True)]
-    same = {row.name: [row.same_run(one) for one in trained] for row in papers.rows(paper, number)}
-    return pd.concat(mine.loc[which].assign(row=name) for name, which in same.items())
+    scales = mine.scale.astype(object).where(mine.scale.notna(), None)
+    places = zip(mine.table, mine["row"], scales, strict=True)
+    names, keys = (
+        {row.key: row.name for row in papers.rows(paper, number)},
+        [papers.row(paper, *at).key for at in places],
+    )
+    mine = mine.assign(row=pd.Series(keys, mine.index, object).map(names)).dropna(subset="row")
+    return mine.drop_duplicates(["row", "seed", *results.ALIKE])
 
 
 def _most(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -241,6 +245,12 @@ def _training(runs: pd.DataFrame) -> str:
     """What runs that were trained alike had."""
     one = runs.iloc[0]
     return f"{one.steps:,} steps of batch {one.batch} on {one['data']}"
+
+
+def _ended(runs: pd.DataFrame) -> str:
+    """At which steps runs collapsed; "" where none did."""
+    steps = ", ".join(f"{step:,}" for step in runs.collapsed_at.dropna())
+    return f"collapsed at step {steps}" if steps else ""
 
 
 def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:

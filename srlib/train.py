@@ -162,7 +162,7 @@ def make_objective(config: TrainConfig) -> Objective:
 
     def queried(network: nn.Module, batch: Batch) -> Tensor:
         lr, coord, cell, target = batch
-        rgb, gates = network(lr, coord=coord, cell=cell)
-        return l1_balance(rgb, target, gates, config.l1_weight, config.balance_weight, config.expert_weights)
+        rgb, shares = network(lr, coord=coord, cell=cell)
+        return l1_balance(rgb, target, shares, config.l1_weight, config.balance_weight, config.expert_weights)
 
     return queried if config.queries else whole

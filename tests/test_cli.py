@@ -102,6 +102,7 @@ def test_every_command_has_help_and_an_example_and_the_version_is_the_packages(c
         (("evaluate", "safmn", "--device", "cpu", "--precision", "fp16"), "--precision bf16"),
         (("evaluate", "bicubic", "--precision", "bf16"), "leave out --weights and --precision"),
         (("export", "bicubic", "out.onnx"), "name a model"),
+        (("export", "safmn", "README.md"), "give one such as safmn.onnx"),
         (("record", "none.json", "x", "--purpose", "ships"), "none.json is no run"),
         (("record", __file__, "x", "--purpose", "ships"), "test_cli.py is no run"),
     ],

@@ -263,7 +263,7 @@ def test_training_answers_are_the_experts_weighted_by_the_gates() -> None:
         rgb, gates = model(x, **asked)
         answers = []
         for j in (0, 1):
-            model.gates = lambda z, j=j: F.one_hot(torch.full((1, 6, 7), j), 2).permute(0, 3, 1, 2).float()
+            model.gates = lambda scores, j=j: F.one_hot(torch.full((1, 6, 7), j), 2).permute(0, 3, 1, 2).float()
             answers.append(model(x, **asked)[0])
     expected = sum(gates[:, j].flatten(1)[..., None] * answers[j] for j in (0, 1))
     torch.testing.assert_close(rgb, expected)
@@ -302,7 +302,7 @@ def test_the_temperature_sets_how_far_the_other_experts_stay_behind() -> None:
     for temperature in (0.5, 1.0, 3.0):
         model = network(replace(TINY, temperature=temperature)).train()
         torch.manual_seed(1)
-        gates = model.gates(z)
+        gates = model.gates(model.mapper(z))
         noise = -torch.empty_like(gates).exponential_(generator=torch.Generator().manual_seed(1)).log()
         torch.testing.assert_close(gates, ((model.mapper(z) + noise) / temperature).softmax(1))  # Equation 5
         largest.append(gates.amax(1).mean().item())

@@ -63,11 +63,26 @@ def test_every_row_is_printed_in_that_order_and_builds(slug: str, number: str) -
 
 
 def test_rows_of_our_own_tables_build_and_have_names_of_their_own() -> None:
-    for slug, names in {"moeisr": ("mapper", "lte", "liif"), "ssiu": ("s3b",)}.items():
-        for rows in (papers.rows(slug, name) for name in names):
-            assert len({row.slug for row in rows}) == len(rows) and sum(row.baseline for row in rows) == 1
-            assert not any(one.same_run(other) for one in rows for other in rows if one is not other)
-            assert all(models.create(row.model, row.scale, row.config) for row in rows)
+    own = [(slug, name) for slug in SLUGS for name in {*papers.read(slug, "rows").table} - {*papers.tables(slug)}]
+    assert ("moeisr", "mapper") in own and ("ssiu", "s3b") in own
+    for rows in (papers.rows(*place) for place in own):
+        assert len({row.slug for row in rows}) == len({row.key for row in rows}) == len(rows)
+        assert sum(row.baseline for row in rows) == 1
+        for row in rows:
+            models.create(row.model, row.scale, row.config)
+
+
+def test_rows_of_one_network_trained_alike_have_one_key() -> None:
+    full = papers.row("seemore", "4a", "SeemoRe-T (RME=1;SME=1)")
+    alike = [
+        papers.row("seemore", "4c", "SeemoRe-T (kernel=11)"),
+        papers.row("seemore", "12", "SeemoRe-T (L1=1.0;FFT=0.1)"),
+    ]
+    assert {row.key for row in alike} == {full.key}
+    for other in ("SeemoRe-T (L1=1.0;FFT=0.0)", "SeemoRe-T (L1=1.0;FFT=0.2)"):
+        assert papers.row("seemore", "12", other).key != full.key
+    for rate in ("lr = 1e-4", "MoEISR(LTE)-s"):  # the paper's rate, which is not that of a short budget
+        assert sum(papers.row("moeisr", "mapper", rate).key == row.key for row in papers.rows("moeisr", "mapper")) == 1
 
 
 def test_a_row_is_found_by_label_or_name() -> None:

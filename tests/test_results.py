@@ -14,9 +14,10 @@ import torch
 
 from srlib import data, papers, results, runs
 from srlib.errors import InputError
+from srlib.models.seemore import SeemoReConfig
 from srlib.results import Gap, apart, crossed, trend
 
-NAMES = ("runs", "scores", "curves")
+NAMES = ("runs", "scores", "curves", "routing")
 RECORDS = Path(results.__file__).parents[1] / "book/results"
 MEANS = {  # PSNR (dB), standard protocol, x4: held-out photographs, Set5, Set14
     "ships-safmn-x4": (30.42, 31.52, 28.12),
@@ -225,7 +226,7 @@ def test_a_run_is_recorded_once_and_changes_no_other_line(trained: runs.Run, rec
     for name, lines in before.items():
         after = (records / f"{name}.csv").read_text().splitlines()
         new = [line for line in after if line.startswith("equal-safmn-x,")]
-        assert len(new) == {"runs": 1, "scores": 4, "curves": 3}[name]
+        assert len(new) == {"runs": 1, "scores": 4, "curves": 3, "routing": 0}[name]
         assert [line for line in after if line not in new] == lines
 
 
@@ -269,3 +270,15 @@ def test_better_weights_ship_in_half_precision(trained: runs.Run, records: Path)
     assert results.shipped().iloc[0][["file", "model", "steps"]].tolist() == ["safmn-x4.safetensors", "safmn", 3]
     loaded, own = results.load("safmn", 4).state_dict(), trained.network().state_dict()
     assert all(torch.equal(loaded[key], own[key].half().float()) for key in own)
+
+
+def test_a_network_of_experts_is_recorded_with_how_often_it_uses_them(tmp_path: Path, records: Path) -> None:
+    store, held_out = (data.Store.open(f"photos/{part}") for part in ("train", "held-out"))
+    small = SeemoReConfig(scale=4, channels=8, groups=2)
+    config = runs.configure("seemore-t", 4, store, network=small, steps=1, batch=1, patch=16)
+    run = runs.train_or_load(config, store, held_out, root=tmp_path / "runs", device="cpu")
+    (records / "runs.csv").write_text((RECORDS / "runs.csv").read_text().splitlines()[0] + "\n")
+    results.record(run, "ships-seemore-t-x4", "ships", [held_out])
+    found = results.routing().query("run == 'ships-seemore-t-x4'")
+    assert found.groupby("place").share.sum().to_dict() == pytest.approx({"group 1": 1, "group 2": 1}, abs=1e-5)
+    assert found.expert.tolist() == ["rank 2", "rank 4", "rank 8"] * 2

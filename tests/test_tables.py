@@ -222,11 +222,11 @@ def test_a_table_of_our_own_has_the_gaps_of_its_trained_rows(evidence: Any) -> N
         where = (f"{row}-{seed}", "photos/held-out", 4, "safmn", "matlab-bicubic")
         scores += [(*where, f"image{i}", 30 + i + gain, 0.9) for i in range(3)]
     evidence(runs, scores)
-    base, tau = tables.ours("moeisr", "mapper").to_dict("records")
+    base, tau = tables.own_table("moeisr", "mapper").to_dict("records")
     assert (base["row"], base["gap"], base["runs"]) == ("MoEISR(LTE)-s", "", "MoEISR(LTE)-s-0 MoEISR(LTE)-s-1")
     assert tau["psnr"] == pytest.approx(30.6) and tau["gap"].startswith("\N{MINUS SIGN}0.45 (")
     assert tau["training"] == "3,000 steps of batch 4 on BSD400"
-    assert tables.ours("ssiu", "s3b").empty
+    assert tables.own_table("ssiu", "s3b").empty
 
 
 def test_other_lengths_stay_in_sight_with_what_changed(evidence: Any) -> None:

@@ -36,7 +36,7 @@ def batches(steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(image.repeat_interleave(4, -2)[..., ::2, ::2], image.repeat_interleave(4, -2)) for image in hr]
 
 
-GOLDEN = {  # of the first recorded runs' code: losses of four steps, and how far the average of weights has moved
+GOLDEN = {  # losses of four steps, and how far the average of weights has moved, as since the first recorded runs
     "safmn": (4, {}, (1.478673, 1.29828, 1.083889, 0.9222752), 0.524175),
     "seemore-t": (2, {}, (0.787202, 0.6882304, 0.62202, 0.6261516), 0.808177),
     "ssiu": (3, {}, (0.1278485, 0.1307465, 0.1115911, 0.1181625), 1.43435),

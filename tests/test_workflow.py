@@ -232,7 +232,7 @@ def test_the_graph_holds_each_own_row_once_and_says_how_long_it_takes(project: P
     with pytest.raises(errors.InputError, match="unknown: safmn-9; choose some of safmn-1"):
         trainings.chosen("paper", "all", "safmn-9", None)
     done = snakemake(project, *options, "gpus=3")
-    assert done.returncode != 0 and "gpus is 3: batches of 32 have no so many equal parts" in done.stderr
+    assert done.returncode != 0 and "gpus is 3: batches of 32 have no 3 equal parts" in done.stderr
 
 
 @pytest.mark.parametrize("name", AWKWARD)

@@ -153,14 +153,12 @@ class MoEISR(nn.Module, ABC):
             return z.new_zeros(z[:, 0].shape, dtype=torch.long)
         return self.mapper(z).argmax(1)
 
-    def gates(self, z: Tensor) -> Tensor | None:
-        """Each expert's weight at each LR pixel (B, J, h, w): in training a Gumbel softmax (Equation 5), else one-hot;
-        None where there is one expert."""
-        if len(self.config.depths) == 1:
-            return None
+    def gates(self, scores: Tensor) -> Tensor:
+        """Each expert's weight at each LR pixel by the mapper's scores, both (B, J, h, w): in training a Gumbel
+        softmax (Equation 5), else one-hot."""
         if self.training:
-            return F.gumbel_softmax(self.mapper(z), tau=self.config.temperature, dim=1)
-        return F.one_hot(self.choices(z), len(self.config.depths)).permute(0, 3, 1, 2).to(z.dtype)
+            return F.gumbel_softmax(scores, tau=self.config.temperature, dim=1)
+        return F.one_hot(scores.argmax(1), scores.shape[1]).permute(0, 3, 1, 2).to(scores.dtype)
 
     def render(self, part: Tensor, corner: Pair, whole: Pair, size: Pair, rows: slice, columns: slice) -> Tensor:
         """A window of the output images: their ``rows`` and ``columns``, (B, 3, n, m), not clamped.
@@ -192,15 +190,17 @@ class MoEISR(nn.Module, ABC):
         image = torch.arange(len(x), device=x.device).repeat_interleave(coord.shape[1])
         asked = self.queries(coord.flatten(0, 1), image, z)
         cell = (cell * cell.new_tensor(z.shape[-2:]))[image].to(asked.offset.dtype).repeat(len(asked.weight), 1)
-        gates = self.gates(z)
+        shares = None
         tables = (table.index_select(0, asked.pixel) for table in self.tables(z))
         answers = [self.predict(j, features, asked.offset, cell) for j, features in enumerate(tables)]
-        if gates is not None:
-            shares = gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, asked.pixel)  # (D B Q, J)
-            answers = [shares[:, j : j + 1] * one for j, one in enumerate(answers)]
+        if len(answers) > 1:
+            scores = self.mapper(z)
+            gates = self.gates(scores)
+            shares = gates if self.config.balance == "gates" else scores.softmax(1)
+            weight = gates.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, asked.pixel)  # (D B Q, J)
+            answers = [weight[:, j : j + 1] * one for j, one in enumerate(answers)]
         rgb = asked.mean(torch.stack(answers).sum(0)).unflatten(0, coord.shape[:2])
-        balanced = gates if gates is None or self.config.balance == "gates" else self.mapper(z).softmax(1)
-        return rgb + self.skip(x, coord), balanced
+        return rgb + self.skip(x, coord), shares
 
     def neighbours(self, coord: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """The neighbours of coordinates (n) in [-1, 1] along an axis of ``side`` LR pixels: their indices and the

@@ -29,9 +29,9 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Row:
-    """A printed row that this library builds: a network, and what its training has of its own."""
+    """A row of a table, printed or our own, that this library builds: a network, and what sets its training apart."""
 
-    label: str  # as printed
+    label: str  # as printed, where it is
     config: Any  # of the network
     model: str
     variant: str = ""  # the printed row's further keys, or the first of them, where the label alone doesn't name it
@@ -53,11 +53,12 @@ class Row:
         """The network's scale; None for a network that serves all the scales that its row is printed at."""
         return getattr(self.config, "scale", None)
 
-    def same_run(self, other: Row) -> bool:
-        """Whether both are one network, trained alike at any budget, so that one run is both rows'."""
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The network and how it is trained, at a short budget and at the paper's: rows of one key have one run."""
         usual = recipe(self.model)
-        one, two = (replace(usual.train, **{**usual.smoke, **row.train}) for row in (self, other))
-        return (self.model, self.config, one) == (other.model, other.config, two)
+        trains = (replace(usual.train, **{**settings, **self.train}) for settings in (usual.smoke, {}))
+        return self.model, self.config, *trains
 
     def stands_for(self, label: str, variant: str, scale: int) -> bool:
         """Whether a printed row, with all its further keys, at this scale is this one."""
@@ -103,7 +104,7 @@ class Paper:
     own_rows: str  # a regular expression for the labels there of the paper's own rows
     not_run: Mapping[str, str] = field(default_factory=dict)  # table -> why it has no numbers of ours
     macs: MacsRule | None = None  # how multiply-adds are counted where the plain count isn't the paper's
-    routing: Callable[[Any], pd.DataFrame] | None = None  # how often a trained network's experts are used
+    routing: Callable[[Any], pd.DataFrame] | None = None  # network -> how often it uses which expert, for routing.csv
 
     def own(self, table: str, label: str) -> bool:
         """Whether a printed row is one of the paper's own networks."""
