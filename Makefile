@@ -42,8 +42,8 @@ book: $(VENV)/.ready ## execute the notebooks and build the book
 	@$(RUN) snakemake book --profile profiles/local --cores $(CORES) </dev/null
 	@echo "The book is at book/_build/html/index.html: open that file, or run 'python3 -m http.server -d book/_build/html' and open http://localhost:8000"
 
-test: $(VENV)/.ready ## run all tests, a few files at a time; or those of ARGS
-	@$(RUN) pytest $(or $(ARGS),--numprocesses auto --maxprocesses 4 --dist loadfile --durations 15)
+test: $(VENV)/.ready ## run all tests
+	@$(RUN) pytest --durations=15 $(ARGS)
 
 # Kernels start in this folder, as in `make book`, and not beside their notebooks: runs, .cache and data are found from here.
 lab: $(VENV)/.ready ## open the notebooks in JupyterLab
