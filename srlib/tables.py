@@ -158,7 +158,7 @@ def summary(frame: pd.DataFrame) -> str:
         lines.append(
             f"- **With length** {len(changed)} of {len(several)} rows changed: {'; '.join(changed) or 'none'}."
         )
-    return "\n".join(lines) or "No row is trained yet."
+    return "\n".join(lines) or "No row beside the baseline is trained yet."
 
 
 class _Evidence:

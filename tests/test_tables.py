@@ -242,7 +242,7 @@ def test_other_lengths_stay_in_sight_with_what_changed(evidence: Any) -> None:
         "- **With length** 1 of 2 rows changed: `SAFM -> None` from opposite to agrees.",
     ]
     evidence([], [])
-    assert tables.summary(tables.ablation("safmn", "3", lengths=True)) == "No row is trained yet."
+    assert tables.summary(tables.ablation("safmn", "3", lengths=True)) == "No row beside the baseline is trained yet."
 
 
 def test_a_collapse_is_told_and_has_no_trend(evidence: Any) -> None:
