@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,10 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# A shell has what it starts in the background ignore Ctrl-C, and tests send themselves that signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
