@@ -96,9 +96,10 @@ def command(wildcards):
 
 try:
     datasets.find(TRAIN)
-    if uneven := sorted({one.batch for one in runs().values() if one.batch % int(GPUS)}):
+    left = [one for path, one in runs().items() if not Path(path).exists()] if workflow.is_main_process else []
+    if uneven := sorted({one.batch for one in left if one.batch % int(GPUS)}):
         sys.exit(f"gpus is {GPUS}: batches of {', '.join(map(str, uneven))} have no {GPUS} equal parts")
-    if workflow.is_main_process and (left := [one for path, one in runs().items() if not Path(path).exists()]):
+    if left:
         import trainings
 
         print(trainings.summary(left), file=sys.stderr)
