@@ -10,9 +10,10 @@ trainings of one length.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,7 @@ UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
 COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs", "name", "training", "steps", "ended"]
+MENTION = re.compile(r"\{(\w+)(?:: (.+?))?\}")  # of a table, and of a row of it, in the evidence of a claim
 Cell = dict[Any, Any]  # one line of a printed table
 
 
@@ -159,6 +161,30 @@ def summary(frame: pd.DataFrame) -> str:
             f"- **With length** {len(changed)} of {len(several)} rows changed: {'; '.join(changed) or 'none'}."
         )
     return "\n".join(lines) or "No row beside the baseline is trained yet."
+
+
+def claims() -> pd.DataFrame:
+    """What all papers say in words (``papers.claims``), with what is recorded now: in the evidence, "{3: CCM -> None}"
+    stands for the gap in PSNR of this row of Table 3, printed or ours, to the baseline, "{3}" for the training of its
+    rows."""
+
+    @cache
+    def trained(paper: str, number: str) -> pd.DataFrame:
+        if number in papers.tables(paper):
+            return ablation(paper, number)
+        return own_table(paper, number).rename(columns={"row": "name", "gap": "ours"})
+
+    def told(paper: str, mention: re.Match[str]) -> str:
+        number, row = mention.groups()
+        frame = trained(paper, number)
+        if row is None:
+            return max(frame.training, default="") or "no training yet"
+        lines = frame[(frame["name"] == papers.row(paper, number, row).name) & (frame.ours != "")]
+        return "not trained yet" if lines.empty else lines.ended.iloc[0] or f"{lines.ours.iloc[0]} dB"
+
+    found = papers.claims()
+    texts = zip(found.paper, found.evidence, strict=True)
+    return found.assign(evidence=[MENTION.sub(partial(told, paper), text) for paper, text in texts])
 
 
 class _Evidence:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from srlib import papers, viz
+from srlib import papers, results, tables, viz
 
 yaml = pytest.importorskip("yaml")
 
@@ -32,3 +33,16 @@ def test_places_are_in_the_paper() -> None:
 def test_links_lead_to_pages_of_the_book() -> None:
     known = {f"/{line.split(': ')[1].strip()}" for line in TOC.read_text().splitlines() if "file:" in line}
     assert set(CLAIMS.link.str.partition("#")[0]) <= known
+
+
+@pytest.mark.skipif(results.folder() is None, reason="the evidence lies in the repository, in book/results")
+def test_evidence_has_the_numbers_of_the_records_and_no_verdict_contradicts_them() -> None:
+    """A claim that holds names no trained row that doesn't agree with print; of one that can't be told none does."""
+    assert not tables.claims().evidence.str.contains("[{}]").any()
+    printed = cache(lambda *place: tables.table(*place, counts=False).set_index("name").trend)
+    for claim in CLAIMS.query("verdict in ['holds', \"can't be told here\"]").itertuples():
+        wanted = {"", "agrees" if claim.verdict == "holds" else "undecided"}
+        for number, row in tables.MENTION.findall(claim.evidence):
+            if row and number in papers.tables(claim.paper):
+                trends = printed(claim.paper, number)[papers.row(claim.paper, number, row).name]
+                assert {*trends} <= wanted, f"{claim.paper}, {row}: {claim.claim}"

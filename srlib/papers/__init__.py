@@ -201,7 +201,8 @@ def ledger(slug: str) -> pd.DataFrame:
 
 
 def claims(slug: str | None = None) -> pd.DataFrame:
-    """What a paper, or every paper, says in words, with our evidence and a verdict."""
+    """What a paper, or every paper, says in words, with our evidence, where rows stand for their gaps
+    (``tables.claims``), and a verdict."""
     slugs = all_papers() if slug is None else [slug]
     return pd.concat([read(one, "claims").assign(paper=one) for one in slugs], ignore_index=True)
 
