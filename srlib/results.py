@@ -2,8 +2,8 @@
 
 Five CSV files in ``book/results`` hold it, one line a run (``runs``), a score of an image (``scores``), a step of a
 training (``curves``), a share of an expert (``routing``) and a timed network (``speed``). The run "bicubic" is bicubic
-interpolation of the same LR images. Statistics are a groupby: ``means`` over images, ``gaps`` between runs, paired by
-seed and image.
+interpolation of the same LR images. Statistics are a groupby: ``means`` over images, ``gaps`` between runs, image by
+image.
 """
 
 from __future__ import annotations
@@ -126,27 +126,21 @@ class Gap(NamedTuple):
 
 
 def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.DataFrame | None = None) -> Gap:
-    """How far the runs ``one`` lie above the runs ``other`` (ids; ["bicubic"] for the baseline): PSNR in dB under the
-    standard protocol, image by image, without images that either was trained on. Runs of the same seeds, which saw the
-    same patches, are paired (``crossed``); single ones are not, nor those of other seeds (``apart``): then the seeds of
-    ``like``, lines of ``runs`` of networks trained alike, tell how far seeds scatter, too.
+    """How far the runs ``one`` (ids) lie above the runs ``other``: PSNR in dB under the standard protocol, image by
+    image, without images that either was trained on. The interval is that of ``interval``; the seeds of ``like``, lines
+    of ``runs`` of networks trained alike, tell how far seeds scatter, too.
 
     Raises InputError for runs without a common image, and for runs that were trained otherwise; only runs whose purpose
     is "precision" may differ from the others in that.
     """
-    about, wide = runs().set_index("run"), _by_image([*one, *other], scale)
-    used = about[about.index.isin([*one, *other])]
+    about, wide = runs(), _by_image([*one, *other], scale)
+    used = about[about.run.isin([*one, *other])]
     if len(used[ALIKE[:-1] if "precision" in [*used.purpose] else ALIKE].drop_duplicates()) > 1:
         raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
     if wide.empty:
         raise InputError(f"{', '.join(one)} and {', '.join(other)} share no image at x{scale}")
-    seeds: Any = about.seed.to_dict()
-    one, other = (sorted(ids, key=seeds.get) for ids in (one, other))
-    first, second = (wide[ids].to_numpy().T for ids in (one, other))
-    paired = len(one) > 1 and [*map(seeds.get, one)] == [*map(seeds.get, other)]
-    if paired or other == ["bicubic"]:
-        return crossed(first - second)
-    return apart(first, second, _several(like[~like.run.isin([*one, *other])], scale) if like is not None else ())
+    others = [] if like is None else _several(like[~like.run.isin([*one, *other])], scale)
+    return interval(wide[[*one]].to_numpy().T, wide[[*other]].to_numpy().T, others)
 
 
 def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
@@ -181,39 +175,17 @@ def _by_image(ids: Collection[str], scale: int) -> pd.DataFrame:
     return wide[[image not in seen for image in wide.index]].dropna()
 
 
-def crossed(samples: np.ndarray) -> Gap:
-    """The mean of samples (seeds, images) with its 95 % interval, seeds and images both being draws of many.
-
-    The variance is that of the two-way layout with random effects: of the seeds' means over their number, plus that of
-    the images' means over theirs, less the interaction, which is in both, and at least the larger of the two. Student's
-    interval with Satterthwaite's (1946) degrees of freedom; a bootstrap over three seeds would be too narrow.
-    """
-    mean, (seeds, images) = float(samples.mean()), samples.shape
-    if min(seeds, images) < 2:
-        return Gap(mean, math.nan, math.nan)
-    by_seed, by_image = samples.mean(1), samples.mean(0)
-    rest = samples - by_seed[:, None] - by_image + mean
-    parts = np.array([by_seed.var(ddof=1) / seeds, by_image.var(ddof=1) / images])
-    both = (rest**2).sum() / ((seeds - 1) * (images - 1)) / samples.size
-    free = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
-    variance, degrees = parts.max(), free[parts.argmax()]
-    if parts.sum() - both > variance:
-        variance = parts.sum() - both
-        degrees = max(variance**2 / (np.array([*parts, both]) ** 2 / free).sum(), free[:2].min())
-    half = float(scipy.stats.t.ppf(0.975, degrees) * math.sqrt(variance))
-    return Gap(mean, mean - half, mean + half)
-
-
-def apart(first: np.ndarray, second: np.ndarray, others: Sequence[np.ndarray] = ()) -> Gap:
-    """The mean of ``first`` (seeds, images) less that of ``second``, other seeds on the same images, with an interval
-    of 95 % or more. One of them may be a single seed.
+def interval(first: np.ndarray, second: np.ndarray, others: Sequence[np.ndarray] = ()) -> Gap:
+    """The mean of ``first`` (seeds, images) less that of ``second``, another network on the same images, with an
+    interval of 95 % or more. One of them may be a single seed.
 
     Both networks, and ``others`` that were trained alike, are taken to scatter alike from seed to seed, so one variance
     s^2 is pooled from the seeds' means of all; the difference has s^2 (1/m + 1/n), for m and n seeds, and as many
     degrees of freedom as there are seeds less networks. A single seed adds nothing to s^2: the interval is then too
     narrow for a network whose training is less steady than the others'. The images' part is the variance of the
     differences over their number. The squares of the two parts' half widths, each by Student's t, add up: as the
-    interaction of seeds and images is in both, that is wide rather than narrow.
+    interaction of seeds and images is in both, that is wide rather than narrow. That runs of one seed saw the same
+    patches isn't used.
     """
     gap, (seeds, free) = first.mean(0) - second.mean(0), _scatter([first, second, *others])
     mean, degrees = float(gap.mean()), np.array([free, len(gap) - 1])
