@@ -5,7 +5,6 @@ without them the tests are skipped with the reason. With ``SRLIB_BROWSER=require
 """
 
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
-from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+from bs4 import BeautifulSoup
 
 REQUIRED = os.environ.get("SRLIB_BROWSER") == "required"
 pytestmark = pytest.mark.browser
@@ -86,28 +85,15 @@ def address(built: Path) -> Iterator[str]:
 # --- What the files say ---
 
 
-class File(HTMLParser):
-    """What a page's HTML holds: ids, links, sources, images, and the levels of its article's heads."""
+class File:
+    """What a page's HTML holds: ids, links and sources, images, and the levels of its article's heads."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.links: set[str] = set()
-        self.images: list[dict[str, str | None]] = []
-        self.levels: list[int] = []
-        self.inside = 0
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        found = dict(attributes)
-        self.ids += [found["id"]] if found.get("id") else []
-        self.links |= {link for link in (found.get("href"), found.get("src")) if link}
-        self.images += [found] if tag == "img" else []
-        self.inside += tag == "article"
-        self.levels += [int(tag[1])] if self.inside and re.fullmatch("h[1-6]", tag) else []
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside -= tag == "article"
+        page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        self.ids = [tag["id"] for tag in page.find_all(id=True)]
+        self.links = {tag[name] for name in ("href", "src") for tag in page.find_all(attrs={name: True})}
+        self.images = page.find_all("img")
+        self.levels = [int(tag.name[1]) for tag in page.select("article :is(h1, h2, h3, h4, h5, h6)")]
 
 
 read = cache(File)

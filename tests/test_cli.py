@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import srlib
-from srlib import cli, datasets, models, papers, runs
+from srlib import cli, datasets, models, runs
 from srlib.errors import Stopped
 from srlib.models import create
 
@@ -195,16 +195,6 @@ def test_scores_say_their_protocol_and_where_lr_images_come_from(command: Srlib,
     assert "luma" in frame(command(*given, "--luma")).protocol[0]
 
 
-def test_a_dataset_that_is_not_whole_is_scored_under_another_name(command: Srlib, images: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "data" / "benchmark" / "Set14"
-    folder.mkdir(parents=True)
-    images.rename(folder / "HR")
-    result = command("evaluate", "bicubic", "--data", "Set14", "--data-root", tmp_path / "data", "--csv")
-    assert list(frame(result).dataset) == ["Set14 (2 of 14 images)"] and "of the 14 images" in result.stderr
-    result = command("data", "list", "Set14", "--data-root", tmp_path / "data")
-    assert result.exit_code == 1 and "Set14" in result.stdout
-
-
 def test_the_list_and_the_scores_agree_on_what_is_whole(command: Srlib, tmp_path: Path) -> None:
     folder = tmp_path / "benchmark" / "Set5" / "HR"
     folder.mkdir(parents=True)
@@ -346,16 +336,3 @@ def test_a_check_that_fails_is_named_and_exit_code_1(command: Srlib, monkeypatch
     result = command("doctor")
     assert result.exit_code == 1 and "weights and metrics: FAILED" in result.stdout and "resizing: ok" in result.stdout
     assert result.stderr.splitlines()[-1].startswith("srlib: a check failed")
-
-
-def test_part_of_a_dataset_is_scored_under_the_protocol_of_the_whole(
-    command: Srlib, images: Path, tmp_path: Path
-) -> None:
-    whole = tmp_path / "data" / "DIV2K" / "DIV2K_valid_HR"
-    whole.parent.mkdir(parents=True)
-    images.rename(whole)
-    torch.save({"params": create("moeisr-lte-s-edsr").state_dict()}, "own.pth")
-    given = ("--data", "DIV2K_val", "--data-root", tmp_path / "data", "--scale", "4", "--csv", "--weights", "own.pth")
-    scores = frame(command("evaluate", "moeisr-lte-s-edsr", *given))
-    assert scores.dataset[0] == "DIV2K_val (2 of 100 images)"
-    assert scores.protocol[0] == papers.recipe("moeisr-lte-s-edsr").protocol_on("DIV2K_val").name

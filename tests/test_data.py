@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 
-from srlib import data, datasets, runs
+from srlib import data, datasets
 from srlib.data import Patches, Queries, Store, decode
 from srlib.degradation import degrade
-from srlib.errors import InputError, Stopped
-from srlib.models.safmn import SAFMNConfig
+from srlib.errors import InputError
 from srlib.resize import imresize
 
 
@@ -146,6 +136,12 @@ def test_a_store_holds_what_the_files_show(images, store):
     assert store.hr(2).any(), "what is written to an image stays out of the cache"
 
 
+def test_pixels_stay_in_files_that_are_mapped(store):
+    """So that a training needs no more memory for more images."""
+    mapped = data._mapped(store.images.files[0])
+    assert isinstance(mapped, np.memmap) and np.shares_memory(store.images[0], mapped)
+
+
 def test_lr_is_made_from_hr_cropped_to_multiples(store):
     lr, hr = store.pair(0, 3)
     assert (store.lr_origin(3), lr.shape, hr.shape) == ("matlab-bicubic", (3, 16, 12), (3, 48, 36))
@@ -256,13 +252,6 @@ def test_a_broken_image_is_left_out_and_stops_no_other(images, cache):
         Store.open(str(images), cache)
 
 
-def test_a_set_with_a_broken_image_is_not_whole(images, cache):
-    files = datasets.find(str(images)).files
-    cut(files[0])
-    assert Store(datasets.ImageSet("Set3", files, whole=3), cache).name == "Set3 (2 of 3 images)"
-    assert Store(datasets.ImageSet("photos", files), cache).name == "photos (2 of 3 images)"
-
-
 def test_an_odd_image_is_read_with_a_line_each_time(images, cache):
     (images / "d.jpg").write_bytes(smooth_jpeg()[:-2])
     for _ in range(2):  # decoded now, and from the cache
@@ -278,62 +267,6 @@ def test_a_degraded_store_is_fixed_and_says_so(store):
     lr, hr = made.pair(1, 2)
     assert torch.equal(lr / 255, degrade(hr[None] / 255, 2, seed=3, index=1)[0])
     assert len({one.lr_fingerprint(2) for one in (store, made, data.degraded(store, 4))}) == 3
-
-
-# --- more than memory holds ------------------------------------------------------------------------------------------
-
-BIG = int(os.environ.get("SRLIB_BIG", 60))  # 3450 are as many as DIV2K and Flickr2K have
-
-
-def private_memory() -> float:
-    """MB of this process alone, without files that are mapped."""
-    return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
-
-
-def train_on_big(folder: Path, stop_at: int) -> None:
-    """Train in this process, up to a step; print where it began, and the private memory before and at most."""
-
-    def watch() -> None:
-        while True:
-            most[0] = max(most[0], private_memory())
-            time.sleep(0.005)
-
-    before, most = private_memory(), [0.0]
-    torch.set_num_threads(1)
-    threading.Thread(target=watch, daemon=True).start()
-    tiny.after_each_step(lambda step: step == stop_at and signal.raise_signal(signal.SIGTERM))
-    store, held_out = (Store.open(str(folder / name), folder / "cache") for name in ("big", "small"))
-    settings = {"network": SAFMNConfig(blocks=1, channels=8), "steps": 16, "batch": 8, "patch": 32}
-    try:
-        run = runs.train_or_load(runs.configure("safmn", 4, store, **settings), store, held_out, root=folder / "runs")
-        print("from", run.record["provenance"]["resumed_at"], before, most[0])
-    except Stopped:
-        print("stopped", stop_at, before, most[0])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc, which tells a process's private memory")
-def test_a_training_on_many_large_images_needs_little_memory_also_when_resumed(tmp_path):
-    """``SRLIB_BIG=3450 pytest tests/test_data.py -k large`` does it with as many images as DIV2K and Flickr2K have."""
-    small = np.random.default_rng(0).integers(0, 256, (34, 51, 3), np.uint8)
-    large = Image.fromarray(small).resize((2040, 1356), Image.Resampling.BICUBIC)
-    for name, count, image in (("big", BIG, large), ("small", 1, large.crop((0, 0, 96, 96)))):
-        (tmp_path / name).mkdir()
-        image.save(tmp_path / name / "0.jpg")
-        for i in range(1, count):
-            shutil.copy(tmp_path / name / "0.jpg", tmp_path / name / f"{i}.jpg")
-    decoded, tests = BIG * 2040 * 1356 * 3 / 1e6, Path(__file__).parent
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests))), "CUDA_VISIBLE_DEVICES": ""}
-    env |= {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc then gives back what is freed: what is in use is measured
-    two = sorted(os.sched_getaffinity(0))[:2]  # so many images are decoded at a time
-    for stop_at, said in ((5, ["stopped", "5"]), (99, ["from", "5"])):
-        code = f"from test_data import *; train_on_big(Path({str(tmp_path)!r}), {stop_at})"
-        child = {"env": env, "preexec_fn": lambda: os.sched_setaffinity(0, two), "capture_output": True, "text": True}
-        told = subprocess.run([sys.executable, "-c", code], **child)
-        *ended, before, most = told.stdout.split() or pytest.fail(told.stderr)
-        print(f"{decoded:.0f} MB of pixels; private memory: {before} MB before, {most} MB at most")
-        assert ended == said and float(most) < float(before) + min(decoded / 2, 1000)
-    shutil.rmtree(tmp_path / "cache")
 
 
 # --- batches -------------------------------------------------------------------------------------------------------

@@ -320,22 +320,6 @@ def test_the_use_of_experts_has_a_gradient_in_the_mapper_and_the_choice_has_none
     assert all(p.grad is None for p in model.mapper.parameters())
 
 
-@pytest.mark.parametrize("config", [TINY, LTE], ids=["liif", "lte"])
-def test_bfloat16_autocast_agrees_with_float32_and_trains(config: MoEISRConfig) -> None:
-    """Of one expert, as rounding may tip a choice; gradients of all."""
-    model, x = network(replace(config, depths=(3,))), images(2, 9, 7)
-    with torch.inference_mode():
-        expected = model(x, size=(20, 21))
-        with torch.autocast("cpu", torch.bfloat16):
-            torch.testing.assert_close(model(x, size=(20, 21)).float(), expected, atol=0.03, rtol=0)
-            torch.testing.assert_close(queried(model, x, (20, 21)).float(), expected, atol=0.03, rtol=0)
-    model = network(config).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        rgb, gates = model(x, coord=torch.rand(2, 5, 2), cell=torch.full((2, 2), 0.1))
-    (rgb.float().square().mean() + gates.float()[:, 0].sum()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
 @pytest.mark.parametrize("change", [{"decoder": "siren"}, {"depths": (1,)}, {"depths": (3, 2)}], ids=str)
 def test_configurations_that_can_not_be_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(change))):

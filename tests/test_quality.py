@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 import torch
 from PIL import Image
 from skimage import data
@@ -95,20 +94,6 @@ def test_images_are_rounded_to_8_bits_and_clamped() -> None:
     assert niqe(image) == niqe(image.double()) == niqe(image + 1e-4)
     assert niqe(beyond) == niqe(beyond.clamp(0, 1))
     assert torch.equal(quality.brisque_features(beyond), quality.brisque_features(beyond.clamp(0, 1)))
-
-
-def test_published_niqe_of_baboon(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MATLAB's code gives 5.729573 for Set14's first image, as published beside BasicSR's NIQE, on BT.601 luma."""
-    parameters = data_root / "quality" / "modelparameters.mat"
-    file = data_root / "benchmark" / "Set14" / "HR" / "img_001.png"
-    if not parameters.is_file() or not file.is_file():
-        pytest.skip("no benchmark/Set14 or no quality/modelparameters.mat (of NIQE's release) in the data folder")
-    stored = scipy.io.loadmat(parameters)
-    mean, covariance = (torch.from_numpy(stored[name]).double() for name in ("mu_prisparam", "cov_prisparam"))
-    monkeypatch.setattr(quality, "pristine", lambda: (mean.flatten(), covariance))
-    rgb = torch.from_numpy(np.asarray(Image.open(file).convert("RGB")).copy()).double()
-    luma = (rgb @ torch.tensor([65.481, 128.553, 24.966]).double() / 255 + 16).round()
-    assert niqe(luma.expand(3, -1, -1) / 255) == pytest.approx(5.729573, abs=5e-6)
 
 
 def test_the_shipped_model_is_fitted_to_the_photographs_that_it_names(data_root: Path) -> None:

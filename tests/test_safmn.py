@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from srlib.models import create
-from srlib.models.safmn import FMM, POOLS, SAFM, FrozenBatchNorm, L2Norm, SAFMNConfig
+from srlib.models.safmn import POOLS, SAFM, FrozenBatchNorm, L2Norm, SAFMNConfig
 
 TINY = SAFMNConfig(blocks=2, channels=8)
 
@@ -26,14 +26,6 @@ def test_safm_is_equations_1_to_3() -> None:
         groups.append(small.repeat_interleave(2**level, 2).repeat_interleave(2**level, 3))
     expected = F.gelu(layer.aggr(torch.cat(groups, 1))) * x
     torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=0)
-
-
-def test_fmm_is_equation_4() -> None:
-    torch.manual_seed(0)
-    block, x = FMM(TINY), torch.randn(1, 8, 16, 24)
-    y = block.safm(block.norm1(x)) + x
-    assert torch.equal(block(x), block.ccm(block.norm2(y)) + y)
-    assert torch.equal(FMM(replace(TINY, safm="none", ccm="none"))(x), x)
 
 
 def test_switches_of_safm_do_what_they_say() -> None:

@@ -1,8 +1,6 @@
 """SeemoRe: its sizes, its equations, and the routing of images by their experts, in batches and in exported graphs."""
 
 import copy
-import io
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from srlib.complexity import count
 from srlib.models import create, default_config
-from srlib.models.seemore import SEE, GatedFFN, LowRankMixture, MoRE, Router, SeemoReConfig
+from srlib.models.seemore import LowRankMixture, MoRE, Router, SeemoReConfig
 
 TINY = SeemoReConfig(groups=2, channels=8)
 
@@ -108,40 +106,6 @@ def test_experts_that_are_not_chosen_cost_nothing() -> None:
     assert executed == every - spared * 16 * 20
 
 
-SIZES = [(32, 32), (33, 47)]
-
-
-@pytest.fixture(scope="module")
-def exported() -> torch.export.ExportedProgram:
-    sides = {2: torch.export.Dim("height", min=32, max=2048), 3: torch.export.Dim("width", min=32, max=2048)}
-    return torch.export.export(network(), (torch.rand(1, 3, 40, 56),), dynamic_shapes=(sides,))
-
-
-def routes_each_image(graph: Callable[[Tensor], Tensor]) -> None:
-    """Images of two sizes, each size with several routes."""
-    model = network()
-    for size in SIZES:
-        x = images(6, *size)
-        assert len({tuple(route) for route in routes(model, x)}) >= 2
-        with torch.inference_mode():
-            for image in x.split(1):
-                torch.testing.assert_close(graph(image), model(image), atol=1e-5, rtol=0)
-
-
-def test_an_exported_graph_routes_each_image(exported: torch.export.ExportedProgram) -> None:
-    routes_each_image(exported.module())
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_onnx_routes_each_image(exported: torch.export.ExportedProgram) -> None:
-    pytest.importorskip("onnxscript", reason="needs onnxscript")
-    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
-    buffer = io.BytesIO()
-    torch.onnx.export(exported, dynamo=True, verbose=False).save(buffer)
-    session = runtime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    routes_each_image(lambda x: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]))
-
-
 @pytest.mark.parametrize(("residual", "added"), [("dconv", "a"), ("aggregation", "b"), ("none", "")])
 def test_more_is_equations_1_to_4_and_table_11(residual: str, added: str) -> None:
     torch.manual_seed(0)
@@ -158,17 +122,6 @@ def test_more_is_equations_1_to_4_and_table_11(residual: str, added: str) -> Non
     x_a = F.gelu(column(row(x_a)))
     y = experts_one_by_one(block.moe_layer, x_a, x_b)  # Equations 3 and 4
     torch.testing.assert_close(block(x), block.proj(y + {"a": x_a, "b": x_b, "": 0}[added]), atol=1e-12, rtol=0)
-
-
-def test_see_is_equation_5_and_gated_ffn_its_definition() -> None:
-    torch.manual_seed(0)
-    see, ffn, x = SEE(8, 11), GatedFFN(8), torch.randn(1, 8, 16, 20)
-    q, v = F.gelu(see.to_qv[0](x)).chunk(2, 1)
-    row, column = see.attn.conv
-    assert (row.kernel_size, column.kernel_size, row.groups) == ((1, 11), (11, 1), 8)
-    torch.testing.assert_close(see(x), see.proj(column(row(q)) * v), atol=1e-6, rtol=1e-5)
-    a, b = F.gelu(ffn.fn_1[0](x)).chunk(2, 1)
-    torch.testing.assert_close(ffn(x), F.gelu(ffn.fn_2[0](a * ffn.gate(b))), atol=1e-6, rtol=1e-5)
 
 
 def test_order_swaps_the_experts_of_a_group() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from srlib.complexity import count
 from srlib.models import create
 from srlib.models.layers import pad_reflect
-from srlib.models.ssiu import ESAM, MSGM, MoEFS, SSIUConfig, SSReM
+from srlib.models.ssiu import ESAM, SSIUConfig, SSReM
 
 TINY = SSIUConfig(stages=3, channels=16)
 
@@ -26,26 +26,6 @@ def test_output_is_that_of_the_padded_image_cropped() -> None:
     model, x = create("ssiu", 4, TINY), torch.rand(1, 3, 21, 35)
     with torch.no_grad():
         assert torch.equal(model(x), model(pad_reflect(x, 16))[:, :, :84, :140])
-
-
-def test_export_keeps_height_and_width_free() -> None:
-    """Images of several sizes through one graph; it is made for sides that are multiples of 16, as it cannot pad."""
-    model = create("ssiu", 4, TINY).eval()
-    sides = {axis: 16 * torch.export.Dim(name, min=2, max=64) for axis, name in ((2, "rows"), (3, "columns"))}
-    graph = torch.export.export(model, (torch.rand(1, 3, 48, 64),), dynamic_shapes=(sides,)).module()
-    with torch.inference_mode():
-        for size in ((32, 32), (48, 80), (96, 64)):
-            x = torch.rand(1, 3, *size)
-            torch.testing.assert_close(graph(x), model(x), atol=2e-6, rtol=0)
-
-
-def test_msgm_is_equation_15() -> None:
-    torch.manual_seed(0)
-    block, f = MSGM(8).double(), torch.randn(2, 8, 6, 9, dtype=torch.double)
-    narrow, spread, mix = block.project_in2
-    wide = F.pad(narrow(f), (1, 1, 1, 1), mode="reflect")
-    f1, f2 = block.project_in1(f), mix(F.conv2d(wide, spread.weight, spread.bias, groups=8))
-    torch.testing.assert_close(block(f), block.project_out(F.gelu(f1) * f2), atol=1e-12, rtol=0)
 
 
 def attention_by_loops(layer: ESAM, x: Tensor) -> Tensor:
@@ -95,14 +75,6 @@ def test_stage_is_equations_10_to_14(s3b: str) -> None:
     v = u + stage.s3(u)
     new = stage.s4(v - b if s3b == "v-b" else v + b) + b
     torch.testing.assert_close(stage(a, f), stage.ffn(new) + new, atol=1e-12, rtol=0)
-
-
-def test_selector_is_equations_19_and_20() -> None:
-    torch.manual_seed(0)
-    moe, outputs = MoEFS(8).double(), torch.randn(3, 2, 8, 5, 6, dtype=torch.double)
-    scores = [fc(y).exp() for fc, y in zip((moe.fc_a, moe.fc_b, moe.fc_c), outputs, strict=True)]
-    s = sum(score / sum(scores) * y for score, y in zip(scores, outputs, strict=True))
-    torch.testing.assert_close(moe(*outputs), s + moe.fuse(s), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("stages", "chosen"), [(3, (0, 1, 2)), (9, (2, 5, 8))])

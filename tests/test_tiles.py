@@ -18,8 +18,6 @@ from srlib.models import create, default_config
 from srlib.resize import enlarged_size
 from srlib.tiles import enlarge, pieces
 
-SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))
-
 
 def noise(height: int, width: int) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(height + 1000 * width))
@@ -57,15 +55,6 @@ def test_pieces_cover_an_axis_with_tiles_of_one_length(side: int, tile: int, sha
     assert all(one.start < after.start and one.end - after.start >= overlap for one, after in pairwise(cut))
     if tile - overlap >= 32:  # each tile has the image's own remainder, and starts where pooling does
         assert all(one.start % 16 == 0 for one in cut) and (cut[0].end - side) % 16 == 0
-
-
-@settings(max_examples=40, deadline=None)
-@given(size=SIZES, tile=st.integers(16, 64), overlap=st.integers(0, 32), scale=st.sampled_from([1, 2, 3]))
-def test_an_upscaler_that_looks_at_one_pixel_comes_out_as_whole(
-    size: tuple[int, int], tile: int, overlap: int, scale: int
-) -> None:
-    lr = noise(*size)
-    assert (enlarge(nearest(scale), lr, scale, tile, overlap) - whole(nearest(scale), lr)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("name", ["moeisr-liif-s-edsr", "moeisr-lte-s-edsr"])
