@@ -283,24 +283,14 @@ def test_sigterm_leaves_nothing_half_written(images: Path, tmp_path: Path) -> No
     assert done.returncode == 143 and [path.name for path in (tmp_path / "out").iterdir()] == ["0.png"], done.stderr
 
 
-def test_half_precision_is_named_and_refused_where_it_loses(
-    command: Srlib, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_precision_is_named(command: Srlib, images: Path) -> None:
     given = ("evaluate", "safmn", "--scale", "2", "--data", images, "--device", "cpu", "--csv")
-    damaged = create("safmn", 2)
-    for weight in damaged.parameters():
-        weight.data *= 1e30
     torch.save({"params": create("safmn", 2).state_dict()}, "own.pth")
-    torch.save({"params": damaged.state_dict()}, "damaged.pth")
     full, half = (
         frame(command(*given, "--weights", "own.pth", "--precision", precision)) for precision in ("32-true", "bf16")
     )
     assert list(half.model) == ["safmn in bf16", "bicubic"]
     assert half.psnr[0] != full.psnr[0] and half.psnr[0] == pytest.approx(full.psnr[0], abs=0.1)
-    assert "damaged" in refused(command(*given, "--weights", "damaged.pth"))
-    assert "not finite: use --precision 32-true" in refused(
-        command(*given, "--weights", "damaged.pth", "--precision", "bf16")
-    )
 
 
 def test_the_weights_that_ship_are_listed_with_their_gain(command: Srlib) -> None:

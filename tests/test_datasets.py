@@ -96,12 +96,6 @@ def test_other_images_are_not_the_known_set(tmp_path):
     )
 
 
-@pytest.mark.parametrize("folder", ["BSD100", "B100"])
-def test_bsd100_has_two_names(tmp_path, folder):
-    fill(tmp_path / "benchmark" / folder / "HR", [f"{i}" for i in range(100)])
-    assert datasets.find("BSD100", tmp_path).title == datasets.find("b100", tmp_path).title == "BSD100"
-
-
 def test_lr_folders_in_either_case_and_others_by_name(tmp_path):
     manga(tmp_path, 2)
     home = tmp_path / "benchmark" / "Manga109"

@@ -63,10 +63,6 @@ def network(name: str, config: Config) -> nn.Module:
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_config_is_used_and_its_scale_replaced() -> None:
-    assert create("safmn", 2, replace(TINY["safmn"], scale=4)).config == replace(TINY["safmn"], scale=2)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -95,7 +91,8 @@ class Toy(Config):
     skip: bool = True
 
 
-def test_a_config_takes_what_its_annotations_say() -> None:
+def test_a_config_takes_what_its_annotations_say_and_a_network_s_scale_is_replaced() -> None:
+    assert create("safmn", 2, replace(TINY["safmn"], scale=4)).config == replace(TINY["safmn"], scale=2)
     assert Toy(8, [2, 3], 1, "none", False) == Toy(8, (2, 3), 1.0, "none", False)  # a list, as JSON has it
 
 

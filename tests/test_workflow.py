@@ -235,14 +235,6 @@ def test_the_graph_holds_each_own_row_once_and_says_how_long_it_takes(project: P
     assert done.returncode != 0 and "gpus is 3: batches of 32 have no 3 equal parts" in done.stderr
 
 
-@pytest.mark.parametrize("name", AWKWARD)
-def test_any_folder_name_is_trained_on_as_it_is(project: Path, tmp_path: Path, name: str) -> None:
-    """No YAML, no shell and no formatting rewrites it."""
-    (tmp_path / name).mkdir()
-    shutil.copy(ROOT / "book" / "_static" / "chelsea-small.png", tmp_path / name)
-    assert planned(project, SRLIB_TRAIN=str(tmp_path / name)) == EVERYTHING
-
-
 def test_make_hands_settings_on_as_they_are(tmp_path: Path) -> None:
     settings = re.findall(r"^\w+ +\?= .*|^export SRLIB_\w+ +:= .*", (ROOT / "Makefile").read_text(), re.M)
     show = 'show:\n\t@printf "%s, " "$$SRLIB_TRAIN" "$$SRLIB_PAPERS" "$$SRLIB_TABLES" "$$SRLIB_SEEDS"\n'
