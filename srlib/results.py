@@ -177,7 +177,7 @@ def _by_image(ids: Collection[str], scale: int) -> pd.DataFrame:
 
 def interval(first: np.ndarray, second: np.ndarray, others: Sequence[np.ndarray] = ()) -> Gap:
     """The mean of ``first`` (seeds, images) less that of ``second``, another network on the same images, with an
-    interval of 95 % or more. One of them may be a single seed.
+    interval of 95 % or more. Each may be a single seed where others have several.
 
     Both networks, and ``others`` that were trained alike, are taken to scatter alike from seed to seed, so one variance
     s^2 is pooled from the seeds' means of all; the difference has s^2 (1/m + 1/n), for m and n seeds, and as many

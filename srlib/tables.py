@@ -165,22 +165,26 @@ def summary(frame: pd.DataFrame) -> str:
 
 def claims() -> pd.DataFrame:
     """What all papers say in words (``papers.claims``), with what is recorded now: in the evidence, "{3: CCM -> None}"
-    stands for the gap in PSNR of this row of Table 3, printed or ours, to the baseline, "{3}" for the training of its
-    rows."""
+    stands for our gap in PSNR of that row to the baseline of Table 3, which may be a table of our own, and "{3}" for
+    the training that its rows had, which is told of a row that had another."""
 
     @cache
     def trained(paper: str, number: str) -> pd.DataFrame:
         if number in papers.tables(paper):
-            return ablation(paper, number)
+            return ablation(paper, number, lengths=True)
         return own_table(paper, number).rename(columns={"row": "name", "gap": "ours"})
 
     def told(paper: str, mention: re.Match[str]) -> str:
-        number, row = mention.groups()
-        frame = trained(paper, number)
+        (number, row), frame = mention.groups(), trained(paper, mention[1])
+        usual = next(filter(None, frame.training), "")  # the rows' own comes first
         if row is None:
-            return max(frame.training, default="") or "no training yet"
+            return f"after {usual}" if usual else "no row trained yet"
         lines = frame[(frame["name"] == papers.row(paper, number, row).name) & (frame.ours != "")]
-        return "not trained yet" if lines.empty else lines.ended.iloc[0] or f"{lines.ours.iloc[0]} dB"
+        if lines.empty:
+            return "untrained"
+        line = lines.iloc[0]
+        gap = line.ended or f"{line.ours} dB"
+        return gap if line.training == usual else f"{gap}, after {line.training}"
 
     found = papers.claims()
     texts = zip(found.paper, found.evidence, strict=True)

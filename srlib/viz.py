@@ -452,7 +452,7 @@ def ledger(frame: pd.DataFrame, caption: str = "") -> Shown:
 
 
 def claims(frame: pd.DataFrame, caption: str = "") -> Shown:
-    """What papers say in words (``papers.claims``), each with its place, our judgement and why, and the evidence with
+    """What papers say in words (``tables.claims``), each with its place, our judgement and why, and the evidence with
     the page that has it. A claim is an article with an address, such as #safmn-claim-3, on a page of chapters."""
     parts: list[str] = []
     lines: Any = frame.itertuples()

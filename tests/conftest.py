@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,17 +91,3 @@ def make_images(smooth: Callable[..., torch.Tensor]) -> Callable[..., Path]:
         return folder
 
     return make
-
-
-@pytest.fixture
-def run_srlib() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs the command ``srlib`` in a process of its own; ``env`` adds to the environment."""
-
-    def run(
-        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 120
-    ) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "srlib", *map(str, arguments)]
-        whole = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | (env or {})
-        return subprocess.run(command, cwd=cwd, env=whole, capture_output=True, text=True, timeout=timeout)
-
-    return run

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srlib.attribution import Attribution, Box, attribute, blocked, crop, gradients, upscaler, window
+from srlib.attribution import Attribution, Box, attribute, blocked, busiest, crop, gradients, upscaler, window
 from srlib.errors import InputError
 from srlib.models import create, default_config
 from srlib.models.moeisr import MoEISRConfig
@@ -196,6 +196,12 @@ def with_detail(height: int, width: int, *corners: tuple[int, int]) -> Tensor:
         noise = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(i))
         hr[:, top : top + 16, left : left + 16] = noise / 2**i
     return hr
+
+
+def test_the_busiest_box_holds_the_most_detail() -> None:
+    hr = with_detail(200, 300, (100, 200), (20, 40))
+    top, left, height, width = busiest(hr, (32, 48), 4)
+    assert (height, width) == (32, 48) and top <= 100 <= top + 16 and left <= 200 <= left + 32
 
 
 def test_a_window_has_the_detail_in_its_middle() -> None:

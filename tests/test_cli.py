@@ -164,9 +164,8 @@ def test_a_run_goes_on_with_real_world_degradation(command: Srlib, images: Path,
     assert command("train", "seemore-t", "--scale", "2", "--record", "run.json", *given).exit_code == 0
     tuned = command("train", "seemore-t", "--fine-tune", "run.json", *given)
     assert tuned.exit_code == 0 and "real-esrgan" in tuned.stdout, tuned.output
-    assert "srlib train seemore-t --runs runs" in refused(
-        command("train", "seemore-b", "--fine-tune", "run.json", *given)
-    )
+    other = command("train", "seemore-b", "--fine-tune", "run.json", *given)
+    assert "srlib train seemore-t --runs runs" in refused(other)
     elsewhere = command("train", "seemore-t", "--fine-tune", "run.json", "--runs", "others", *given)
     assert "srlib train seemore-t --runs runs" in refused(elsewhere) and not Path("others").exists()
 
@@ -207,6 +206,8 @@ def test_the_list_and_the_scores_agree_on_what_is_whole(command: Srlib, tmp_path
     result = command(*listed)
     assert result.exit_code == 1 and result.stdout.split()[-4:-1] == ["HR", "5", "4"], result.stdout
     assert "a.png cannot be read" in result.stderr
+    result = command("evaluate", "bicubic", "--data", "Set5", "--data-root", tmp_path, "--csv")
+    assert result.exit_code == 1 and "Set5 (4 of 5 images),4,bicubic" in result.stdout
 
 
 def test_a_dataset_that_cannot_be_scored_stops_no_other(command: Srlib, images: Path) -> None:
@@ -283,14 +284,17 @@ def test_sigterm_leaves_nothing_half_written(images: Path, tmp_path: Path) -> No
     assert done.returncode == 143 and [path.name for path in (tmp_path / "out").iterdir()] == ["0.png"], done.stderr
 
 
-def test_half_precision_is_named(command: Srlib, images: Path) -> None:
+def test_half_precision_is_named_and_refused_where_it_loses(command: Srlib, images: Path) -> None:
     given = ("evaluate", "safmn", "--scale", "2", "--data", images, "--device", "cpu", "--csv")
+    damaged = {key: 1e30 * weight for key, weight in create("safmn", 2).state_dict().items()}
+    torch.save({"params": damaged}, "damaged.pth")
     torch.save({"params": create("safmn", 2).state_dict()}, "own.pth")
-    full, half = (
-        frame(command(*given, "--weights", "own.pth", "--precision", precision)) for precision in ("32-true", "bf16")
-    )
+    own = (*given, "--weights", "own.pth", "--precision")
+    full, half = (frame(command(*own, precision)) for precision in ("32-true", "bf16"))
     assert list(half.model) == ["safmn in bf16", "bicubic"]
     assert half.psnr[0] != full.psnr[0] and half.psnr[0] == pytest.approx(full.psnr[0], abs=0.1)
+    assert "damaged" in refused(command(*given, "--weights", "damaged.pth"))
+    assert "not finite" in refused(command(*given, "--weights", "damaged.pth", "--precision", "bf16"))
 
 
 def test_the_weights_that_ship_are_listed_with_their_gain(command: Srlib) -> None:

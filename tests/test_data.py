@@ -137,7 +137,7 @@ def test_a_store_holds_what_the_files_show(images, store):
 
 
 def test_pixels_stay_in_files_that_are_mapped(store):
-    """So that a training needs no more memory for more images."""
+    """Once they are decoded: so that a training needs no more memory for more images."""
     mapped = data._mapped(store.images.files[0])
     assert isinstance(mapped, np.memmap) and np.shares_memory(store.images[0], mapped)
 
@@ -213,9 +213,8 @@ def test_distributed_lr_is_used_and_must_fit(images, cache, tmp_path):
         Store.open(str(home), cache).lr(0, 2)
     (home / "LR_bicubic" / "x2" / "bx2.png").write_text("no image")
     broken = Store.open(str(home), cache)
-    assert (broken.name, broken.broken) == ("set (2 of 3 images)", ("b",)) and "bx2.png cannot be read" in broken.notes[
-        0
-    ]
+    assert (broken.name, broken.broken) == ("set (2 of 3 images)", ("b",))
+    assert "bx2.png cannot be read" in broken.notes[0]
     assert torch.equal(broken.lr(1, 2), store.lr(2, 2)) and torch.equal(broken.hr(1), store.hr(2))
     (home / "LR_bicubic" / "x2" / "bx2.png").unlink()
     with pytest.raises(InputError, match="bx2.png cannot be read .*No such file"):

@@ -78,6 +78,8 @@ def test_a_known_set_that_is_not_whole_says_so_in_its_name(tmp_path):
     manga(tmp_path, 109)
     found = datasets.find("Manga109", tmp_path)
     assert (found.title, found.notes, len(found.files)) == ("Manga109", (), 109)
+    fill(tmp_path / "benchmark" / "B100" / "HR", ["1"])
+    assert {datasets.find(name, tmp_path).title for name in ("BSD100", "b100")} == {"BSD100 (1 of 100 images)"}
     fill(tmp_path / "benchmark" / "Manga109" / "HR", ["extra"])
     assert datasets.find("Manga109", tmp_path).title == "Manga109 (110 of 109 images)"
 

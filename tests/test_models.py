@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from srlib.errors import InputError
@@ -236,3 +237,16 @@ def test_the_released_network_s_output_for_weights_by_formula(twin: Path) -> Non
     assert list(output.shape) == expected["shape"]
     found = output.flatten()[expected["index"]]
     torch.testing.assert_close(found, torch.tensor(expected["value"]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stem", ["safmn_x2", "safmn_x4", "seemore_t_x2", "seemore_t_x4", "ssiu_x4"])
+def test_released_weights_give_the_released_output(golden: Path, stem: str) -> None:
+    tensors = load_file(golden / f"{stem}.safetensors")
+    name, scale = stem.replace("_t_", "-t_").split("_x")
+    model = create(name, int(scale))
+    model.load_state_dict({k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")})
+    torch.testing.assert_close(model(tensors["input"]), tensors["output"], atol=1e-5, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(tensors["input"]), tensors["output"], atol=1e-5, rtol=0)
+        batch = torch.cat([tensors["input"], 1 - tensors["input"]])
+        torch.testing.assert_close(model(batch)[:1], tensors["output"], atol=1e-5, rtol=0)

@@ -74,11 +74,8 @@ def test_rows_of_our_own_tables_build_and_have_names_of_their_own() -> None:
 
 def test_rows_of_one_network_trained_alike_have_one_key() -> None:
     full = papers.row("seemore", "4a", "SeemoRe-T (RME=1;SME=1)")
-    alike = [
-        papers.row("seemore", "4c", "SeemoRe-T (kernel=11)"),
-        papers.row("seemore", "12", "SeemoRe-T (L1=1.0;FFT=0.1)"),
-    ]
-    assert {row.key for row in alike} == {full.key}
+    alike = {"4c": "SeemoRe-T (kernel=11)", "12": "SeemoRe-T (L1=1.0;FFT=0.1)"}
+    assert {papers.row("seemore", *place).key for place in alike.items()} == {full.key}
     for other in ("SeemoRe-T (L1=1.0;FFT=0.0)", "SeemoRe-T (L1=1.0;FFT=0.2)"):
         assert papers.row("seemore", "12", other).key != full.key
     for rate in ("lr = 1e-4", "MoEISR(LTE)-s"):  # the paper's rate, which is not that of a short budget

@@ -89,6 +89,13 @@ def test_niqe_is_the_distance_between_two_gaussians() -> None:
     assert niqe(image) == pytest.approx(np.sqrt(apart @ np.linalg.pinv(pooled) @ apart), rel=1e-6)
 
 
+def test_images_are_rounded_to_8_bits_and_clamped() -> None:
+    image, beyond = photo("coffee"), 1.6 * photo("coffee") - 0.3
+    assert niqe(image) == niqe(image.double()) == niqe(image + 1e-4)
+    assert niqe(beyond) == niqe(beyond.clamp(0, 1))
+    assert torch.equal(quality.brisque_features(beyond), quality.brisque_features(beyond.clamp(0, 1)))
+
+
 def test_the_shipped_model_is_fitted_to_the_photographs_that_it_names(data_root: Path) -> None:
     """A tenth of the 400 photographs is looked at: their sharp blocks lie about the model's mean."""
     files = sorted((data_root / "train" / "BSD400").glob("*.*"))[::10]

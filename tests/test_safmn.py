@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from srlib.models import create
-from srlib.models.safmn import POOLS, SAFM, FrozenBatchNorm, L2Norm, SAFMNConfig
+from srlib.models.safmn import FMM, POOLS, SAFM, FrozenBatchNorm, L2Norm, SAFMNConfig
 
 TINY = SAFMNConfig(blocks=2, channels=8)
 
@@ -42,6 +42,7 @@ def test_switches_of_safm_do_what_they_say() -> None:
         layer = SAFM(replace(plain.config, **change))
         layer.load_state_dict(plain.state_dict())
         torch.testing.assert_close(layer(x), expected)
+    assert torch.equal(FMM(replace(TINY, safm="none", ccm="none"))(x), x)
 
 
 def test_kinds_of_pooling() -> None:

@@ -1,4 +1,4 @@
-"""SeemoRe: its sizes, its equations, and the routing of images by their experts, in batches and in exported graphs."""
+"""SeemoRe: its sizes, its equations, and the routing of images by their experts, in batches, too."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""SSIU: its multiply-adds, any size of image, and its equations."""
+"""SSIU: any size of image, and its equations."""
 
 from dataclasses import replace
 

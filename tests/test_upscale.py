@@ -77,6 +77,7 @@ def test_one_file_goes_into_a_file_or_a_folder_also_by_a_pattern_and_a_quoted_ho
     one = save(tmp_path / "one" / "a.jpg")
     for source in (str(tmp_path / "one" / "*.jpg"), "~/one/a.jpg", "~/one/*.jpg"):
         assert jobs([source], "~/large.png")[0] == [Job(one, tmp_path / "large.png")]
+    assert jobs(["~/one/a.jpg"], "~/large")[0] == [Job(one, tmp_path / "large" / "a.jpg")]
     assert jobs(["~/one"], "~/large.v2")[0] == [Job(one, tmp_path / "large.v2" / "a.jpg")]
 
 

@@ -265,7 +265,7 @@ def test_trends_stand_beside_print_length_by_length_and_lead_to_their_records(ea
     )
     assert cells[:2] == ["ablation-safmn-3-ccm-to-none-seed0", "long"]
     assert shown.html.count("collapsed at step 70") == 1 and page.images[0]["alt"] in shown.alt
-    assert "SAFM -> None +0.06 (+0.04 to +0.09)" in shown.alt
+    assert "SAFM -> None +0.06 (+0.02 to +0.10)" in shown.alt
     assert not Page(viz.trends(tables.ablation("safmn", "4"), "Table 4.").html).images, "none of its rows is trained"
 
 

@@ -123,7 +123,6 @@ def planned(folder: Path, **environment: str) -> set[str]:
 
 
 BOOK = "book/_build/html/index.html"
-EVERYTHING = {*PAGES, BOOK}
 
 
 @pytest.fixture(scope="module")
