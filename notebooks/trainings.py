@@ -12,14 +12,16 @@ from srlib.models import default_config
 
 
 def chosen(budget: str, slugs: str, tables: str, steps: int | None, shown: Collection[str] = ()) -> pd.DataFrame:
-    """The papers' own rows, each network once, though several tables print it: paper, model, run, and its training's
-    steps, batch and patch. ``run`` is "safmn/main/x4" for a released network, "safmn/3/w-se" for a row of an ablation.
+    """The papers' own rows, and those of tables of our own, each network once, though several tables have it: paper,
+    model, run, and its training's steps, batch and patch. ``run`` is "safmn/main/x4" for a released network,
+    "safmn/3/w-se" for a row of an ablation.
 
     ``slugs`` names papers ("safmn ssiu"), ``tables`` tables ("safmn-3 ssiu-4"), each "all" or "none"; ``steps`` takes
     the place of the budget's; ``shown`` are runs of released networks that pages show: those that are no chosen rows
     follow, with ``row`` False. Raises InputError for an unknown name.
     """
-    known = {f"{slug}-{number}": (slug, number) for slug in papers.all_papers() for number in papers.tables(slug)}
+    places = {slug: [*papers.tables(slug), *papers.read(slug, "rows").table] for slug in papers.all_papers()}
+    known = {f"{slug}-{number}": (slug, number) for slug, numbers in places.items() for number in numbers}
     for text, names in ((slugs, papers.all_papers()), (tables, known)):
         if lost := set(text.split()) - {*names, "all", "none"}:
             raise InputError(f"unknown: {', '.join(sorted(lost))}; choose some of {' '.join(names)}")

@@ -228,6 +228,7 @@ def test_the_graph_holds_each_own_row_once_and_says_how_long_it_takes(project: P
     assert "trainings left: 14" in said and re.search(r"safmn: 14, of which 14 should take [\d.]+ hours", said)
     models = set(trainings.chosen("paper", "all", "all", None).model)
     assert {"safmn", "seemore-l", "ssiu", "moeisr-lte-b-swinir"} <= models
+    assert len(trainings.chosen("smoke", "moeisr", "moeisr-mapper", None)) == 7, "a table of our own"
     with pytest.raises(errors.InputError, match="unknown: safmn-9; choose some of safmn-1"):
         trainings.chosen("paper", "all", "safmn-9", None)
     done = snakemake(project, *options, "gpus=3")
