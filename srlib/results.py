@@ -127,8 +127,8 @@ class Gap(NamedTuple):
 
 def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.DataFrame | None = None) -> Gap:
     """How far the runs ``one`` (ids) lie above the runs ``other``: PSNR in dB under the standard protocol, image by
-    image, without images that either was trained on. The interval is that of ``interval``; the seeds of ``like``, lines
-    of ``runs`` of networks trained alike, tell how far seeds scatter, too.
+    image, without images that either was trained on. The interval is that of ``interval``; of ``like``, lines of
+    ``runs``, those that were trained alike tell how far seeds scatter, too.
 
     Raises InputError for runs without a common image, and for runs that were trained otherwise; only runs whose purpose
     is "precision" may differ from the others in that.
@@ -139,8 +139,8 @@ def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.Data
         raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
     if wide.empty:
         raise InputError(f"{', '.join(one)} and {', '.join(other)} share no image at x{scale}")
-    others = [] if like is None else _several(like[~like.run.isin([*one, *other])], scale)
-    return interval(wide[[*one]].to_numpy().T, wide[[*other]].to_numpy().T, others)
+    alike = about[:0] if like is None else like[~like.run.isin(used.run)].merge(used[ALIKE].drop_duplicates())
+    return interval(wide[[*one]].to_numpy().T, wide[[*other]].to_numpy().T, _several(alike, scale))
 
 
 def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
@@ -153,7 +153,7 @@ def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
 
 def _several(table: pd.DataFrame, scale: int) -> list[np.ndarray]:
     """PSNR (seeds, images) of each row of ``runs`` that was trained alike with several seeds and did not collapse."""
-    groups = table[table.collapsed_at.isna()].groupby(["row", *ALIKE]).run
+    groups = table[table.collapsed_at.isna()].groupby(["table", "row", *ALIKE], dropna=False).run
     found = [_by_image(ids, scale).to_numpy().T for _, ids in groups if len(ids) > 1]
     return [psnr for psnr in found if psnr.size]
 

@@ -203,6 +203,7 @@ class _Evidence:
         self.baseline = next((row for row in rows if row.baseline), None)
         base = [cell for cell, row in self.cells if row and row.baseline and cell["metric"] == "psnr"]
         self.printed = {(cell["dataset"], cell["scale"]): float(cell["printed"]) for cell in base}
+        self.like = runs[(runs.purpose == "ablation") & (runs.paper == paper)]
         self.runs = runs
         if self.baseline:
             self.runs = _most(_of_rows(paper, number, runs), self.baseline.name)
@@ -218,7 +219,7 @@ class _Evidence:
         if self.baseline and base and cell["metric"] == "psnr" and not row.baseline:
             found["gap_printed"], other = round(float(cell["printed"]) - base, 4), self.runs_of(self.baseline)
             if len(mine) and len(other) and cell["scale"] in results.SCALES:
-                gap = results.gaps([*mine.run], [*other.run], cell["scale"], self.runs)
+                gap = results.gaps([*mine.run], [*other.run], cell["scale"], self.like)
                 found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
                 whole = pd.concat([mine, other]).collapsed_at.isna().all()
                 found["trend"] = results.trend(found["gap_printed"], gap) if whole else "undecided"
