@@ -166,7 +166,7 @@ def summary(frame: pd.DataFrame) -> str:
 def claims() -> pd.DataFrame:
     """What all papers say in words (``papers.claims``), with what is recorded now: in the evidence, "{3: CCM -> None}"
     stands for our gap in PSNR of that row to the baseline of Table 3, which may be a table of our own, and "{3}" for
-    the training that its rows had, which is told of a row that had another."""
+    the training of its rows; a row that had another one says which."""
 
     @cache
     def trained(paper: str, number: str) -> pd.DataFrame:

@@ -93,15 +93,17 @@ def test_a_gap_is_taken_image_by_image_and_leaves_out_what_was_trained_on() -> N
 
 def test_one_seed_beside_three_has_an_interval() -> None:
     """It holds what three seeds beside three give, and is as good from the other side; one beside one can't tell."""
-    rows = results.runs().query("paper == 'safmn' and table == '3' and steps == 600").groupby("row").run.agg(list)
+    every = results.runs().query("paper == 'safmn' and purpose == 'ablation'")
+    like = every.query("table == '3' and steps == 600")
+    rows = like.groupby("row").run.agg(list)
     whole = results.gaps(rows["CCM -> None"], rows["Baseline"])
     for run in rows["CCM -> None"]:
         gap, back = results.gaps([run], rows["Baseline"]), results.gaps(rows["Baseline"], [run])
         assert gap.low < whole.mean < gap.high < 0 and back == pytest.approx((-gap.mean, -gap.high, -gap.low))
     assert math.isnan(results.gaps(rows["CCM -> None"][:1], rows["Baseline"][:1]).low)
-    like = results.runs().query("paper == 'safmn' and table == '3' and steps == 600")
-    pooled = results.gaps(rows["CCM -> None"][:1], rows["Baseline"], like=like)
-    alone = results.gaps(rows["CCM -> None"][:1], rows["Baseline"])
+    one = rows["CCM -> None"][:1], rows["Baseline"]
+    pooled, same, alone = (results.gaps(*one, like=part) for part in (like, every, None))
+    assert pooled == same, "rows of another length have no part"
     assert pooled != alone and pooled.mean == alone.mean and pooled.low < pooled.mean < pooled.high < 0
 
 
