@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BOOK, NOTEBOOKS = ROOT / "book", ROOT / "notebooks"
 SOURCES = sorted(path for path in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 PROSE = sorted(path for path in BOOK.rglob("*.md") if not {"_build", "chapters"} & set(path.relative_to(BOOK).parts))
+DOCUMENTS = [*PROSE, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 
 
@@ -25,17 +26,11 @@ def title_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def pages() -> list[str]:
-    """Every page that the table of contents names, without suffix."""
-    return re.findall(r"\b(?:root|file): (\S+)", (BOOK / "_toc.yml").read_text())
-
-
 @cache
 def cells(path: Path) -> list[dict[str, Any]]:
-    """A notebook's cells, each with its source as one text."""
-    return [
-        cell | {"source": "".join(cell["source"])} for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-    ]
+    """A notebook's cells, each with its source as one text; of a document none."""
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.suffix == ".ipynb" else []
+    return [cell | {"source": "".join(cell["source"])} for cell in found]
 
 
 def code(path: Path) -> list[str]:
@@ -43,11 +38,17 @@ def code(path: Path) -> list[str]:
     return [cell["source"] for cell in cells(path) if cell["cell_type"] == "code"]
 
 
+def prose(path: Path) -> str:
+    """A document's text, or that of a notebook's other cells."""
+    texts = [cell["source"] for cell in cells(path) if cell["cell_type"] == "markdown"]
+    return "\n".join(texts) or path.read_text(encoding="utf-8")
+
+
 # --- Pages and notebooks ---
 
 
 def test_every_page_has_a_source_and_every_source_is_a_page() -> None:
-    listed = pages()
+    listed = re.findall(r"\b(?:root|file): (\S+)", (BOOK / "_toc.yml").read_text())
     assert len(listed) == len(set(listed)), "a page is listed twice"
     notebooks = {f"chapters/{path.relative_to(NOTEBOOKS).with_suffix('').as_posix()}" for path in SOURCES}
     assert set(listed) == notebooks | {path.relative_to(BOOK).with_suffix("").as_posix() for path in PROSE}
@@ -55,8 +56,8 @@ def test_every_page_has_a_source_and_every_source_is_a_page() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=title_of)
 def test_a_notebook_opens_with_one_title_and_holds_no_outputs(path: Path) -> None:
-    prose = [cell["source"] for cell in cells(path) if cell["cell_type"] == "markdown"]
-    assert prose and prose[0].startswith("# ") and sum(len(re.findall(r"^# ", text, re.M)) for text in prose) == 1
+    text = prose(path)
+    assert text.startswith("# ") and len(re.findall(r"^# ", text, re.M)) == 1
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells(path)), "run: nbstripout"
 
 
@@ -70,10 +71,10 @@ def test_a_notebook_has_its_parameters_first_and_short_cells(path: Path) -> None
         assert not re.search(r"^class .*Module\)", source, re.M), source
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=title_of)
-def test_a_notebook_names_modules_and_functions_that_exist(path: Path) -> None:
-    """What it takes from srlib in its imports, and from the modules that it imported."""
-    source = "\n".join(code(path))
+@pytest.mark.parametrize("path", [*SOURCES, *DOCUMENTS], ids=title_of)
+def test_code_and_examples_name_modules_and_functions_that_exist(path: Path) -> None:
+    """What they take from srlib in imports, and from the modules that they imported."""
+    source = "\n".join([*code(path), *re.findall(r"```python\n(.*?)```", prose(path), re.S)])
     modules: dict[str, ModuleType] = {}
     for package, names in re.findall(r"^from (srlib[\w.]*) import ([\w, ]+)$", source, re.M):
         for name in re.split(r", *", names):
@@ -124,8 +125,7 @@ def test_documented_commands_exist() -> None:
     from srlib.cli import app
 
     top = get_command(app)
-    places = [*PROSE, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-    for path, line in [(place, line) for place in places for line in place.read_text().splitlines()]:
+    for path, line in [(one, line) for one in [*SOURCES, *DOCUMENTS] for line in prose(one).splitlines()]:
         for words in re.findall(r"(?:\$ |`)srlib ([a-z][^`\\]*)", line):
             command: Any = top
             for word in words.split():
