@@ -152,7 +152,7 @@ def summary(frame: pd.DataFrame) -> str:
     told = rows.trend.where(rows.ended == "", "collapsed")
     rows, lines = rows.assign(told=told, code="`" + rows["name"] + "`"), []
     for training, part in rows.groupby("training", sort=False):
-        words = [f"{len(names)} {word} ({', '.join(names)})" for word, names in part.groupby("told").code]
+        words = [f"{word}: {len(names)} ({', '.join(names)})" for word, names in part.groupby("told").code]
         lines.append(f"- **{training}:** {'; '.join(words)}.")
     several = rows[rows.code.duplicated(keep=False)].groupby("code", sort=False).told
     changed = [f"{code} from {told.iloc[-1]} to {told.iloc[0]}" for code, told in several if told.nunique() > 1]

@@ -237,8 +237,8 @@ def test_other_lengths_stay_in_sight_with_what_changed(evidence: Any) -> None:
     assert both.steps.tolist() == [4000, 600] and both.trend.tolist() == ["agrees", "opposite"]
     assert both.ours.str[:5].tolist() == ["\N{MINUS SIGN}0.20", "+0.30"]
     assert tables.summary(found).splitlines() == [
-        "- **4,000 steps of batch 8 on BSD400:** 2 agrees (`SAFM -> None`, `CCM -> None`); 1 collapsed (`w/ SE`).",
-        "- **600 steps of batch 8 on BSD400:** 1 agrees (`CCM -> None`); 1 opposite (`SAFM -> None`).",
+        "- **4,000 steps of batch 8 on BSD400:** agrees: 2 (`SAFM -> None`, `CCM -> None`); collapsed: 1 (`w/ SE`).",
+        "- **600 steps of batch 8 on BSD400:** agrees: 1 (`CCM -> None`); opposite: 1 (`SAFM -> None`).",
         "- **With length** 1 of 2 rows changed: `SAFM -> None` from opposite to agrees.",
     ]
     evidence([], [])
