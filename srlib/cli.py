@@ -241,8 +241,7 @@ def enlarge(
         print(f"{job.target}: {status}", flush=True)
         say(*(note if note.startswith(str(job.source)) else f"{job.source}: {note}" for note in notes))
         failed |= status == "failed"
-    if failed:
-        raise typer.Exit(1)
+    raise typer.Exit(int(failed))
 
 
 @app.command("export", epilog="Example: srlib export safmn safmn-x4.onnx")
@@ -275,18 +274,19 @@ def export_onnx(
 @app.command("table", epilog="Example: srlib table safmn 3 --csv")
 def print_table(
     paper: Annotated[str, typer.Argument(help="A paper, such as safmn.")],
-    number: Annotated[str, typer.Argument(help="Number of the table, such as 3 or 4a.")],
+    number: Annotated[str, typer.Argument(help="Number of the table, such as 3 or 4a, or the name of one of ours.")],
     as_csv: AsCsv = False,
 ) -> None:
-    """Print a paper's table: each printed cell beside ours, with a verdict, and beside the network trained here."""
-    from srlib import tables
+    """Print a paper's table, each cell beside ours with a verdict, or the trained rows of a table of our own."""
+    from srlib import papers, tables
 
-    found = tables.table(paper, number)
-    if as_csv:
-        sys.stdout.write(tables.csv(found))
-        return
-    columns = "row variant scale dataset metric printed ours unit verdict trained trend note".split()
-    show(found[columns], ours="{:.6g}", trained="{:.2f}")
+    if number not in papers.tables(paper):
+        show(tables.own_table(paper, number), as_csv, psnr="{:.2f}")
+    elif as_csv:
+        sys.stdout.write(tables.csv(tables.table(paper, number)))
+    else:
+        columns = "row variant scale dataset metric printed ours unit verdict trained trend note".split()
+        show(tables.table(paper, number)[columns], ours="{:.6g}", trained="{:.2f}")
 
 
 @app.command("complexity", epilog="Example: srlib complexity safmn --scale 4")
@@ -497,4 +497,4 @@ def show(rows: Any, as_csv: bool = False, **formats: str) -> None:
     for name in frame:
         text = formats.get(str(name), "{}").format
         frame[name] = [text(value) if pd.notna(value) else "" for value in frame[name]]
-    print(frame.to_string(index=False))
+    print(frame.to_string(index=False) if len(frame) else "nothing is recorded")

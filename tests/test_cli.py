@@ -307,6 +307,7 @@ def test_a_table_prints_as_csv(command: Srlib) -> None:
     cells = frame(command("table", "safmn", "2", "--csv"))
     assert len(cells) == 12 and set(cells.verdict) == {"not-run"}
     assert list(cells)[:10] == "row,variant,scale,dataset,metric,printed,ours,unit,verdict,note".split(",")
+    assert list(frame(command("table", "ssiu", "s3b", "--csv"))) == "row psnr gap runs training ended".split()
 
 
 def test_counts_are_the_printed_ones(command: Srlib) -> None:
