@@ -1,7 +1,7 @@
 """The book as one graph: train what a budget asks for, score it, execute each notebook, build the book.
 
     snakemake --profile profiles/local --cores all      (`make book` does this, in its own environment)
-    snakemake --profile profiles/slurm --config budget=short train=DIV2K papers="safmn ssiu" seeds=3
+    snakemake --profile profiles/slurm --config budget=short train=DF2K papers="safmn ssiu" seeds=3
 
 Interrupted, it goes on where it stopped; an edit reruns what depends on it: a notebook depends on the modules that it
 imports, on those that these import, and on their data.

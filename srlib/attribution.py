@@ -216,7 +216,8 @@ def window(hr: Tensor, scale: int) -> Window:
     before, side = (64 - 16 // scale) // 2, 64 * scale  # before: LR pixels from the window's corner to its patch
     if min(hr.shape[1:]) < side:
         raise InputError(f"a window at x{scale} needs {side} x {side} pixels: give more than {tuple(hr.shape[1:])}")
-    inner = hr[:, scale * before : -scale * before, scale * before : -scale * before]
+    after = side - 16 - scale * before  # in HR pixels
+    inner = hr[:, scale * before : hr.shape[1] - after, scale * before : hr.shape[2] - after]
     top, left = busiest(inner, (16, 16), scale)[:2]  # the window's own corner, as just that much was cut off
     lr = (top // scale, left // scale, 64, 64)
     return Window(lr, (top, left, side, side), (scale * before, scale * before, 16, 16))

@@ -63,10 +63,10 @@ Model = Annotated[str, typer.Argument(help="A model, such as safmn, seemore-t, s
 Scale = Annotated[int | None, typer.Option(min=1, help="How many times larger, each way; default 4, or the run's.")]
 Record = Annotated[Path | None, typer.Option(help="A run: its folder, or the file that `train --record` wrote.")]
 Weights = Annotated[Path | None, typer.Option(help="A file of weights, ours or released; default: those that ship.")]
-Images = Annotated[list[str] | None, typer.Option("--data", help="Datasets or folders; default: what is here.")]
+Images = Annotated[list[str] | None, typer.Option("--data", help="Datasets or folders; default: photos, Set5, Set14.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; default: the variable SRLIB_DATA.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
-Precision = Annotated[Literal["32-true", "bf16", "fp16"], typer.Option(help="Of a network's arithmetic on a GPU.")]
+Precision = Annotated[Literal["32-true", "bf16", "fp16"], typer.Option(help="Of a network's arithmetic.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 
 
@@ -116,8 +116,8 @@ def train(
     if fine_tune:
         start = find_run(fine_tune)
         own, home = start.config["model"], start.folder.parent
-        if (own, home.resolve()) != (model, runs.resolve()):
-            raise InputError(f"{start.folder} goes on as srlib train {own} --runs {home}: name that model and folder")
+        if row or scale or (own, home.resolve()) != (model, runs.resolve()):
+            raise InputError(f"{start.folder} goes on as srlib train {own} --runs {home}, without --scale and --row")
         config, watched = engine.fine_tune(start, store, **length), degraded(watched)
     elif row:
         one = papers.row(papers.of(model).slug, table, row, scale)
@@ -201,7 +201,7 @@ def enlarge(
     sources: Annotated[list[str], typer.Argument(metavar="IN...", help="Files, folders, or patterns in quotes.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A file for one file, else a folder.")],
     model: Annotated[str, typer.Option(help="bicubic, or a model; default: safmn, or one for every scale.")] = "",
-    scale: Annotated[float | None, typer.Option(min=1, help="How many times larger, each way; default 4.")] = None,
+    scale: Annotated[float | None, typer.Option(min=1, help="How many times larger; default 4, or the run's.")] = None,
     weights: Weights = None,
     record: Record = None,
     format: Annotated[Literal["png", "jpeg", "webp", "tiff"] | None, typer.Option(help="In a folder.")] = None,
@@ -348,9 +348,9 @@ def data_list(
 def data_get(
     name: Annotated[str, typer.Argument(help="Dataset, as `srlib data list` names it.")],
     data_root: DataRoot = None,
-    hr_only: Annotated[bool, typer.Option("--hr-only", help="Leave out LR images: they are made when needed.")] = False,
+    hr_only: Annotated[bool, typer.Option("--hr-only", help="Leave out archives of LR images alone.")] = False,
 ) -> None:
-    """Fetch a dataset from its publisher into the data folder. Example: srlib data get Set5 --data-root data"""
+    """Fetch a dataset from its public address into the data folder. Example: srlib data get Set5 --data-root data"""
     from srlib import datasets
 
     show_status(datasets.get(name, data_root, hr_only=hr_only, say=say))
@@ -460,8 +460,8 @@ def find_network(
     if record:
         run = find_run(record)
         name, own, train = (run.config[key] for key in ("model", "scale", "train"))
-        if model not in ("", name) or (own and scale not in (None, own)):
-            raise InputError(f"{record} is {name} at scale {own}: leave out model and --scale")
+        if file or model not in ("", name) or (own and scale not in (None, own)):
+            raise InputError(f"{record} is {name} at scale {own}: leave out model, --scale and --weights")
         say(f"{name}, {run.ending} of batch {train['batch']} on {run.config['data']}")
         return name, run.network(), own or scale
     if not model:

@@ -146,7 +146,7 @@ def data_root(root: str | Path | None = None) -> Path | None:
     base = Path(named).expanduser().absolute() if named else None
     if base and not base.is_dir():
         mend = "name" if root else "set SRLIB_DATA to"
-        raise InputError(f"no data folder {base}: {mend} the one with benchmark/Set5/HR, or leave it out")
+        raise InputError(f"no data folder {base}: {mend} the one with benchmark/Set5/HR, make it, or leave it out")
     return base
 
 
@@ -217,7 +217,7 @@ def _lr_files(hr: Path, files: list[Path]) -> tuple[dict[int, tuple[Path, ...]],
             found.setdefault(int(named[1]), tuple(folder / f"{file.stem}x{named[1]}.png" for file in files))
         else:
             others.append(folder.name)
-    return found, (f"{lr}: not used: {few(others)}; LR images lie in X2, X3, X4",) * bool(others)
+    return found, (f"{lr}: not used: {few(others)}; LR images lie in folders such as X2 or x4",) * bool(others)
 
 
 def _joined(name: str, parts: list[ImageSet]) -> ImageSet:
@@ -275,13 +275,15 @@ def get(
     """Fetch a dataset into the data folder (``root``, else SRLIB_DATA), and check it.
 
     An archive is downloaded into .downloads/ there, its checksum compared, unpacked and removed. One that lies there
-    already is taken as it is, so that a large one can be fetched by other means (``curl -C - -O`` goes on where it
-    stopped). What is there whole isn't fetched again. ``hr_only`` leaves out archives of LR images, which are made
-    from HR when needed. ``say`` gets the terms of use. Raises InputError for a dataset without a public address and
-    for a download that fails.
+    already, with the right checksum, is taken, so that a large one can be fetched by other means (``curl -C - -O`` goes
+    on where it stopped). What is there whole isn't fetched again. ``hr_only`` leaves out archives of LR images alone;
+    they are made from HR when needed. ``say`` gets the terms of use. Raises InputError for a dataset without a public
+    address and for a download that fails.
     """
     import pooch
 
+    if root:
+        Path(root).expanduser().mkdir(parents=True, exist_ok=True)
     here, base = listing(root, [name]), data_root(root) or Path()
     for dataset in known(name):
         say(f"{dataset.name}, published by {dataset.publisher}, {dataset.page}; terms of use: {dataset.terms}")

@@ -3,6 +3,7 @@
 import os
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -40,5 +41,6 @@ def write(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise InputError(f"cannot write {path} ({error.strerror}): make room, or choose another folder") from error

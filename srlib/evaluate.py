@@ -125,7 +125,7 @@ def luma_bicubic(store: Store, scale: int) -> Scores:
 
 
 def bicubic(scale: float) -> Upscaler:
-    """An upscaler for ``score``: MATLAB's bicubic on 8-bit images, the baseline of every paper's tables.
+    """An upscaler for ``score``: MATLAB's bicubic on 8-bit images; papers' tables mostly have ``luma_bicubic``.
 
     It takes float images in [0, 1], rounds them to 8 bits and returns 8-bit values as floats in [0, 1].
     """

@@ -1,4 +1,4 @@
-"""MATLAB's bicubic ``imresize``, which the papers' benchmarks were degraded with: the one resampler of the project.
+"""MATLAB's bicubic ``imresize``, which the papers' benchmarks were made with; ``degradation`` alone resizes otherwise.
 
 Cubic convolution (Keys, "Cubic convolution interpolation for digital image processing", 1981) with a = -0.5, stretched
 to suppress aliasing when an image shrinks, and borders mirrored with the edge pixel repeated.

@@ -234,7 +234,10 @@ def record(
     if purpose == "ships":
         weights = _file(model, config["scale"])
         ours = mine[(mine.dataset == SETS[0]) & (mine.protocol == STANDARD)].psnr.mean()
-        best = means(runs().query("weights == @weights").run, SETS[:1]).psnr.mean()
+        earlier = runs().query("weights == @weights").run
+        if {*earlier} - {run_id}:
+            raise InputError(f"{weights} ships as {earlier.iloc[0]}: record it under that id")
+        best = means(earlier, SETS[:1]).psnr.mean()
         if run.metrics["collapsed_at"] or not (ours > best or math.isnan(best)):
             raise InputError(f"{run.folder.name} {run.ending} with {ours:.2f} dB, {best:.2f} dB ship: keep those")
         settings = json.dumps({key: config[key] for key in ("scale", "train", "data", "fingerprint")})

@@ -130,7 +130,9 @@ def configure(
     Raises InputError for unknown names, a scale that the model lacks, and the paper budget on the photographs.
     """
     if budget == "paper" and store.name.startswith("photos"):
-        raise InputError("the paper budget needs the paper's training images: give --data FOLDER (DIV2K's HR images)")
+        raise InputError(
+            "the paper budget needs the paper's images: give --data DF2K, or for MoEISR and its backbones DIV2K_train"
+        )
     train_config = training(model, budget, **settings)
     config: Any = create(model, scale, network).config
     reduced = "" if scale is None or train_config.degradation != "bicubic" else store.lr_fingerprint(scale)

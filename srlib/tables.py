@@ -129,17 +129,17 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
     return cells[[*names.split(), "steps", "ended", "budget", "runs"]]
 
 
-def own_table(paper: str, name: str, scale: int = 4) -> pd.DataFrame:
+def own_table(paper: str, name: str) -> pd.DataFrame:
     """A table of our own, whose rows no paper prints: one line a trained row, with the ids of its ``runs``, its
-    ``training``, how it ``ended`` where it collapsed, its ``psnr`` (dB) on the held-out photographs, a mean over seeds,
-    and its ``gap`` to the baseline's as text."""
+    ``training``, how it ``ended`` where it collapsed, its ``psnr`` (dB) at x4 on the held-out photographs, a mean over
+    seeds, and its ``gap`` to the baseline's as text."""
     rows, lines = papers.rows(paper, name), []
     (baseline,) = (row.name for row in rows if row.baseline)
     runs = _most(_of_rows(paper, name, results.runs()), baseline)
     ids = {row.name: runs.run[runs["row"] == row.name].tolist() for row in rows}
-    means = results.means(runs.run, results.SETS[:1], scale).set_index("run").psnr
+    means = results.means(runs.run, results.SETS[:1], 4).set_index("run").psnr
     for row, mine in ((row, mine) for row, mine in ids.items() if mine):
-        gap = results.gaps(mine, ids[baseline], scale, runs).text if row != baseline and ids[baseline] else ""
+        gap = results.gaps(mine, ids[baseline], like=runs).text if row != baseline and ids[baseline] else ""
         line, its = {"row": row, "psnr": means[mine].mean(), "gap": gap}, runs[runs["row"] == row]
         lines.append(line | {"runs": " ".join(mine), "training": _training(its), "ended": _ended(its)})
     return pd.DataFrame(lines, columns=["row", "psnr", "gap", "runs", "training", "ended"])
@@ -253,11 +253,8 @@ def _of_rows(paper: str, number: str, runs: pd.DataFrame) -> pd.DataFrame:
     is taken, too, where it is the same network, trained alike; one that is recorded for both counts once."""
     mine = runs[(runs.purpose == "ablation") & (runs.paper == paper)]
     scales = mine.scale.astype(object).where(mine.scale.notna(), None)
-    places = zip(mine.table, mine["row"], scales, strict=True)
-    names, keys = (
-        {row.key: row.name for row in papers.rows(paper, number)},
-        [papers.row(paper, *at).key for at in places],
-    )
+    names = {row.key: row.name for row in papers.rows(paper, number)}
+    keys = [papers.row(paper, *at).key for at in zip(mine.table, mine["row"], scales, strict=True)]
     mine = mine.assign(row=pd.Series(keys, mine.index, object).map(names)).dropna(subset="row")
     return mine.drop_duplicates(["row", "seed", *results.ALIKE])
 

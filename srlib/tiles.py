@@ -108,10 +108,8 @@ def enlarge(
                 raise
         half = tile // (2 * ALIGN) * ALIGN
         if half < SMALLEST or not tileable:
-            size = f"{min(tile, width)} x {min(tile, height)}"
-            raise InputError(
-                f"the memory of {device} is too small for {size} pixels: close programs, or change --device"
-            )
+            size = f"{min(tile, width)} x {min(tile, height)} pixels"
+            raise InputError(f"the memory of {device} is too small for {size}: close programs, or change --device")
         warnings.warn(f"out of memory in tiles of {tile} pixels: going on in tiles of {half}", stacklevel=2)
         tile = half
 

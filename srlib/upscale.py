@@ -45,10 +45,12 @@ def jobs(sources: Sequence[str], out: str, format: str | None = None) -> tuple[l
     """What to make of files, folders and glob patterns, and where; and notes on files that are left out.
 
     A folder stands for the pictures in it and in folders below it, whose tree is kept. One file, named or matched, goes
-    into the file ``out`` if its suffix says a format; everything else goes into the folder ``out``, by the same name,
-    with the suffix of ``format`` where one is named, and .png where its own says no format that can be written.
+    into the file ``out`` if that has a suffix and is no folder; everything else goes into the folder ``out``, by the
+    same name, with the suffix of ``format`` where one is named, and .png where its own says no format that can be
+    written.
 
-    Raises InputError where nothing is found, two pictures would become one file, or one that is read be replaced.
+    Raises InputError where that suffix says no format, or another than ``format``, where nothing is found, two pictures
+    would become one file, or one that is read be replaced.
     """
     place = Path(out).expanduser()
     found, notes = _sources(sources, place.resolve())

@@ -1,8 +1,8 @@
 """Figures and tables of the book: the only module that draws.
 
-Each function returns ``Shown``, HTML that shows itself in a notebook and on a page, with a text alternative that it
-makes itself. A chart is one SVG without a ground, in ink that reads on white and on dark pages, whatever a user's
-matplotlibrc says. Networks have the colours and markers of their papers. What the HTML looks like is in
+Each function that draws returns ``Shown``, HTML that shows itself in a notebook and on a page, with a text alternative
+that it makes itself. A chart is one SVG without a ground, in ink that reads on white and on dark pages, whatever a
+user's matplotlibrc says. Networks have the colours and markers of their papers. What the HTML looks like is in
 book/_static/book.css.
 """
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from srlib import papers
-
 yaml = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,12 +100,6 @@ def test_no_page_of_the_built_book_shows_an_error() -> None:
 
 
 # --- References ---
-
-
-def test_every_paper_is_in_the_bibliography() -> None:
-    """What pages cite is checked by the build, which takes a warning for an error."""
-    entries = set(re.findall(r"^@\w+\{([^,]+),", (BOOK / "refs.bib").read_text(), re.M))
-    assert {paper.citation for paper in papers.all_papers().values()} <= entries
 
 
 @pytest.mark.parametrize("path", PROSE, ids=title_of)

@@ -138,8 +138,8 @@ def test_a_run_is_trained_found_again_scored_and_recorded(
     assert list(scores.model) == ["safmn", "bicubic"] and f"{scores.psnr[0]:.2f} dB" in first.stdout
     same = frame(command("evaluate", "--record", said["run"], "--data", images, "--csv"))
     assert same.equals(scores), "a run is its folder, too"
-    for more in (("--scale", "4"), ("bicubic",)):
-        assert "leave out model and --scale" in refused(command("evaluate", "--record", said["run"], *more))
+    for more in (("--scale", "4"), ("bicubic",), ("--weights", "model.safetensors")):
+        assert "leave out model, --scale and --weights" in refused(command("evaluate", "--record", said["run"], *more))
     seen: list[object] = []
 
     def keep(run: runs.Run, *given: object, **named: str) -> pd.DataFrame:
@@ -164,8 +164,10 @@ def test_a_run_goes_on_with_real_world_degradation(command: Srlib, images: Path,
     assert command("train", "seemore-t", "--scale", "2", "--record", "run.json", *given).exit_code == 0
     tuned = command("train", "seemore-t", "--fine-tune", "run.json", *given)
     assert tuned.exit_code == 0 and "real-esrgan" in tuned.stdout, tuned.output
-    other = command("train", "seemore-b", "--fine-tune", "run.json", *given)
-    assert "srlib train seemore-t --runs runs" in refused(other)
+    for other in (("seemore-b",), ("seemore-t", "--scale", "4"), ("seemore-t", "--table", "4c", "--row", "kernel=3")):
+        assert "srlib train seemore-t --runs runs" in refused(
+            command("train", *other, "--fine-tune", "run.json", *given)
+        )
     elsewhere = command("train", "seemore-t", "--fine-tune", "run.json", "--runs", "others", *given)
     assert "srlib train seemore-t --runs runs" in refused(elsewhere) and not Path("others").exists()
 

@@ -200,7 +200,7 @@ from srlib.papers import Paper, Recipe
 from srlib.papers.safmn import PROTOCOL, TRAIN
 
 PAPER = Paper(
-    slug="toy", name="Toy", title="A fifth paper", citation="toy2027", order=5, colour="#123456", marker="*",
+    slug="toy", name="Toy", title="A fifth paper", order=5, colour="#123456", marker="*",
     main="toy", titles={"toy": "Toy"}, protocols=(), peer_tables=(), own_rows="Toy",
     recipes={"toy": Recipe(TRAIN, PROTOCOL)},
 )

@@ -266,6 +266,8 @@ def test_better_weights_ship_in_half_precision(trained: runs.Run, records: Path)
     assert results.shipped().iloc[0][["file", "model", "steps"]].tolist() == ["safmn-x4.safetensors", "safmn", 3]
     loaded, own = results.load("safmn", 4).state_dict(), trained.network().state_dict()
     assert all(torch.equal(loaded[key], own[key].half().float()) for key in own)
+    with pytest.raises(InputError, match="safmn-x4.safetensors ships as ships-safmn-x4: record it under that id"):
+        results.record(trained, "ships-better", "ships", [data.Store.open("photos/held-out")])
 
 
 def test_a_network_of_experts_is_recorded_with_how_often_it_uses_them(tmp_path: Path, records: Path) -> None:

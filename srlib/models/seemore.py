@@ -48,11 +48,8 @@ class SeemoReConfig(Config):
     def ranks(self) -> tuple[int, ...]:
         """The experts' ranks, smallest first. Table 5a lists them beside the expressions: i counts experts from 1 in
         2^i (2, 4, 8), but from 0 in 2*i+2 (2, 4, 6) and in i+2 (2, 3, 4)."""
-        first = 0 if self.growth in ("2*i+2", "i+2") else 1
-        steps = range(first, first + self.experts)
-        return tuple(
-            {"2^i": 2**i, "2*i+2": 2 * i + 2, "i+2": i + 2, "2^(i+1)": 2 ** (i + 1)}[self.growth] for i in steps
-        )
+        steps = range(1, self.experts + 1)
+        return tuple({"2^i": 2**i, "2*i+2": 2 * i, "i+2": i + 1, "2^(i+1)": 2 ** (i + 1)}[self.growth] for i in steps)
 
     def build(self) -> SeemoRe:
         return SeemoRe(self)

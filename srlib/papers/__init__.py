@@ -91,7 +91,6 @@ class Paper:
     slug: str
     name: str  # of its network: "SAFMN"
     title: str
-    citation: str  # the key in the book's bibliography
     order: int  # its place among the papers
     colour: str  # #rrggbb, readable on white and on the dark page
     marker: str  # matplotlib's, so that a chart reads without colours

@@ -46,7 +46,7 @@ MOEISR = replace(
     about="As liif: MoEISR has no released code, and repeats LIIF's rows. Its Table 5 doesn't say how SSIM is taken.",
 )
 
-# srlib train liif-edsr --data DIV2K --budget paper
+# srlib train liif-edsr --data DIV2K_train --budget paper
 TRAIN = TrainConfig(
     steps=1000 * 20 * 800 // 16,  # LIIF's release: 1000 epochs of 20 passes over DIV2K's 800 images
     batch=16,  # LIIF's release
@@ -71,7 +71,7 @@ SWINIR = replace(TRAIN, steps=1000 * 20 * 800 // 32, batch=32, milestones=(250_0
 SMOKE = {"steps": 400, "patch": 24, "queries": 576, "lr": 1e-3}  # at 1e-4 a few hundred steps lead nowhere
 
 
-# srlib train moeisr-lte-s-edsr --data DIV2K --budget paper
+# srlib train moeisr-lte-s-edsr --data DIV2K_train --budget paper
 # Printed for EDSR-MoEISR(LTE)-s at x4: 29.04 dB on DIV2K's validation images, in RGB (Table 1). 1/333 of the steps with
 # a quarter of the batch and half the patch take 28 minutes on one CPU core.
 def recipe(model: str) -> Recipe:
@@ -170,7 +170,6 @@ PAPER = Paper(
     slug="moeisr",
     name="MoEISR",
     title="Balancing Efficiency and Quality: MoEISR for Arbitrary-Scale Image Super-Resolution",
-    citation="oh2023moeisr",
     order=4,
     colour="#e17702",
     marker="P",

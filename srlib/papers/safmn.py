@@ -34,7 +34,6 @@ PAPER = Paper(
     slug="safmn",
     name="SAFMN",
     title="Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution",
-    citation="sun2023safmn",
     order=1,
     colour="#3a4eff",
     marker="o",

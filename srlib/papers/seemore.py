@@ -116,7 +116,6 @@ PAPER = Paper(
     slug="seemore",
     name="SeemoRe",
     title="See More Details: Efficient Image Super-Resolution by Experts Mining",
-    citation="zamfir2024seemore",
     order=2,
     colour="#b23f18",
     marker="s",

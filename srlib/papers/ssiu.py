@@ -57,7 +57,6 @@ PAPER = Paper(
     slug="ssiu",
     name="SSIU",
     title="Structural Similarity-Inspired Unfolding for Lightweight Image Super-Resolution",
-    citation="ni2025ssiu",
     order=3,
     colour="#43a55e",
     marker="D",
