@@ -63,7 +63,7 @@ Model = Annotated[str, typer.Argument(help="A model, such as safmn, seemore-t, s
 Scale = Annotated[int | None, typer.Option(min=1, help="How many times larger, each way; default 4, or the run's.")]
 Record = Annotated[Path | None, typer.Option(help="A run: its folder, or the file that `train --record` wrote.")]
 Weights = Annotated[Path | None, typer.Option(help="A file of weights, ours or released; default: those that ship.")]
-Images = Annotated[list[str] | None, typer.Option("--data", help="Datasets or folders; default: photos, Set5, Set14.")]
+Images = Annotated[list[str] | None, typer.Option("--data", help="Default: photos/held-out, and Set5, Set14 if here.")]
 DataRoot = Annotated[Path | None, typer.Option(help="The data folder; default: the variable SRLIB_DATA.")]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
 Precision = Annotated[Literal["32-true", "bf16", "fp16"], typer.Option(help="Of a network's arithmetic.")]
@@ -348,7 +348,7 @@ def data_list(
 def data_get(
     name: Annotated[str, typer.Argument(help="Dataset, as `srlib data list` names it.")],
     data_root: DataRoot = None,
-    hr_only: Annotated[bool, typer.Option("--hr-only", help="Leave out archives of LR images alone.")] = False,
+    hr_only: Annotated[bool, typer.Option("--hr-only", help="Leave out archives that hold LR only.")] = False,
 ) -> None:
     """Fetch a dataset from its public address into the data folder. Example: srlib data get Set5 --data-root data"""
     from srlib import datasets

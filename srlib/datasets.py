@@ -14,6 +14,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -272,18 +273,19 @@ def listing(
 def get(
     name: str, root: str | Path | None = None, *, hr_only: bool = False, say: Callable[[str], None] = print
 ) -> list[Status]:
-    """Fetch a dataset into the data folder (``root``, else SRLIB_DATA), and check it.
+    """Fetch a dataset into the data folder (``root``, made where it is missing, else SRLIB_DATA), and check it.
 
     An archive is downloaded into .downloads/ there, its checksum compared, unpacked and removed. One that lies there
     already, with the right checksum, is taken, so that a large one can be fetched by other means (``curl -C - -O`` goes
-    on where it stopped). What is there whole isn't fetched again. ``hr_only`` leaves out archives of LR images alone;
-    they are made from HR when needed. ``say`` gets the terms of use. Raises InputError for a dataset without a public
-    address and for a download that fails.
+    on where it stopped). What is there whole isn't fetched again. ``hr_only`` leaves out archives that hold LR images
+    only, which are made from HR when needed. ``say`` gets the terms of use. Raises InputError for a dataset without a
+    public address and for a download that fails.
     """
     import pooch
 
-    if root:
-        Path(root).expanduser().mkdir(parents=True, exist_ok=True)
+    if root and any(one.archives for one in known(name)):
+        with suppress(FileExistsError):  # a file of that name: data_root says so
+            Path(root).expanduser().mkdir(parents=True, exist_ok=True)
     here, base = listing(root, [name]), data_root(root) or Path()
     for dataset in known(name):
         say(f"{dataset.name}, published by {dataset.publisher}, {dataset.page}; terms of use: {dataset.terms}")

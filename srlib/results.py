@@ -210,7 +210,8 @@ def record(
 
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
-    there are no records, for the baseline's id, for an ablation without its row, and for weights that collapsed, are
+    there are no records, for the baseline's id, for another id than that of the weights that ship, for an
+    ablation without its row, and for weights that collapsed, are
     not scored on the held-out photographs, or are no better there than those that ship.
     """
     where, config, train = folder(), run.config, run.config["train"]
@@ -221,6 +222,11 @@ def record(
         raise InputError("bicubic is the baseline's id: give the run another, such as equal-safmn-seed0")
     if purpose == "ships" and SETS[0] not in [store.name for store in stores]:
         raise InputError(f"weights ship by their score on {SETS[0]}: name it among the data, too")
+    if purpose == "ships":
+        weights = _file(model, config["scale"])
+        earlier = runs().query("weights == @weights").run
+        if {*earlier} - {run_id}:
+            raise InputError(f"{weights} ships as {earlier.iloc[0]}: record it under that id")
     if purpose == "ablation" and not row:
         raise InputError("which row of which table? give the file that srlib train --table --row --record wrote")
     row = papers.row(paper.slug, table, row, config["scale"]).name if row else ""
@@ -232,11 +238,7 @@ def record(
     base = pd.concat(_scored("bicubic", bicubic(scale), model, stores, scale) for scale in scales)
     mine = pd.concat(_scored(run_id, upscaler(network, scale), model, stores, scale) for scale in scales)
     if purpose == "ships":
-        weights = _file(model, config["scale"])
         ours = mine[(mine.dataset == SETS[0]) & (mine.protocol == STANDARD)].psnr.mean()
-        earlier = runs().query("weights == @weights").run
-        if {*earlier} - {run_id}:
-            raise InputError(f"{weights} ships as {earlier.iloc[0]}: record it under that id")
         best = means(earlier, SETS[:1]).psnr.mean()
         if run.metrics["collapsed_at"] or not (ours > best or math.isnan(best)):
             raise InputError(f"{run.folder.name} {run.ending} with {ours:.2f} dB, {best:.2f} dB ship: keep those")
