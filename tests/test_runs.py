@@ -118,7 +118,7 @@ def test_rows_bring_their_own_network_scale_and_training(store):
 
 def test_the_paper_budget_refuses_the_photographs(store, monkeypatch):
     monkeypatch.setattr(store, "name", "photos/train")
-    with pytest.raises(InputError, match="--data FOLDER"):
+    with pytest.raises(InputError, match="--data DF2K"):
         runs.configure("safmn", 4, store, budget="paper")
 
 
