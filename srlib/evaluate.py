@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,6 +104,14 @@ def score_under(
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
     return found
+
+
+def compare(images: Mapping[str, Tensor], protocol: Protocol, scale: float = 4) -> dict[str, str]:
+    """PSNR and SSIM of images (3, H, W), uint8 or float in [0, 1], against the first of them, by label, as text:
+    "26.62 dB / 0.7512"; those of another size, such as LR, are left out."""
+    (_, hr), *others = images.items()
+    pairs = {label: (image, hr, protocol, scale) for label, image in others if image.shape == hr.shape}
+    return {label: f"{metrics.psnr(*p).item():.2f} dB / {metrics.ssim(*p).item():.4f}" for label, p in pairs.items()}
 
 
 def luma_bicubic(store: Store, scale: int) -> Scores:

@@ -1,9 +1,8 @@
 """Figures and tables of the book: the only module that draws.
 
-Each function that draws returns ``Shown``, HTML that shows itself in a notebook and on a page, with a text alternative
-that it makes itself. A chart is one SVG without a ground, in ink that reads on white and on dark pages, whatever a
-user's matplotlibrc says. Networks have the colours and markers of their papers. What the HTML looks like is in
-book/_static/book.css.
+Each function that draws returns ``Shown``, HTML that shows itself in a notebook and on a page, with a text alternative.
+A chart is one SVG without a ground, in ink that reads on white and on dark pages, whatever a user's matplotlibrc says.
+Networks have the colours and markers of their papers. What the HTML looks like is in book/_static/book.css.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from srlib import metrics, papers
+from srlib import evaluate, metrics, papers
 from srlib.errors import InputError
 
 Notes = Mapping[str, str]  # by label: a line of text
@@ -85,14 +84,6 @@ def images(panels: Panels, caption: str = "", *, crop: Sequence[int] = (), notes
             top, left, tall, wide = (round(side * panel.shape[0] / whole.shape[0]) for side in crop)
             pixels[label] = panel[top : top + max(tall, 1), left : left + max(wide, 1)]
     return _grid(pixels, caption, caption, notes or {}, above)
-
-
-def scores(panels: Panels, protocol: metrics.Protocol, scale: float = 4) -> dict[str, str]:
-    """PSNR and SSIM against the first panel of those of its size, as notes: "26.62 dB / 0.7512"."""
-    tensors = {label: torch.from_numpy(_pixels(panel, label)).movedim(2, 0) for label, panel in panels.items()}
-    (_, hr), *others = tensors.items()
-    pairs = {label: (image, hr, protocol, scale) for label, image in others if image.shape == hr.shape}
-    return {label: f"{metrics.psnr(*p).item():.2f} dB / {metrics.ssim(*p).item():.4f}" for label, p in pairs.items()}
 
 
 def features(maps: Panels, caption: str = "", *, limit: float = 0) -> Shown:
@@ -150,7 +141,7 @@ def viewer(photographs: Mapping[str, Panels], protocol: metrics.Protocol, scale:
     inner = ""
     for name, panels in photographs.items():
         pixels = {label: _pixels(panel, label) for label, panel in panels.items()}
-        shown = _grid(pixels, f"{name}. {caption}", name, scores(panels, protocol, scale), compare=True)
+        shown = _grid(pixels, f"{name}. {caption}", name, evaluate.compare(panels, protocol, scale), compare=True)
         inner += f'<section data-photograph="{escape(name)}">{shown.html}</section>'
     alt = f"The photographs {', '.join(photographs)}, to be compared by eye. {caption}"
     return Shown(f'<div class="srlib-viewer">{inner}</div>', alt)
@@ -298,29 +289,28 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
     with _drawing(4.2) as axes:
         sns.scatterplot(points, hue=points.index, palette=inks, alpha=0.5, ax=axes, **area)
         if printed is not None:
+            area["edgecolor"] = [inks[label] for label in printed.index]
             sns.scatterplot(printed, facecolor="none", linestyle="--", ax=axes, **area)
         texts = [axes.text(x, y, label, color=inks[label]) for label, x, y, _ in points.itertuples()]
         axes.margins(0.14, 0.18)
         axes.set(**({"xscale": "log"} | axis))
-        axes.set_title(f"area of a circle: {sizes}{'' if printed is None else ', dashed: printed'}")
         lines = {"arrowstyle": "-", "color": INK, "linewidth": 0.7}
         apart = {"force_static": (0.3, 0.4), "expand": (1.1, 1.4), "iter_lim": 400}  # no time limit, which varies
         adjust_text(texts, objects=axes.collections[0], ax=axes, arrowprops=lines, **apart)
         said = ", ".join(f"{label} at {x:.4g} and {y:.4g}" for label, x, y, _ in points.itertuples())
-        return _chart(axes, f"{ylabel} against {xlabel}: {said}.", caption)
+        return _chart(axes, f"{ylabel} against {xlabel}: {said}.", f"{caption} Area of a circle: {sizes}.")
 
 
-def intervals(gaps: Mapping[str, Any], caption: str = "", **beside: Mapping[str, float]) -> Shown:
-    """Gaps in dB (mean, low, high), such as ``results.Gap``, one a line beside 0; with ``beside`` further gaps of the
-    same rows by what they are, such as those in print."""
+def intervals(gaps: Mapping[str, Any], caption: str = "", printed: Any = None) -> Shown:
+    """Gaps in dB (mean, low, high), such as ``results.Gap``, one a line beside 0, and the same rows' in print."""
     bounds = pd.DataFrame({label: gap[:3] for label, gap in gaps.items()}).melt(var_name="row", value_name="gap")
     with _drawing(1.2 + 0.32 * len(gaps)) as axes:
         axes.axvline(0, color=INK, linewidth=0.8)
         span = {"estimator": "median", "errorbar": ("pi", 100)}  # of mean, low and high: the mean, and the interval
         sns.pointplot(bounds, x="gap", y="row", linestyle="none", color=PALETTE[0], label="ours, 95 %", ax=axes, **span)
-        for (name, found), marker, ink in zip(beside.items(), cycle("Dsv"), cycle((INK, *PALETTE[1:])), strict=False):
-            shown = pd.Series(found, dtype=float).reindex([*gaps])
-            sns.scatterplot(x=shown, y=shown.index, marker=marker, color=ink, edgecolor="none", label=name, ax=axes)
+        if printed is not None:
+            shown = pd.Series(printed, dtype=float).reindex([*gaps])
+            sns.scatterplot(x=shown, y=shown.index, marker="D", color=INK, edgecolor="none", label="printed", ax=axes)
         axes.set(xlabel="gap in PSNR (dB)", ylabel="", ylim=(len(gaps) - 0.5, -0.5))
         said = "; ".join("{} {:+.2f} ({:+.2f} to {:+.2f})".format(label, *gap[:3]) for label, gap in gaps.items())
         return _chart(axes, f"Gaps in PSNR, dB: {said}.", caption)
@@ -329,8 +319,9 @@ def intervals(gaps: Mapping[str, Any], caption: str = "", **beside: Mapping[str,
 def shares(values: Mapping[str, Mapping[str, float]], unit: str, caption: str = "") -> Shown:
     """Stacked bars of shares, such as those of the experts that a network's blocks choose (SeemoRe, Figure 5a)."""
     frame = pd.DataFrame(values).T.fillna(0.0)
+    inks: Any = EXPERTS if len(frame.columns) <= len(EXPERTS) else sns.color_palette("tab10")
     with _drawing(1.1 + 0.36 * len(frame)) as axes:
-        frame.iloc[::-1].plot.barh(ax=axes, stacked=True, width=0.75, colormap="viridis", edgecolor=INK, xlabel=unit)
+        frame.iloc[::-1].plot.barh(ax=axes, stacked=True, width=0.75, color=inks, edgecolor=INK, xlabel=unit)
         axes.margins(x=0)
         said = "; ".join(f"{k} " + ", ".join(f"{n} {v:.3g}" for n, v in row.items()) for k, row in frame.iterrows())
         return _chart(axes, f"Bars, {unit}: {said}.", caption)
@@ -347,7 +338,8 @@ def _cell(value: Any, digits: int = 4) -> str:
         return value.html
     if isinstance(value, str):
         text = badge(value) if value in BADGES else escape(value)
-        return text if re.match(r"[-+\u2212~\u00d7]?[\d.]|$", value) else f'<span class="srlib-text">{text}</span>'
+        number = re.match(r"[-+\u2212~\u00d7]?[\d.]|\u2013?$", value)
+        return text if number else f'<span class="srlib-text">{text}</span>'
     if pd.isna(value):
         return "\u2013"
     if isinstance(value, bool | np.bool_):
@@ -368,27 +360,29 @@ def _html(frame: pd.DataFrame, caption: str, after: str = "") -> Shown:
 
 
 def table(frame: pd.DataFrame, caption: str = "", *, digits: int = 4) -> Shown:
-    """Any frame: floats with ``digits`` significant digits, verdicts as badges, numbers flush right; an index with a
-    name becomes the first column."""
+    """Any frame: floats with ``digits`` significant digits, verdicts as badges, columns of numbers alone flush right;
+    an index with a name becomes the first column."""
     frame = frame.reset_index() if any(frame.index.names) else frame
     shown = frame.astype(object).map(lambda value: _cell(value, digits))
-    words = {name for name in shown if shown[name].str.contains("srlib-text").any()}  # whose heads are flush left, too
+    words = {name for name in shown if shown[name].str.contains("srlib-text").any()}
+    for name in words:
+        shown[name] = shown[name].map(lambda cell: cell if "<" in cell else f'<span class="srlib-text">{cell}</span>')
     heads = {name: f"<span{' class=srlib-text' * (name in words)}>{escape(str(name))}</span>" for name in shown}
     return _html(shown.rename(columns=heads), caption)
 
 
 def _printed(cell: Any, notes: dict[str, int]) -> str:
-    """A printed number; below it ours with its verdict, our score at a smaller budget, or our gap with its trend, which
-    lead to the record of the (first) run."""
+    """A printed number; below it ours with its verdict, or our score at a smaller budget, which leads to the record of
+    the (first) run."""
     number, mark, note, digits = "", "", cell.note, len(cell.printed.partition(".")[2])
     if cell.verdict != "not-run":
         number, mark = f"{cell.ours:.{digits + (cell.verdict != 'exact')}f}", cell.verdict
     elif not cell.own:
         return escape(cell.printed)
-    elif cell.trend:
-        number, mark, note = f"gap {cell.gap:+.2f}", cell.trend, f"{cell.budget}; print: gap {cell.gap_printed:+.2f}"
     elif pd.notna(cell.trained):
         number, note = f"{cell.trained:.{digits}f}", cell.budget
+    elif cell.runs:
+        number, note = "trained", cell.budget
     else:
         mark = "not-run"
     ours = f'<a href="../records.html#{cell.runs.split()[0]}">{number}</a>' if cell.runs else number
@@ -398,9 +392,9 @@ def _printed(cell: Any, notes: dict[str, int]) -> str:
 
 
 def printed_table(frame: pd.DataFrame, caption: str = "") -> Shown:
-    """A printed table (``tables.table``): rows by datasets and metrics as in the paper; in a cell the printed number,
-    below it ours with its verdict, or our score at a smaller budget with its trend; notes are numbered below the table.
-    Other papers' rows are folded away as far as nothing of them is run."""
+    """A printed table (``tables.table``): rows by datasets and metrics as in the paper; below a printed number ours
+    with its verdict, or a score at a smaller budget. Notes are numbered below the table; other papers' rows are folded
+    away as far as nothing of them is run."""
     notes: dict[str, int] = {}
     names = frame.row.map(escape) + frame.variant.map(lambda text: f" <small>{escape(text)}</small>" if text else "")
     cells = pd.DataFrame({"row": names.where(~frame.own, "<b>" + names + "</b>")})
@@ -434,21 +428,27 @@ def trends(frame: pd.DataFrame, caption: str = "") -> Shown:
     shown = table(printed.drop_duplicates("row").set_index("row").join(wide), caption)
     if (drawn := done[done.ended == ""]).empty:
         return shown
-    (training, own), *others = drawn.set_index("name").groupby("training", sort=False)
+    training, own = next(iter(drawn.set_index("name").groupby("training", sort=False)))
     gaps = dict(zip(own.index, own[["gap", "gap_low", "gap_high"]].to_numpy(), strict=True))
-    beside: Any = {"printed": own.gap_printed} | {f"ours after {length}": part.gap for length, part in others}
-    chart = intervals(gaps, f"Gaps to the baseline in PSNR; ours: {training}, with 95 % intervals.", **beside)
+    said = f"Gaps to the baseline in PSNR; ours: {training}, with 95 % intervals."
+    chart = intervals(gaps, said, printed=own.gap_printed)
     return Shown(shown.html + chart.html, f"{shown.alt} {chart.alt}")
 
 
 def ledger(frame: pd.DataFrame, caption: str = "") -> Shown:
-    """What differs between print, release and ours (``tables.ledger``), the rows of one difference in one line."""
-    lines: Any = frame.fillna("").astype(str)
-    place = lines.table.map(lambda number: f"Table {number} " if number else "") + lines.dataset + " "
-    lines["place"] = place + lines.metric.map(lambda metric: METRICS.get(metric, metric.upper()))
-    keys = ["place", "printed", "ours", "verdict", "explanation", "evidence"]
-    rows = lines.groupby(keys, sort=False).row.agg(lambda some: ", ".join(some.unique())).reset_index()
-    return table(rows[["row", *keys]], caption)
+    """What differs between print, release and ours (``tables.ledger``): an article a difference, a line a cell."""
+    parts = []
+    for texts, entries in frame.fillna("").astype(str).groupby(["explanation", "evidence"], sort=False):
+        part = ""
+        for one in entries.to_dict("records"):
+            place = [one["table"] and f"Table {one['table']}", one["scale"] and f"\u00d7{one['scale']}", one["dataset"]]
+            place += [METRICS.get(one["metric"], one["metric"].upper())]
+            told = escape("; ".join(f"{name}: {one[name]}" for name in ("printed", "ours") if one[name]))
+            mark = badge(one["verdict"]) if one["verdict"] else ""
+            part += f"<p><b>{escape(one['row'])}</b> <small>{' '.join(filter(None, place))}</small> {told} {mark}</p>"
+        parts.append(f"<article>{part}{''.join(f'<p>{escape(str(text))}</p>' for text in texts)}</article>")
+    html = f'<div class="srlib-ledger"><p class="srlib-caption">{escape(caption)}</p>{"".join(parts)}</div>'
+    return Shown(html, f"{caption} {len(parts)} differences.")
 
 
 def claims(frame: pd.DataFrame, caption: str = "") -> Shown:

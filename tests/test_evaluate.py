@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from srlib.data import Store
 from srlib.datasets import find
 from srlib.errors import InputError
-from srlib.evaluate import AtScale, bicubic, luma_bicubic, score, score_under, upscaler
+from srlib.evaluate import AtScale, bicubic, compare, luma_bicubic, score, score_under, upscaler
 from srlib.metrics import MATLAB, Protocol, psnr, ssim
 from srlib.models import create
 from srlib.resize import imresize
@@ -157,3 +157,9 @@ def test_grey_images_keep_their_full_range(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / name / "0.png")
         found.append(luma_bicubic(Store.open(str(tmp_path / name), tmp_path / "cache"), 2).psnr)
     assert found[1] - found[0] == pytest.approx(20 * np.log10(255 / 219), abs=0.1)
+
+
+def test_images_are_compared_with_the_first_of_their_size() -> None:
+    hr = torch.rand(3, 24, 32, generator=torch.Generator().manual_seed(0))
+    found = compare({"HR": hr, "LR": hr[:, ::4, ::4], "SAFMN": hr / 2}, MATLAB)
+    assert found == {"SAFMN": f"{psnr(hr / 2, hr, MATLAB, 4).item():.2f} dB / {ssim(hr / 2, hr, MATLAB, 4).item():.4f}"}

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from srlib import papers, results, tables, viz
+from srlib import evaluate, papers, results, tables, viz
 from srlib.errors import InputError
 from srlib.models.safmn import SAFM
 from srlib.viz import Shown
@@ -99,7 +99,7 @@ CHARTS: dict[str, tuple[str, Callable[[], Shown]]] = {  # what the text alternat
     "scatter": ("SSIU at 45 and 32.3", lambda: viz.scatter(POINTS, printed=POINTS.iloc[:1])),
     "intervals": (
         "no SAFM -0.20 (-0.30 to -0.10)",
-        lambda: viz.intervals({"no SAFM": results.Gap(-0.2, -0.3, -0.1)}, printed={"no SAFM": -0.17}, other={}),
+        lambda: viz.intervals({"no SAFM": results.Gap(-0.2, -0.3, -0.1)}, "A caption.", {"no SAFM": -0.17}),
     ),
     "shares": (
         "block 1 r=2 0.25, r=4 0.75; block 2 r=2 0, r=4 1",
@@ -120,7 +120,7 @@ def test_a_chart_is_one_small_svg_without_a_ground_that_says_what_it_shows(name:
     assert not any(re.search(r"\.\d\d", path.get("d", "")) for path in drawing.iter("{http://www.w3.org/2000/svg}path"))
     inks = set(re.findall(r"#[0-9a-f]{6}", ElementTree.tostring(drawing, "unicode")))
     assert viz.INK in inks and not inks & {"#000000", "#ffffff"}
-    if name != "shares":  # whose parts go from dark to light on purpose, each with an edge of ink
+    if name != "shares":  # whose parts have an edge of ink each
         for ink in inks:
             assert 1.05 / (luminance(ink) + 0.05) >= 3 <= (luminance(ink) + 0.05) / (luminance("#121212") + 0.05)
 
@@ -166,11 +166,6 @@ def test_images_are_shown_pixel_for_pixel_and_cropped_at_one_place(hr: torch.Ten
         viz.images({"HR": hr}, crop=(40, 20, 32, 40))
 
 
-def test_scores_of_panels_are_those_of_the_metrics(panels: dict[str, torch.Tensor]) -> None:
-    found = viz.scores(panels | {"LR": panels["HR"][:, ::4, ::4]}, PROTOCOL)
-    assert list(found) == ["bicubic", "SAFMN"] and re.fullmatch(r"\d\d\.\d\d dB / 0\.\d{4}", found["SAFMN"])
-
-
 @pytest.mark.parametrize("bad", [torch.zeros(2, 4, 4), torch.full((3, 4, 4), torch.nan), torch.zeros(2, 3, 4, 4)])
 def test_what_is_no_image_is_refused(bad: torch.Tensor) -> None:
     with pytest.raises(InputError, match="panel 'odd'"):
@@ -206,7 +201,7 @@ def test_an_attribution_map_is_framed_at_the_patch(hr: torch.Tensor) -> None:
 
 def test_a_viewer_holds_its_images_once_and_reads_without_a_script(panels: dict[str, torch.Tensor]) -> None:
     shown = viz.viewer({"camera": panels, "coffee": panels}, PROTOCOL, caption="Shipped weights.")
-    page, note = Page(shown.html), viz.scores(panels, PROTOCOL)["SAFMN"]
+    page, note = Page(shown.html), evaluate.compare(panels, PROTOCOL)["SAFMN"]
     assert re.findall(r'<section data-photograph="(\w+)">', shown.html) == ["camera", "coffee"]
     assert len(page.images) == 6 and str(page.images[2]["alt"]).startswith(f"SAFMN: {note}") and note in page.text
     assert 'data-width="80" data-height="64"' in shown.html and "camera. Shipped weights." in page.text
@@ -241,13 +236,12 @@ def early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "runs", runs.copy)
 
 
-def test_a_printed_table_shows_counts_with_verdicts_and_gaps_with_trends(early: None) -> None:
+def test_a_printed_table_shows_counts_with_verdicts_and_which_rows_are_trained(early: None) -> None:
     cells = tables.table("safmn", "3", counts=False)
     cells.loc[0, ["ours", "verdict", "printed"]] = [239.52, "exact", "239.52"]
     shown = viz.printed_table(cells, "Table 3.")
     assert '239.52 <span class="verdict verdict-exact">= exact</span>' in shown.html
-    record = r'<a href="../records.html#ablation-safmn-3-[\w-]+-seed0">gap [+-]0\.\d\d</a> '
-    assert re.search(record + '<span class="verdict verdict-opposite"', shown.html)
+    assert re.search(r'<a href="../records.html#ablation-safmn-3-[\w-]+-seed0">trained</a><sup>', shown.html)
     assert "seeds" in Page(shown.html).text  # the note says how the rows were trained
 
 
@@ -288,26 +282,26 @@ def test_parts_are_folded_away_and_numbers_named() -> None:
     assert viz.numbers({"exact": 243}).alt == "exact: 243. "
 
 
-def test_the_ledger_names_the_rows_of_one_difference_in_one_line() -> None:
-    line = dict.fromkeys(("kind", "paper", "scale", "dataset"), "")
+def test_the_ledger_tells_the_cells_of_one_difference_together() -> None:
+    line = dict.fromkeys(("kind", "paper", "dataset"), "") | {"scale": "4"}
     line |= {"table": "3", "row": "Baseline", "metric": "flops"}
     line |= {"printed": "1", "ours": "2", "explanation": "A misprint.", "evidence": "Our count.", "verdict": "differs"}
-    other = line | {"row": "Order of norms", "table": "", "metric": "", "verdict": ""}
+    other = line | {"row": "Order of norms", "table": "", "metric": "", "verdict": "", "explanation": "A choice."}
     shown = viz.ledger(pd.DataFrame([line, line | {"row": "SAFM -> None"}, other]), "Differences.")
     text = Page(shown.html).text
-    assert "Baseline, SAFM -> None" in text and text.count("A misprint.") == 2 and "Table 3  #FLOPs" in text
+    assert (
+        shown.html.count("<article>") == 2 and text.count("A misprint.") == 1 and text.count("printed: 1; ours: 2") == 3
+    )
+    assert "Baseline Table 3 \u00d74 #FLOPs" in text and "SAFM -> None" in text
 
 
-@pytest.mark.parametrize("thing", [SAFM, SAFM.forward, viz.scores])
+@pytest.mark.parametrize("thing", [SAFM, SAFM.forward, viz.link])
 def test_forward_shows_the_source_with_its_place(thing: object) -> None:
     shown = viz.forward(thing)
-    name = "SAFM.forward" if thing is not viz.scores else "scores"
+    name = "SAFM.forward" if thing is not viz.link else "link"
     text = Page(shown.html).text
     assert f"def {name.rpartition('.')[2]}(" in text and re.search(rf"{name}: srlib/[\w/]+\.py, line \d+", text)
     assert 'class="highlight"' in shown.html
-
-
-# --- the book's styles ------------------------------------------------------------------------------------------------
 
 
 def test_every_class_of_the_html_and_every_badge_has_a_style(panels: dict[str, torch.Tensor]) -> None:

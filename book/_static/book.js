@@ -24,7 +24,7 @@ document.addEventListener("DOMContentLoaded", () => {
     body.append(...sorted);
   }
 
-  for (const table of document.querySelectorAll(".srlib-table table, .bd-article table.table")) {
+  for (const table of document.querySelectorAll(".srlib-table table")) {
     const heads = [...([...(table.tHead?.rows ?? [])].at(-1)?.cells ?? [])];
     const body = table.tBodies[0], rows = [...(body?.rows ?? [])];
     if (rows.length < 3 || heads.some((head) => head.colSpan > 1) || rows.some((row) => row.cells.length !== heads.length)) continue;
