@@ -228,7 +228,7 @@ class _Evidence:
         means = [mean for run in mine.run if (mean := self.mean(run, cell, name))]
         if means and len(means) == len(mine):
             found["trained"] = sum(means) / len(means)
-        if "trained" in found or "gap" in found or (row.baseline and len(mine)):
+        if "trained" in found or (self.baseline and len(mine)):
             one, seeds = mine.iloc[0], f"{len(mine)} seeds" if len(mine) > 1 else ""
             found["training"], found["steps"], found["ended"] = _training(mine), one.steps, _ended(mine)
             found["budget"] = ", ".join(filter(None, (found["training"], seeds, found["ended"])))
@@ -313,7 +313,7 @@ def _not_run(about: papers.Paper, number: str, row: papers.Row | None, cell: Cel
     if not about.own(number, cell["row"]):
         return "peer, as printed"
     if cell["metric"] in ("time", "gpu_memory", "runtime"):
-        return "needs the paper's GPU; times and memory of ours are on the page Speed"
+        return "needs the paper's GPU (times and memory of ours are on the page Speed)"
     if cell["metric"] in COUNTED:
         return "not counted in this call"
     train = papers.recipe(row.model if row else about.main).train

@@ -298,7 +298,7 @@ def scatter(points: pd.DataFrame, caption: str = "", *, printed: pd.DataFrame | 
         apart = {"force_static": (0.3, 0.4), "expand": (1.1, 1.4), "iter_lim": 400}  # no time limit, which varies
         adjust_text(texts, objects=axes.collections[0], ax=axes, arrowprops=lines, **apart)
         said = ", ".join(f"{label} at {x:.4g} and {y:.4g}" for label, x, y, _ in points.itertuples())
-        return _chart(axes, f"{ylabel} against {xlabel}: {said}.", f"{caption} Area of a circle: {sizes}.")
+        return _chart(axes, f"{ylabel} against {xlabel}: {said}.", f"{caption} Area of a circle: {sizes}.".strip())
 
 
 def intervals(gaps: Mapping[str, Any], caption: str = "", printed: Any = None) -> Shown:
@@ -317,7 +317,7 @@ def intervals(gaps: Mapping[str, Any], caption: str = "", printed: Any = None) -
 
 
 def shares(values: Mapping[str, Mapping[str, float]], unit: str, caption: str = "") -> Shown:
-    """Stacked bars of shares, such as those of the experts that a network's blocks choose (SeemoRe, Figure 5a)."""
+    """Stacked bars of shares, such as those of experts (SeemoRe, Figure 5a); up to four have the colours ``EXPERTS``."""
     frame = pd.DataFrame(values).T.fillna(0.0)
     inks: Any = EXPERTS if len(frame.columns) <= len(EXPERTS) else sns.color_palette("tab10")
     with _drawing(1.1 + 0.36 * len(frame)) as axes:
@@ -372,8 +372,8 @@ def table(frame: pd.DataFrame, caption: str = "", *, digits: int = 4) -> Shown:
 
 
 def _printed(cell: Any, notes: dict[str, int]) -> str:
-    """A printed number; below it ours with its verdict, or our score at a smaller budget, which leads to the record of
-    the (first) run."""
+    """A printed number; below it ours with its verdict, our score at a smaller budget, or that the row is trained; they
+    lead to the record of the (first) run."""
     number, mark, note, digits = "", "", cell.note, len(cell.printed.partition(".")[2])
     if cell.verdict != "not-run":
         number, mark = f"{cell.ours:.{digits + (cell.verdict != 'exact')}f}", cell.verdict

@@ -1,4 +1,4 @@
-// Tables are sorted by the head of a column, what is folded away is searched; boxes that scroll sideways are reached by
+// srlib's tables are sorted by the head of a column, what is folded away is searched; boxes that scroll sideways are reached by
 // the Tab key.
 "use strict";
 

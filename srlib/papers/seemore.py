@@ -63,7 +63,7 @@ def macs(row: Row, line: Mapping[Any, Any], size: tuple[int, int], counted: Call
     if round(by_ranks[ranks] / 1e9, digits) != printed:
         ranks = min(by_ranks, key=lambda ranks: abs(by_ranks[ranks] / 1e9 - printed))
     least, most = (limit(by_ranks.values()) / 1e9 for limit in (min, max))
-    which = "each in about as many groups" if abs(ranks - alike) < 1 else "used unevenly"
+    which = "as if all were used alike" if abs(ranks - alike) < 1 else "not all used alike"
     return by_ranks[ranks], f"{least:.2f} to {most:.2f} G over all routes; here: ranks that add up to {ranks}, {which}"
 
 
