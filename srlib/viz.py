@@ -317,7 +317,7 @@ def intervals(gaps: Mapping[str, Any], caption: str = "", printed: Any = None) -
 
 
 def shares(values: Mapping[str, Mapping[str, float]], unit: str, caption: str = "") -> Shown:
-    """Stacked bars of shares, such as those of experts (SeemoRe, Figure 5a); up to four have the colours ``EXPERTS``."""
+    """Stacked bars of shares, such as experts' (SeemoRe, Figure 5a); up to four have the colours of ``EXPERTS``."""
     frame = pd.DataFrame(values).T.fillna(0.0)
     inks: Any = EXPERTS if len(frame.columns) <= len(EXPERTS) else sns.color_palette("tab10")
     with _drawing(1.1 + 0.36 * len(frame)) as axes:
