@@ -285,8 +285,8 @@ def print_table(
     elif as_csv:
         sys.stdout.write(tables.csv(tables.table(paper, number)))
     else:
-        columns = "row variant scale dataset metric printed ours unit verdict trained trend note".split()
-        show(tables.table(paper, number)[columns], ours="{:.6g}", trained="{:.2f}")
+        columns = "row variant scale dataset metric printed ours unit verdict note trained budget gap trend".split()
+        show(tables.table(paper, number)[columns], ours="{:.6g}", trained="{:.2f}", gap="{:+.2f}")
 
 
 @app.command("complexity", epilog="Example: srlib complexity safmn --scale 4")

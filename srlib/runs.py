@@ -86,7 +86,10 @@ def training(
     full = replace(recipe.train, **{**own, **(changes or {})})
     used: dict[str, Any] = {"steps": (cut.ablation_steps if ablation else usual) or full.steps}
     used |= {name: min(getattr(full, name), getattr(cut, name)) for name in ("batch", "patch", "ema_decay")}
-    used |= {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if budget == "paper" and {"steps", "batch", "patch"} & {*given}:
+        raise InputError("the paper budget is the paper's whole training: leave out steps, batch and patch")
+    used |= given
     used["milestones"] = tuple(round(milestone * used["steps"] / full.steps) for milestone in full.milestones)
     return replace(full, **used)
 
@@ -129,7 +132,7 @@ def configure(
 
     Raises InputError for unknown names, a scale that the model lacks, and the paper budget on the photographs.
     """
-    if budget == "paper" and store.name.startswith("photos"):
+    if budget == "paper" and store.name.startswith("photos/"):
         raise InputError(
             "the paper budget needs the paper's images: give --data DF2K, or for MoEISR and its backbones DIV2K_train"
         )

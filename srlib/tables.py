@@ -27,9 +27,9 @@ TRENDS = ("agrees", "opposite", "undecided")
 COUNTED = ("params", "flops", "macs", "acts")
 TOLERANCE = {"psnr": "0.02", "ssim": "0.0006"}
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
+CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend gap runs".split()
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
-COLUMNS = ["paper", "table", *CSV, "own", *NUMBERS[2:], "runs", "name", "training", "steps", "ended"]
+COLUMNS = ["paper", "table", *CSV, "own", "gap_printed", "gap_low", "gap_high", "name", "training", "steps", "ended"]
 MENTION = re.compile(r"\{(\w+)(?:: (.+?))?\}")  # of a table, and of a row of it, in the evidence of a claim
 Cell = dict[Any, Any]  # one line of a printed table
 

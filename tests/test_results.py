@@ -252,16 +252,23 @@ def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> N
 
 
 def test_weights_that_are_no_better_do_not_ship(trained: runs.Run, records: Path) -> None:
-    with pytest.raises(InputError, match="30.42 dB ship"):
+    with pytest.raises(InputError, match="those that ship 30.42 dB, bicubic 29.06 dB: it must be better"):
         results.record(trained, "ships-safmn-x4", "ships", [data.Store.open("photos/held-out")])
     assert (records / "runs.csv").read_bytes() == (RECORDS / "runs.csv").read_bytes()
     assert results.shipped().empty
 
 
-def test_better_weights_ship_in_half_precision(trained: runs.Run, records: Path) -> None:
+def test_better_weights_ship_in_half_precision(
+    trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in NAMES:
         header = (RECORDS / f"{name}.csv").read_text().splitlines()[0]
         (records / f"{name}.csv").write_text(header + "\n")
+    with pytest.raises(InputError, match=r"with [\d.]+ dB, bicubic 29.06 dB: it must be better to ship"):
+        results.record(trained, "ships-safmn-x4", "ships", [data.Store.open("photos/held-out")])
+    monkeypatch.setattr(
+        results, "bicubic", lambda scale: lambda lr: torch.zeros(1, 3, 4 * lr.shape[2], 4 * lr.shape[3])
+    )
     results.record(trained, "ships-safmn-x4", "ships", [data.Store.open("photos/held-out")])
     assert results.shipped().iloc[0][["file", "model", "steps"]].tolist() == ["safmn-x4.safetensors", "safmn", 3]
     loaded, own = results.load("safmn", 4).state_dict(), trained.network().state_dict()
@@ -275,8 +282,7 @@ def test_a_network_of_experts_is_recorded_with_how_often_it_uses_them(tmp_path: 
     small = SeemoReConfig(scale=4, channels=8, groups=2)
     config = runs.configure("seemore-t", 4, store, network=small, steps=1, batch=1, patch=16)
     run = runs.train_or_load(config, store, held_out, root=tmp_path / "runs", device="cpu")
-    (records / "runs.csv").write_text((RECORDS / "runs.csv").read_text().splitlines()[0] + "\n")
-    results.record(run, "ships-seemore-t-x4", "ships", [held_out])
-    found = results.routing().query("run == 'ships-seemore-t-x4'")
+    results.record(run, "equal-seemore-t-seed3", "equal", [held_out])
+    found = results.routing().query("run == 'equal-seemore-t-seed3'")
     assert found.groupby("place").share.sum().to_dict() == pytest.approx({"group 1": 1, "group 2": 1}, abs=1e-5)
     assert found.expert.tolist() == ["rank 2", "rank 4", "rank 8"] * 2

@@ -120,6 +120,8 @@ def test_the_paper_budget_refuses_the_photographs(store, monkeypatch):
     monkeypatch.setattr(store, "name", "photos/train")
     with pytest.raises(InputError, match="--data DF2K"):
         runs.configure("safmn", 4, store, budget="paper")
+    with pytest.raises(InputError, match="leave out steps, batch and patch"):
+        runs.training("safmn", "paper", steps=2)
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -108,9 +108,6 @@ CHARTS: dict[str, tuple[str, Callable[[], Shown]]] = {  # what the text alternat
 }
 
 
-# --- charts -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_chart_is_one_small_svg_without_a_ground_that_says_what_it_shows(name: str) -> None:
     said, chart = CHARTS[name]
@@ -146,9 +143,6 @@ def test_a_line_ends_where_it_stops_being_finite_and_passes_over_rows_without_a_
     shown = viz.bands({"no layer norm": ([1, 2, 3, 4], [1.0, 0.5, np.nan, 0.2])}, "step", "loss")
     assert "to 0.5 at 2" in shown.alt
     assert "psnr against step: SAFMN from 25 at 2 to 25 at 8" in viz.curves({"SAFMN": LOG}, "psnr").alt
-
-
-# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def test_images_are_shown_pixel_for_pixel_and_cropped_at_one_place(hr: torch.Tensor) -> None:
@@ -205,9 +199,6 @@ def test_a_viewer_holds_its_images_once_and_reads_without_a_script(panels: dict[
     assert re.findall(r'<section data-photograph="(\w+)">', shown.html) == ["camera", "coffee"]
     assert len(page.images) == 6 and str(page.images[2]["alt"]).startswith(f"SAFMN: {note}") and note in page.text
     assert 'data-width="80" data-height="64"' in shown.html and "camera. Shipped weights." in page.text
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_table_formats_numbers_verdicts_and_text() -> None:
