@@ -87,10 +87,12 @@ def trained(wildcards):
 
 
 def command(wildcards):
-    """What trains a run: a model at a scale ("x4"), or a row of a table by its slug; by torchrun on several GPUs."""
+    """What trains a run: a model at a scale ("x4", or "any"), or a row of a table by its slug; on several GPUs by
+    torchrun."""
     several = f"torch.distributed.run --standalone --nproc-per-node {GPUS} -m " if GPUS != "1" else ""
     which = f"--table {wildcards.table} --row {wildcards.row}"
-    which = f"--scale {wildcards.row[1:]}" if wildcards.table == "main" else which
+    if wildcards.table == "main":
+        which = "" if wildcards.row == "any" else f"--scale {wildcards.row[1:]}"
     return f"{several}srlib train {wildcards.model} {which}" + (f" --steps {STEPS}" if STEPS else "")
 
 

@@ -29,8 +29,10 @@ def code(notebook: Path) -> str:
 
 
 def networks(code: str) -> set[str]:
-    """The released networks that a page shows at its budget, "safmn/main/x4", with 4 for a scale that is no digit."""
-    return {f"{model}/main/x{scale if scale.isdigit() else 4}" for model, scale in TRAINED.findall(code)}
+    """The released networks that a page shows at its budget: "safmn/main/x4", with 4 for a scale that is no digit, and
+    "liif-edsr/main/any" for the scale None."""
+    scales = {"None": "any"} | {str(digit): f"x{digit}" for digit in range(10)}
+    return {f"{model}/main/{scales.get(scale, 'x4')}" for model, scale in TRAINED.findall(code)}
 
 
 def anew(notebook: str, code: str, slugs: str, tables: str) -> bool:

@@ -14,7 +14,7 @@ from srlib.models import default_config
 def chosen(budget: str, slugs: str, tables: str, steps: int | None, shown: Collection[str] = ()) -> pd.DataFrame:
     """The papers' own rows, and those of tables of our own, each network once, though several tables have it: paper,
     model, run, and its training's steps, batch and patch. ``run`` is "safmn/main/x4" for a released network,
-    "safmn/3/w-se" for a row of an ablation.
+    "liif-edsr/main/any" for one for every scale, "safmn/3/w-se" for a row of an ablation.
 
     ``slugs`` names papers ("safmn ssiu"), ``tables`` tables ("safmn-3 ssiu-4"), each "all" or "none"; ``steps`` takes
     the place of the budget's; ``shown`` are runs of released networks that pages show: those that are no chosen rows
@@ -34,7 +34,8 @@ def chosen(budget: str, slugs: str, tables: str, steps: int | None, shown: Colle
             released = replace(default_config(row.model), **({"scale": row.scale} if row.scale else {}))
             ablation = any(one.baseline for one in rows) or row.config != released or bool(row.train)
             training = runs.training(row.model, budget, ablation=ablation, changes=row.train, steps=steps)
-            run = f"{row.model}/{number}/{row.slug}" if ablation else f"{row.model}/main/x{row.scale or 4}"
+            main = f"main/x{row.scale}" if row.scale else "main/any"
+            run = f"{row.model}/{number}/{row.slug}" if ablation else f"{row.model}/{main}"
             line = {"paper": slug, "model": row.model, "run": run, "row": True} | vars(training)
             found.setdefault((row.model, row.config, training), line)
     for run in sorted(set(shown) - {line["run"] for line in found.values()}):

@@ -125,8 +125,8 @@ def train(
             raise InputError(f"{row!r} of table {table} is a row of {one.model}: name that model, not {model}")
         config = engine.configure_row(one, store, scale=scale, **length)
     else:
-        fixed = models.takes_scale(model)
-        config = engine.configure(model, (scale or 4) if fixed else None, store, **length)
+        usual = 4 if models.takes_scale(model) else None
+        config = engine.configure(model, scale or usual, store, **length)
     first = not int(os.environ.get("RANK", 0))  # of several processes the first one says it
     if first:
         say(f"{runs / config.slug}: {config.train.steps:,} steps of batch {config.train.batch} on {store.name}")

@@ -27,7 +27,7 @@ PAGES = {  # notebook -> what it imports
     "safmn/rows": 'table = "4"\nfrom srlib import errors',
     "safmn/training": "from srlib import results\nresults.trained('safmn', 4, budget)",
     "speed": "from srlib import complexity\ncomplexity.in_units(print)",
-    "ssiu/audit": "from srlib import results\nresults.trained('ssiu', 4, budget)\nresults.trained('safmn', 4, budget)",
+    "ssiu/audit": "from srlib.results import trained\ntrained('ssiu', 4, budget)\ntrained('lte-edsr', None, budget)",
 }
 SHOWN = {"safmn/training", "ssiu/audit"}
 AWKWARD = ["0123", "2024_01", "[a] x{1} o'brien", 'a: b #1 "c" $HOME 100%']
@@ -201,10 +201,11 @@ def test_jobs_ask_for_what_they_need(project: Path) -> None:
 
 
 def test_another_budget_trains_what_pages_name_and_reruns_these(project: Path) -> None:
-    named = {f".cache/trained/smoke/{model}/main/x4/seed0.json" for model in ("safmn", "ssiu")}
+    shown = ("safmn/main/x4", "ssiu/main/x4", "lte-edsr/main/any")
+    named = {f".cache/trained/smoke/{run}/seed0.json" for run in shown}
     assert planned(project, SRLIB_BUDGET="smoke") == {BOOK, *SHOWN, *named}
     commands = dry_run(project, "--printshellcmds", SRLIB_BUDGET="smoke")
-    assert "trainings left: 2" in commands
+    assert "trainings left: 3" in commands and "srlib train lte-edsr  --seed 0" in commands
     assert re.search(r'srlib train safmn --scale 4 --seed 0 --budget smoke --data "\$SRLIB_TRAIN"', commands)
     row = ".cache/trained/smoke/safmn/3/ccm-to-channel-mlp/seed2.json"
     commands = dry_run(project, "--printshellcmds", target=row, SRLIB_BUDGET="smoke")

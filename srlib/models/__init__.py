@@ -56,7 +56,7 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
         raise InputError(f"{name} got a {type(config).__name__} as its config; give a {type(usual).__name__} instead")
     if not hasattr(config, "scale"):
         if scale is not None:
-            raise InputError(f"{name} serves every scale: leave scale out, and call network(lr, size=(480, 320))")
+            raise InputError(f"{name} serves every scale: leave scale out, as each call says the size of its output")
         return config.build()
     if scale is None:
         raise InputError(f"{name} is built for one scale and got none: give it, as in create({name!r}, 4)")
