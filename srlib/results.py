@@ -210,40 +210,29 @@ def record(
 
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
-    there are no records, for the baseline's id, for another id than that of the weights that ship, for an
-    ablation without its row, and for weights that collapsed, are
-    not scored on the held-out photographs, or are no better there than those that ship.
+    there are no records, for the baseline's id, for an ablation without its row, and for weights that may not ship:
+    others ship under another id, or they collapsed, or are not scored on the held-out photographs or no better there.
     """
-    where, config, train = folder(), run.config, run.config["train"]
-    model, weights, paper = config["model"], "", papers.of(config["model"])
+    where, config = folder(), run.config
+    model, scale, train, weights = config["model"], config["scale"], config["train"], ""
     if where is None:
         raise InputError("there are no records here: start in the project's folder")
     if run_id == "bicubic":
         raise InputError("bicubic is the baseline's id: give the run another, such as equal-safmn-seed0")
-    if purpose == "ships" and SETS[0] not in [store.name for store in stores]:
-        raise InputError(f"weights ship by their score on {SETS[0]}: name it among the data, too")
-    if purpose == "ships":
-        weights = _file(model, config["scale"])
-        earlier = runs().query("weights == @weights").run
-        if {*earlier} - {run_id}:
-            raise InputError(f"{weights} ships as {earlier.iloc[0]}: record it under that id")
     if purpose == "ablation" and not row:
         raise InputError("which row of which table? give the file that srlib train --table --row --record wrote")
-    row = papers.row(paper.slug, table, row, config["scale"]).name if row else ""
-    network = run.network().eval()
-    network = network.half().float() if purpose == "ships" else network
-    routed = paper.routing(network).assign(run=run_id).round({"share": 6}) if paper.routing else None
-    low, high = train["scales"]
-    scales = [config["scale"]] if config["scale"] else [scale for scale in SCALES if low <= scale <= high]
-    base = pd.concat(_scored("bicubic", bicubic(scale), model, stores, scale) for scale in scales)
-    mine = pd.concat(_scored(run_id, upscaler(network, scale), model, stores, scale) for scale in scales)
+    if purpose == "ships" and SETS[0] not in [store.name for store in stores]:
+        raise InputError(f"weights ship by their score on {SETS[0]}: name it among the data, too")
+    paper, network = papers.of(model), run.network().eval()
+    row = papers.row(paper.slug, table, row, scale).name if row else ""
     if purpose == "ships":
-        ours = mine[(mine.dataset == SETS[0]) & (mine.protocol == STANDARD)].psnr.mean()
-        others = {"those that ship": means(earlier, SETS[:1]).psnr.mean()}
-        others["bicubic"] = base[(base.dataset == SETS[0]) & (base.protocol == STANDARD)].psnr.mean()
-        told = ", ".join(f"{name} {psnr:.2f} dB" for name, psnr in others.items() if not math.isnan(psnr))
-        if run.metrics["collapsed_at"] or any(ours <= psnr for psnr in others.values()):
-            raise InputError(f"{run.folder.name} {run.ending} with {ours:.2f} dB, {told}: it must be better to ship")
+        weights, network = _file(model, scale), network.half().float()
+    scales = [scale] if scale else [one for one in SCALES if train["scales"][0] <= one <= train["scales"][1]]
+    base = pd.concat(_scored("bicubic", bicubic(one), model, stores, one) for one in scales)
+    mine = pd.concat(_scored(run_id, upscaler(network, one), model, stores, one) for one in scales)
+    routed = paper.routing(network).assign(run=run_id).round({"share": 6}) if paper.routing else None
+    if purpose == "ships":
+        _must_be_better(run, run_id, weights, mine, base)
         settings = json.dumps({key: config[key] for key in ("scale", "train", "data", "fingerprint")})
         about = {"training": settings, "provenance": json.dumps(run.provenance), "precision": "float16"}
         checkpoints.save_network(network.half(), model, WEIGHTS / weights, **about)
@@ -257,7 +246,21 @@ def record(
     _write(where / "curves.csv", thin, ["run", "step"])
     if routed is not None:
         _write(where / "routing.csv", routed, ["run", "place", "part", "expert"])
-    return means([run_id], scale=config["scale"])
+    return means([run_id], scale=scale)
+
+
+def _must_be_better(run: training.Run, run_id: str, weights: str, mine: pd.DataFrame, base: pd.DataFrame) -> None:
+    """Raise InputError unless a run's weights may ship as the file ``weights``: under the id of those that do, and with
+    a higher PSNR on the held-out photographs than these and bicubic, by the lines of scores ``mine`` and ``base``."""
+    earlier = runs().query("weights == @weights").run
+    if {*earlier} - {run_id}:
+        raise InputError(f"{weights} ships as {earlier.iloc[0]}: record it under that id")
+    held_out = f"dataset == {SETS[0]!r} and protocol == {STANDARD!r}"
+    ours, usual = (lines.query(held_out).psnr.mean() for lines in (mine, base))
+    others = {"those that ship": means(earlier, SETS[:1]).psnr.mean(), "bicubic": usual}
+    told = ", ".join(f"{name} {psnr:.2f} dB" for name, psnr in others.items() if not math.isnan(psnr))
+    if run.metrics["collapsed_at"] or any(ours <= psnr for psnr in others.values()):
+        raise InputError(f"{run.folder.name} {run.ending} with {ours:.2f} dB, {told}: it must be better to ship")
 
 
 def _scored(run_id: str, upscale: Callable[..., Any], model: str, stores: Sequence[Store], scale: int) -> pd.DataFrame:
