@@ -1,7 +1,6 @@
 """Which trainings the papers' tables ask for, and how long they should take. For the Snakefile."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -31,8 +30,8 @@ def chosen(budget: str, slugs: str, tables: str, steps: int | None, shown: Colle
             continue
         rows = [row for row in papers.rows(slug, number) if papers.paper(slug).own(number, row.label)]
         for row in rows:
-            released = replace(default_config(row.model), **({"scale": row.scale} if row.scale else {}))
-            ablation = any(one.baseline for one in rows) or row.config != released or bool(row.train)
+            variant = row.config != default_config(row.model, row.scale) or bool(row.train)
+            ablation = variant or any(one.baseline for one in rows)
             training = runs.training(row.model, budget, ablation=ablation, changes=row.train, steps=steps)
             main = f"main/x{row.scale}" if row.scale else "main/any"
             run = f"{row.model}/{number}/{row.slug}" if ablation else f"{row.model}/{main}"

@@ -35,12 +35,12 @@ GROWTH = 1.5  # of steps along the path; 1 makes them even
 @dataclass(frozen=True)
 class Attribution:
     """What each LR pixel contributes: ``values`` (3, h, w), signed, float64 on the CPU. ``patch`` is in pixels of the
-    output; ``found`` are the detector's answers at the start and the end of the path."""
+    output; ``detected`` are the detector's answers at the start and the end of the path."""
 
     values: Tensor
     patch: Box
     scale: float
-    found: tuple[float, float]
+    detected: tuple[float, float]
 
     @property
     def strength(self) -> Tensor:
@@ -54,8 +54,9 @@ class Attribution:
 
     @property
     def completeness(self) -> float:
-        """The sum of the values over the detector's gain: 1 but for few steps' error and for jumps of the network."""
-        return self.values.sum().item() / (self.found[1] - self.found[0])
+        """The sum of the values over the detector's gain: 1 but for few steps' error and for jumps of the network; NaN
+        where there is none."""
+        return (self.values.sum() / (self.detected[1] - self.detected[0])).item()
 
     @property
     def diffusion_index(self) -> float:

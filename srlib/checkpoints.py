@@ -30,11 +30,14 @@ def steps(folder: Path) -> list[int]:
 
 
 def save(folder: Path, parts: Mapping[str, Any]) -> None:
-    """Write ``state-<step>.pt`` and remove all but the last ``KEPT``."""
+    """Write ``state-<step>.pt`` and remove all but the ``KEPT`` last ones up to it."""
     buffer = io.BytesIO()
     torch.save(dict(parts), buffer)
     write(folder / f"state-{parts['step']}.pt", buffer.getvalue())
-    for step in steps(folder)[:-KEPT]:
+    up_to_now = [
+        step for step in steps(folder) if step <= parts["step"]
+    ]  # later ones were damaged: nobody resumed there
+    for step in up_to_now[:-KEPT]:
         (folder / f"state-{step}.pt").unlink()
 
 
@@ -84,6 +87,8 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
             config = type(default_config(metadata["model"]))(**json.loads(metadata["config"]))
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"no weights at {path}: name a file, such as RUN/model.safetensors, or train one") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give a file of weights that can") from None
     except Exception as error:  # damaged bytes lead to any
         reason = f"it is damaged, holds code, or comes from another version of srlib ({type(error).__name__})"
         raise InputError(f"{path.name} cannot be opened as plain weights: {reason}") from None

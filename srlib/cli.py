@@ -265,7 +265,7 @@ def export_onnx(
         raise InputError("bicubic has no network: name a model")
     factor = own or 4
     out.parent.mkdir(parents=True, exist_ok=True)
-    made = export.to_onnx(evaluate.upscaler(network.eval(), factor), factor)
+    made = export.to_onnx(evaluate.upscaler(network, factor))
     write(out, made.content)
     sides = f"multiples of {made.step}, " * (made.step > 1)
     print(f"{out}: x{factor}, sides: {sides}{export.SMALLEST} or more; largest difference {made.difference:.1e}")

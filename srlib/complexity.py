@@ -117,7 +117,7 @@ def _macs(operator: Any, args: Any, kwargs: Any, out: Any) -> int:
         return math.prod(query[:-1]) * key[-2] * (key[-1] + value[-1])
     if operator in (aten.native_batch_norm, aten._native_batch_norm_legit):
         return args[0].numel() * (5 if args[5] else 2)
-    whole = operator == aten.mean and {axis % 4 for axis in args[1:2] and args[1]} == {2, 3}  # pooling to one pixel
+    whole = operator == aten.mean and len(args) > 1 and {axis % 4 for axis in args[1]} == {2, 3}  # pooling to one pixel
     if whole or operator == aten._adaptive_avg_pool2d:
         return args[0].numel()
     if operator == aten.upsample_nearest2d:

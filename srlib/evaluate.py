@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from srlib import metrics
+from srlib.data import Store
 from srlib.errors import InputError
 from srlib.metrics import MATLAB, Protocol
 from srlib.resize import enlarged_size, imresize
 from srlib.tiles import Device, Upscaler, enlarge
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from srlib.data import Store
 
 Precision = Literal["32-true", "bf16", "fp16"]
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,15 +61,13 @@ class Scores:
 
     def frame(self) -> pd.DataFrame:
         """One line an image: dataset, scale, protocol, lr, image, psnr, ssim; neither rounded, PSNR may be inf."""
-        import pandas as pd
-
         columns = ["dataset", "scale", "protocol", "lr", "image", "psnr", "ssim"]
         about = (self.dataset, self.scale, self.protocol.name, self.lr_origin)
         return pd.DataFrame([(*about, *image) for image in self.images], columns=columns)
 
 
 def score(
-    upscale: Upscaler, store: Store, scale: int, protocol: Protocol, device: Device = "cpu", tile: int | None = None
+    upscale: Upscaler, store: Store, scale: int, protocol: Protocol, device: Device = "cpu", tile: int = TILE
 ) -> Scores:
     """``score_under`` one protocol."""
     return score_under(upscale, store, scale, [protocol], device, tile)[0]
@@ -84,13 +79,13 @@ def score_under(
     scale: int,
     protocols: Sequence[Protocol],
     device: Device = "cpu",
-    tile: int | None = None,
+    tile: int = TILE,
 ) -> tuple[Scores, ...]:
     """Upscale every LR image of a store once and compare the result with its HR image under each protocol.
 
     ``upscale`` takes float32 images in [0, 1], 1x3xHxW on ``device``, and returns float images of ``scale`` times the
-    size; a network is in evaluation mode meanwhile. Images of more than ``tile`` x ``tile`` LR pixels, 640 x 640 unless
-    given and 0 for none, are enlarged in tiles. Raises InputError where a result has the wrong size, or an image is too
+    size; a network is in evaluation mode meanwhile. Images of more than ``tile`` x ``tile`` LR pixels are
+    enlarged in tiles, none where it is 0. Raises InputError where a result has the wrong size, or an image is too
     small for the protocol.
     """
     origin = store.lr_origin(scale)
@@ -98,7 +93,7 @@ def score_under(
     for i, name in enumerate(store.names):
         lr, hr = store.pair(i, scale)
         try:
-            sr = enlarge(upscale, lr, scale, TILE if tile is None else tile, device=device).to(device)
+            sr = enlarge(upscale, lr, scale, tile, device=device).to(device)
             for scores in found:
                 scores.add(name, sr, hr.to(device))
         except InputError as error:
@@ -173,7 +168,7 @@ def upscaler(network: nn.Module, scale: float, precision: Precision = "32-true",
     own = getattr(getattr(network, "config", None), "scale", None)
     if own not in (None, scale):
         raise InputError(f"a network for scale {own} can't enlarge by {scale:g}: give one for that scale")
-    at_scale = AtScale(network, scale) if own is None and hasattr(network, "render") else network
+    at_scale = AtScale(network, scale) if hasattr(network, "render") else network
     return at_scale if precision == "32-true" else Half(at_scale, precision, device)
 
 

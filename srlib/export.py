@@ -62,7 +62,7 @@ class AllExperts(nn.Module):
         return sr.mT.unflatten(2, size) * 0.5 + 0.5
 
 
-def to_onnx(upscaler: nn.Module, scale: int) -> Exported:
+def to_onnx(upscaler: nn.Module) -> Exported:
     """Export what ``evaluate.upscaler`` makes of a network, and compare the file with it on two images.
 
     Raises InputError where packages are missing, and where the network cannot be exported or gives another image.
@@ -71,7 +71,9 @@ def to_onnx(upscaler: nn.Module, scale: int) -> Exported:
     if missing:
         raise InputError(f"{', '.join(missing)} missing: pip install {' '.join(PACKAGES)}")
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nobody needs here
-    content, step = _content(AllExperts(upscaler.network, scale) if isinstance(upscaler, AtScale) else upscaler)
+    content, step = _content(
+        AllExperts(upscaler.network, int(upscaler.scale)) if isinstance(upscaler, AtScale) else upscaler
+    )
     difference = max(_difference(content, upscaler, image) for image in _images(step))
     if not difference <= TOLERANCE:
         raise InputError(f"the file would differ from PyTorch by {difference:.1e}: this network cannot be exported")

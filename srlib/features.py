@@ -22,7 +22,9 @@ def record(
     found: dict[str, Any] = {}
 
     def keep(label: str, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-        copies = tuple(x[0].cpu().clone() for x in (given if inputs else (output,)))  # the next may work in place
+        copies = tuple(
+            x[0].to("cpu", copy=True) for x in (given if inputs else (output,))
+        )  # the next may work in place
         found[label] = copies if inputs else copies[0]
 
     with ExitStack() as hooks, torch.inference_mode():

@@ -54,7 +54,7 @@ class Watch:
         for number, loss in enumerate(losses, first):
             if not math.isfinite(loss):
                 raise Diverged(number, "the loss is not finite")
-        mean = math.fsum(losses) / len(losses)
+        mean = fmean(losses)
         if len(self.calm) < self.LEAST or mean <= self.FACTOR * median(self.calm):
             self.calm.append(mean)
             self.high.clear()
@@ -84,8 +84,9 @@ class Log:
             losses = self.losses().tolist()
             self.pending.clear()
             rate = float(state.schedule.get_last_lr()[0])
-            self.rows["log"].append((state.step, fmean(losses), rate, round(state.seconds, 3)))
-            self.bar.set_postfix(loss=f"{fmean(losses):.4f}", refresh=False)
+            mean = fmean(losses)
+            self.rows["log"].append((state.step, mean, rate, round(state.seconds, 3)))
+            self.bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             self.watch.look(state.step, losses)
 
     def add_scores(self, scores: Mapping[str, Any], state: State) -> None:

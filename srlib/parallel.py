@@ -102,8 +102,9 @@ def stops(fabric: Fabric, asked: list[str], step: int) -> bool:
     """Whether a signal asked any of the processes to stop; several ask each other every ``AGREE`` steps."""
     if fabric.world_size == 1:
         return bool(asked)
-    count = torch.tensor(len(asked), device=fabric.device)
-    return step % AGREE == 0 and bool(fabric.all_reduce(count, reduce_op="sum"))
+    if step % AGREE:
+        return False
+    return bool(fabric.all_reduce(torch.tensor(len(asked), device=fabric.device), reduce_op="sum"))
 
 
 @contextmanager

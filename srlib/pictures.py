@@ -38,7 +38,7 @@ class Picture:
     @property
     def colours(self) -> np.ndarray:
         """The pixels without alpha: (H, W, 1 or 3)."""
-        return self.pixels[..., : self.pixels.shape[2] - 1 + self.pixels.shape[2] % 2]
+        return self.pixels[..., : 1 if self.pixels.shape[2] < 3 else 3]
 
     @property
     def alpha(self) -> np.ndarray | None:

@@ -27,7 +27,7 @@ from srlib import runs as training
 from srlib.data import Store
 from srlib.errors import InputError, say, write
 from srlib.evaluate import bicubic, score_under, upscaler
-from srlib.models import takes_scale
+from srlib.models import default_config, takes_scale
 
 STANDARD = "safmn"  # BasicSR's protocol, under which all networks are compared, beside each paper's own
 SETS = ("photos/held-out", "Set5", "Set14")  # what runs are scored on
@@ -36,7 +36,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 SEEN = {"f96a368e4eeb133f0039fc381eabe4ce145e4d4c51c9ee2aed922e3c7447d7df": {("Set5", "woman")}}
 """Test images that were trained on, by the fingerprint of the training images, here BSD400: Set5's woman is BSDS500's
 photograph 302003, reduced 1.4 times. Mean scores hold them, as everybody's do; statements on chance leave them out."""
-ALIKE = ["steps", "batch", "patch", "fingerprint", "precision"]  # in which runs agree whose scores are compared
+ALIKE = ["steps", "batch", "patch", "fingerprint", "version", "precision"]  # in which runs agree that are compared
 
 COLUMNS = {
     "runs": "run purpose model scale paper table row seed budget steps batch patch queries precision data fingerprint "
@@ -112,7 +112,8 @@ def means(
 
 
 class Gap(NamedTuple):
-    """A mean difference in dB and the bounds of its 95 % interval, NaN where no seed is repeated, which can't tell."""
+    """A mean difference in dB and the bounds of its 95 % interval, NaN where no seed is repeated, or of a
+    single image, which can't tell."""
 
     mean: float
     low: float
@@ -135,12 +136,13 @@ def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.Data
     """
     about, wide = runs(), _by_image([*one, *other], scale)
     used = about[about.run.isin([*one, *other])]
-    if len(used[ALIKE[:-1] if "precision" in [*used.purpose] else ALIKE].drop_duplicates()) > 1:
+    alike = [name for name in ALIKE if name != "precision" or "precision" not in [*used.purpose]]
+    if len(used[alike].drop_duplicates()) > 1:
         raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
     if wide.empty:
         raise InputError(f"{', '.join(one)} and {', '.join(other)} share no image at x{scale}")
-    alike = about[:0] if like is None else like[~like.run.isin(used.run)].merge(used[ALIKE].drop_duplicates())
-    return interval(wide[[*one]].to_numpy().T, wide[[*other]].to_numpy().T, _several(alike, scale))
+    others = about[:0] if like is None else like[~like.run.isin(used.run)].merge(used[ALIKE].drop_duplicates())
+    return interval(wide[[*one]].to_numpy().T, wide[[*other]].to_numpy().T, _several(others, scale))
 
 
 def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
@@ -210,8 +212,9 @@ def record(
 
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
-    there are no records, for the baseline's id, for an ablation without its row, and for weights that may not ship:
-    others ship under another id, or they collapsed, or are not scored on the held-out photographs or no better there.
+    there are no records, for the baseline's id, without the held-out photographs, for an ablation without its row, for
+    other LR images than those of the records, and for weights that may not ship: of a variant, where others ship under
+    another id, or no better than these and bicubic.
     """
     where, config = folder(), run.config
     model, scale, train, weights = config["model"], config["scale"], config["train"], ""
@@ -219,26 +222,30 @@ def record(
         raise InputError("there are no records here: start in the project's folder")
     if run_id == "bicubic":
         raise InputError("bicubic is the baseline's id: give the run another, such as equal-safmn-seed0")
+    if SETS[0] not in [store.name for store in stores]:
+        raise InputError(f"runs are compared on {SETS[0]}: name it among the data, too")
     if purpose == "ablation" and not row:
         raise InputError("which row of which table? give the file that srlib train --table --row --record wrote")
-    if purpose == "ships" and SETS[0] not in [store.name for store in stores]:
-        raise InputError(f"weights ship by their score on {SETS[0]}: name it among the data, too")
-    paper, network = papers.of(model), run.network().eval()
+    paper, network = papers.of(model), run.network()
     row = papers.row(paper.slug, table, row, scale).name if row else ""
     if purpose == "ships":
-        weights, network = _file(model, scale), network.half().float()
+        weights, network = _ships_as(run, run_id, network), network.half().float()
     scales = [scale] if scale else [one for one in SCALES if train["scales"][0] <= one <= train["scales"][1]]
     base = pd.concat(_scored("bicubic", bicubic(one), model, stores, one) for one in scales)
+    known = base.merge(scores().query("run == 'bicubic'"), on=["dataset", "scale", "protocol", "image"])
+    if not (known.lr_x.eq(known.lr_y) & known.fingerprint_x.eq(known.fingerprint_y)).all():
+        raise InputError("the LR images here have another origin than those of the records: fetch the distributed ones")
     mine = pd.concat(_scored(run_id, upscaler(network, one), model, stores, one) for one in scales)
     routed = paper.routing(network).assign(run=run_id).round({"share": 6}) if paper.routing else None
-    if purpose == "ships":
-        _must_be_better(run, run_id, weights, mine, base)
+    if weights:
+        _must_be_better(run, weights, mine, base)
         settings = json.dumps({key: config[key] for key in ("scale", "train", "data", "fingerprint")})
         about = {"training": settings, "provenance": json.dumps(run.provenance), "precision": "float16"}
         checkpoints.save_network(network.half(), model, WEIGHTS / weights, **about)
-    log, validation = (pd.DataFrame(run.log(name)) for name in ("log", "validation"))
-    thin = log.iloc[:: max(1, len(log) // 100)][["step", "loss"]].merge(validation[["step", "psnr"]], "outer", "step")
-    thin = thin.assign(run=run_id, loss=thin.loss.map("{:.6g}".format), psnr=thin.psnr.round(4)).astype({"step": int})
+    log, validation, loss = run.log(), run.log("validation"), "{:.6g}".format
+    every = max(1, len(log) // 100)
+    thin = log[["step", "loss"]][every - 1 :: every].merge(validation[["step", "psnr"]], "outer", "step")
+    thin = thin.assign(run=run_id, loss=thin.loss.map(loss, na_action="ignore"), psnr=thin.psnr.round(4))
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
     said |= {"paper": paper.slug, "table": table, "row": row}
     _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
@@ -249,15 +256,25 @@ def record(
     return means([run_id], scale=scale)
 
 
-def _must_be_better(run: training.Run, run_id: str, weights: str, mine: pd.DataFrame, base: pd.DataFrame) -> None:
-    """Raise InputError unless a run's weights may ship as the file ``weights``: under the id of those that do, and with
-    a higher PSNR on the held-out photographs than these and bicubic, by the lines of scores ``mine`` and ``base``."""
-    earlier = runs().query("weights == @weights").run
-    if {*earlier} - {run_id}:
-        raise InputError(f"{weights} ships as {earlier.iloc[0]}: record it under that id")
+def _ships_as(run: training.Run, run_id: str, network: Any) -> str:
+    """The file that a run's weights may become. Raises InputError for a variant of the released network, and where
+    others' ship under another id."""
+    model, scale = run.config["model"], run.config["scale"]
+    if network.config != default_config(model, scale):
+        raise InputError(f"{run.folder.name} is a variant of {model}: only the network as released ships")
+    file = _file(model, scale)
+    if others := {*runs().query("weights == @file").run} - {run_id}:
+        raise InputError(f"{file} ships as {others.pop()}: record it under that id")
+    return file
+
+
+def _must_be_better(run: training.Run, weights: str, mine: pd.DataFrame, base: pd.DataFrame) -> None:
+    """Raise InputError unless a run, which scored ``mine``, came to its end with a higher PSNR on the held-out
+    photographs than the ``weights`` that ship and than bicubic, which scored ``base``."""
     held_out = f"dataset == {SETS[0]!r} and protocol == {STANDARD!r}"
     ours, usual = (lines.query(held_out).psnr.mean() for lines in (mine, base))
-    others = {"those that ship": means(earlier, SETS[:1]).psnr.mean(), "bicubic": usual}
+    earlier = means(runs().query("weights == @weights").run, SETS[:1]).psnr.mean()
+    others = {"those that ship": earlier, "bicubic": usual}
     told = ", ".join(f"{name} {psnr:.2f} dB" for name, psnr in others.items() if not math.isnan(psnr))
     if run.metrics["collapsed_at"] or any(ours <= psnr for psnr in others.values()):
         raise InputError(f"{run.folder.name} {run.ending} with {ours:.2f} dB, {told}: it must be better to ship")
@@ -306,7 +323,7 @@ def load(model: str, scale: int | None = None) -> nn.Module:
     if not path.is_file():
         known = ", ".join(path.stem for path in sorted(WEIGHTS.glob("*.safetensors")))
         raise InputError(f"no weights {path.stem} come with srlib (there are {known}): train some with srlib train")
-    return checkpoints.load(path, model, (scale or 4) if takes_scale(model) else None).eval()
+    return checkpoints.load(path, model, (scale or 4) if takes_scale(model) else None)
 
 
 def _file(model: str, scale: int | None) -> str:
@@ -334,4 +351,4 @@ def trained(
     store, device = Store.open(train_data), settings.pop("device", "auto")
     config = training.configure(model, scale if takes_scale(model) else None, store, budget=budget, **settings)
     run = training.train_or_load(config, store, Store.open(SETS[0]), device=device, title=f"{model}, {budget}")
-    return Trained(run.network().eval(), f"{run.ending} of batch {config.train.batch} on {config.data}", run)
+    return Trained(run.network(), f"{run.ending} of batch {config.train.batch} on {config.data}", run)

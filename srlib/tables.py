@@ -115,13 +115,17 @@ def ledger(paper: str | None = None) -> pd.DataFrame:
 def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bool = False) -> pd.DataFrame:
     """One line a row of an ablation table: the printed PSNR (dB) on ``dataset``, by default the first in print, its gap
     to the baseline's, and ours with interval and trend, and as text. With ``lengths`` rows that are also recorded after
-    other trainings have a line for each of these, too, the longest first."""
+    other trainings than the table's have a line for each of these, too, at the end, the longest first. Raises
+    ``InputError`` for a table without PSNR."""
     frames, runs = [table(paper, number, counts=False)], results.runs()
-    for _, part in reversed([*_of_rows(paper, number, runs).groupby(results.ALIKE)] if lengths else []):
+    parts = [part for _, part in _of_rows(paper, number, runs).groupby(results.ALIKE)] if lengths else []
+    for part in reversed(parts):
         frame = table(paper, number, False, runs[runs.run.isin(part.run)])
         if frame.training.max() != frames[0].training.max():
             frames.append(frame[frame.gap.notna()])
     cells = pd.concat(frames).query("metric == 'psnr'")
+    if cells.empty:
+        raise InputError(f"table {number} of {paper} has no PSNR: give the number of an ablation")
     cells = cells[cells.dataset == (dataset or cells.dataset.iloc[0])].reset_index(drop=True)
     found = zip(cells.gap, cells.gap_low, cells.gap_high, strict=True)
     cells["ours"] = ["" if pd.isna(gap) else results.Gap(gap, low, high).text for gap, low, high in found]
@@ -136,12 +140,15 @@ def own_table(paper: str, name: str) -> pd.DataFrame:
     rows, lines = papers.rows(paper, name), []
     (baseline,) = (row.name for row in rows if row.baseline)
     runs = _most(_of_rows(paper, name, results.runs()), baseline)
-    ids = {row.name: runs.run[runs["row"] == row.name].tolist() for row in rows}
+    parts = {row.name: runs[runs["row"] == row.name] for row in rows}
     means = results.means(runs.run, results.SETS[:1], 4).set_index("run").psnr
-    for row, mine in ((row, mine) for row, mine in ids.items() if mine):
-        gap = results.gaps(mine, ids[baseline], like=runs).text if row != baseline and ids[baseline] else ""
-        line, its = {"row": row, "psnr": means[mine].mean(), "gap": gap}, runs[runs["row"] == row]
-        lines.append(line | {"runs": " ".join(mine), "training": _training(its), "ended": _ended(its)})
+    for row, mine in parts.items():
+        if mine.empty:
+            continue
+        base = parts[baseline] if row != baseline else runs[:0]
+        gap = results.gaps([*mine.run], [*base.run], like=runs).text if len(base) else ""
+        line = {"row": row, "psnr": means[mine.run].mean(), "gap": gap, "runs": " ".join(mine.run)}
+        lines.append(line | {"training": _training(mine), "ended": _ended(mine)})
     return pd.DataFrame(lines, columns=["row", "psnr", "gap", "runs", "training", "ended"])
 
 
@@ -212,13 +219,17 @@ class _Evidence:
         """A run's mean score for a cell; None where it has none."""
         return self.means.get((run, cell["dataset"], cell["scale"], protocol), {}).get(cell["metric"])
 
+    def scored(self, runs: pd.DataFrame, scale: int) -> bool:
+        """Whether all these runs have scores at a scale by which gaps are taken."""
+        return all(any((run, name, scale, results.STANDARD) in self.means for name in results.SETS) for run in runs.run)
+
     def trained(self, row: papers.Row, cell: Cell) -> dict[str, Any]:
         """What a row's runs say of a cell: their mean, ours if they are the whole training, and the gap's trend."""
         found, mine = dict[str, Any](), self.runs_of(row)
         base = self.printed.get((cell["dataset"], cell["scale"]))
         if self.baseline and base and cell["metric"] == "psnr" and not row.baseline:
             found["gap_printed"], other = round(float(cell["printed"]) - base, 4), self.runs_of(self.baseline)
-            if len(mine) and len(other) and cell["scale"] in results.SCALES:
+            if len(mine) and len(other) and self.scored(mine, cell["scale"]) and self.scored(other, cell["scale"]):
                 gap = results.gaps([*mine.run], [*other.run], cell["scale"], self.like)
                 found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
                 whole = pd.concat([mine, other]).collapsed_at.isna().all()
@@ -239,13 +250,14 @@ class _Evidence:
         return found
 
     def runs_of(self, row: papers.Row) -> pd.DataFrame:
-        """The runs of a row: an ablation's own; else those of weights that ship, or of the paper's whole training."""
+        """The runs of a row: an ablation's own; else the paper's whole training, or, without one, what ships."""
         if self.baseline:
             return self.runs[self.runs["row"] == row.name]
-        runs = self.runs[self.runs.model == row.model]
-        released = vars(row.config) | {"scale": 0} == vars(default_config(row.model)) | {"scale": 0}
-        at_scale = runs.scale.fillna(0) == (row.scale or 0)
-        return runs[at_scale & ((runs.purpose == "ships") | (runs.budget == "paper")) & released]
+        runs = self.runs[(self.runs.model == row.model) & (self.runs.purpose != "ablation")]
+        released = row.config == default_config(row.model, row.scale)
+        runs = runs[(runs.scale.fillna(0) == (row.scale or 0)) & released]
+        whole = runs[runs.budget == "paper"]
+        return whole if len(whole) else runs[runs.purpose == "ships"]
 
 
 def _of_rows(paper: str, number: str, runs: pd.DataFrame) -> pd.DataFrame:
@@ -272,7 +284,8 @@ def _most(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
 def _training(runs: pd.DataFrame) -> str:
     """What runs that were trained alike had."""
     one = runs.iloc[0]
-    return f"{one.steps:,} steps of batch {one.batch} on {one['data']}"
+    half = " in bf16" * (one.precision == "bf16-mixed")
+    return f"{one.steps:,} steps of batch {one.batch}, patch {one.patch}, on {one['data']}{half}"
 
 
 def _ended(runs: pd.DataFrame) -> str:

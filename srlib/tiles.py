@@ -98,13 +98,13 @@ def enlarge(
     tileable = float(scale).is_integer() or hasattr(upscale, "window")  # tiles' results lie on the output's pixels
     if not tile or height * width <= tile**2 or not tileable:
         tile = max(height, width)
+    large = torch.zeros(3, *enlarged_size(lr.shape[1:], scale))
     while True:
         try:
             with torch.no_grad(), evaluation_mode(upscale):
-                return _blended(upscale, lr, scale, tile, min(overlap, tile // 2), device)
+                return _blended(upscale, lr, scale, tile, min(overlap, tile // 2), device, large.zero_())
         except RuntimeError as error:
-            # A CPU has no exception of its own for it.
-            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            if not out_of_memory(error):
                 raise
         half = tile // (2 * ALIGN) * ALIGN
         if half < SMALLEST or not tileable:
@@ -114,11 +114,17 @@ def enlarge(
         tile = half
 
 
-def _blended(upscale: Any, lr: Tensor, scale: float, tile: int, overlap: int, device: torch.device) -> Tensor:
-    """An image (3, H, W) as the weighted sum of its tiles."""
-    height, width = enlarged_size(lr.shape[1:], scale)
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is short; on a CPU torch has none of its own for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _blended(
+    upscale: Any, lr: Tensor, scale: float, tile: int, overlap: int, device: torch.device, large: Tensor
+) -> Tensor:
+    """``large`` (3, H, W), which holds zeros, filled with the weighted sum of an image's tiles."""
+    height, width = large.shape[1:]
     down, across = pieces(lr.shape[1], height, tile, overlap), pieces(lr.shape[2], width, tile, overlap)
-    large = torch.zeros(3, height, width)
     for row, column in product(down, across):
         part = lr[:, row.start : row.end, column.start : column.end].to(device)
         part = part[None].to(torch.float32) / LEVELS.get(part.dtype, 1)

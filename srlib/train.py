@@ -60,11 +60,11 @@ class TrainConfig:
             else:
                 least, limit = LEAST.get(name, 0), 1 if name in ("betas", "ema_decay") else 2**63
                 what, types = ("whole number", {int}) if int in (kind, *parts) else ("number", {int, float})
-                amount = f"a tuple of {what}s" if parts else f"a {what}"
                 numbers, count = value if parts else (value,), None if ... in parts else max(1, len(parts))
+                amount = f"a tuple of {f'{count} ' if count else ''}{what}s" if parts else f"a {what}"
                 fits = isinstance(numbers, tuple) and count in (None, len(numbers))
                 fits = fits and all(type(number) in types and least <= number < limit for number in numbers)
-                advice = f"give {amount} from {least} up, below {limit}"
+                advice = f"give {amount} from {least} up" + (", below 1" if limit == 1 else "")
             if not fits:
                 raise InputError(f"{name} is {value!r}: {advice}")
         if self.scales[0] > self.scales[1]:

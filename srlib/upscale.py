@@ -135,8 +135,12 @@ def enlarge_file(
             pixels = (enlarge(picture, None, scale).pixels, large.pixels)
             large = replace(large, pixels=np.concatenate(pixels, axis=1))
         written = write(large, job.target, quality=quality, force=force)
-    except (InputError, MemoryError) as error:
-        return "failed", (str(error) or f"{job.source}: not enough memory",)
+    except InputError as error:
+        return "failed", (str(error),)
+    except (MemoryError, RuntimeError) as error:
+        if not tiles.out_of_memory(error):
+            raise
+        return "failed", (f"{job.source}: not enough memory",)
     return ("done" if written else "kept"), notes
 
 

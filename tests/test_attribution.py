@@ -83,7 +83,7 @@ def test_maps_of_networks_are_complete_within_a_percent(name: str) -> None:
         return
     found = attribute(even(create(name, 2)), photo(24, 24), patch, 2)
     assert found.values.shape == (3, 24, 24) and found.values.dtype == torch.float64
-    assert found.found[1] > 1.3 * found.found[0], "there is a gain to be told apart"
+    assert found.detected[1] > 1.3 * found.detected[0], "there is a gain to be told apart"
     assert found.completeness == pytest.approx(1, abs=0.01)
     assert found.strength.argmax() in found.distances.flatten().argsort()[:150], "it is strongest near the patch"
 

@@ -82,7 +82,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, dam
     told = capsys.readouterr().err
     assert "state-3.pt is damaged" in told and told.count("\n") == 1
     DAMAGE[damage](tmp_path / "state-2.pt")
+    save(tmp_path, {"step": 4})
+    DAMAGE[damage](tmp_path / "state-4.pt")
     assert restore(tmp_path) is None, "training begins anew"
+    save(tmp_path, {"step": 1})
+    assert restore(tmp_path) == {"step": 1}, "and its checkpoints stay, though the damaged ones are of later steps"
     assert not (tmp_path / "ran").exists()
 
 

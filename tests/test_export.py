@@ -47,7 +47,7 @@ def network(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", SMALL)
 def test_a_file_takes_any_size_in_steps_and_gives_pytorchs_output(name: str) -> None:
     upscale, step = upscaler(network(name), 2), SMALL[name][1]
-    made = export.to_onnx(upscale, 2)
+    made = export.to_onnx(upscale)
     assert made.step == step and made.difference <= export.TOLERANCE
     assert name != "seemore-t" or len({*map(tuple, routes(network(name), images(4, 32, 32)))}) > 1
     session = onnxruntime.InferenceSession(made.content, providers=["CPUExecutionProvider"])
@@ -71,7 +71,7 @@ class Sized(nn.Module):
 
 def test_what_cannot_be_exported_is_one_line() -> None:
     with pytest.raises(InputError, match="cannot be exported with free sizes") as error:
-        export.to_onnx(Sized(), 1)
+        export.to_onnx(Sized())
     assert "\n" not in str(error.value)
 
 
@@ -91,4 +91,4 @@ def test_a_file_that_differs_is_not_written(monkeypatch: pytest.MonkeyPatch, tmp
 def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "PACKAGES", ("onnx", "nothing-of-this-name"))
     with pytest.raises(InputError, match="nothing-of-this-name missing: pip install onnx nothing-of-this-name"):
-        export.to_onnx(nn.Identity(), 1)
+        export.to_onnx(nn.Identity())

@@ -244,7 +244,9 @@ def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> N
     with pytest.raises(InputError, match="baseline"):
         results.record(trained, "bicubic", "equal", [store])
     with pytest.raises(InputError, match="photos/held-out"):
-        results.record(trained, "ships-safmn-x4", "ships", [])
+        results.record(trained, "equal-safmn-x4", "equal", [])
+    with pytest.raises(InputError, match="another origin"):
+        results.record(trained, "equal-safmn-x4", "equal", [data.degraded(store)])
     with pytest.raises(InputError, match="which row"):
         results.record(trained, "ablation-safmn-3", "ablation", [store])
     with pytest.raises(InputError, match="no rows 'CCM -> all'"):
@@ -282,6 +284,8 @@ def test_a_network_of_experts_is_recorded_with_how_often_it_uses_them(tmp_path: 
     small = SeemoReConfig(scale=4, channels=8, groups=2)
     config = runs.configure("seemore-t", 4, store, network=small, steps=1, batch=1, patch=16)
     run = runs.train_or_load(config, store, held_out, root=tmp_path / "runs", device="cpu")
+    with pytest.raises(InputError, match="is a variant of seemore-t: only the network as released ships"):
+        results.record(run, "ships-seemore-t-x4", "ships", [held_out])
     results.record(run, "equal-seemore-t-seed3", "equal", [held_out])
     found = results.routing().query("run == 'equal-seemore-t-seed3'")
     assert found.groupby("place").share.sum().to_dict() == pytest.approx({"group 1": 1, "group 2": 1}, abs=1e-5)

@@ -34,7 +34,10 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Set what ``results`` has: lines of runs and of scores."""
 
     def set_to(runs: list[tuple[Any, ...]], scores: list[tuple[Any, ...]]) -> None:
-        told = pd.DataFrame(runs, columns=RUNS).assign(precision="32-true"), pd.DataFrame(scores, columns=SCORES)
+        told = (
+            pd.DataFrame(runs, columns=RUNS).assign(version=1, precision="32-true"),
+            pd.DataFrame(scores, columns=SCORES),
+        )
         monkeypatch.setattr(results, "runs", lambda: told[0].astype({"scale": "Int64", "collapsed_at": "Int64"}))
         monkeypatch.setattr(results, "scores", lambda: told[1].astype({"psnr": float, "ssim": float}))
 
@@ -150,6 +153,9 @@ def test_a_dataset_that_is_not_whole_fills_no_cell(evidence: Any) -> None:
     assert set(frame.verdict) == {"not-run"} and frame.trained.isna().all() and set(frame.budget) == {""}
 
 
+SHORT, LONG = (f"{steps} steps of batch 8, patch 32, on BSD400" for steps in ("600", "4,000"))
+
+
 def trainings(steps: int, seeds: int = 1, collapsed: str = "", **gains: float) -> tuple[list[Any], list[Any]]:
     """Made-up runs of rows of SAFMN's Table 3, three of the baseline and ``seeds`` of the others, and their scores:
     ``gains`` dB above the baseline's."""
@@ -177,7 +183,7 @@ def test_a_row_s_gap_to_the_baseline_has_a_trend(evidence: Any) -> None:
     assert found.gap_printed["SAFM -> None"] == -0.17 and found.trend["SAFM -> None"] == "opposite"
     assert found.gap["CCM -> None"] == pytest.approx(-0.5) and found.gap_high["CCM -> None"] < 0
     assert found.runs["CCM -> None"] == "ccm-600-0 ccm-600-1 ccm-600-2"
-    assert found.budget["CCM -> None"] == "600 steps of batch 8 on BSD400, 3 seeds"
+    assert found.budget["CCM -> None"] == f"{SHORT}, 3 seeds"
     assert pd.isna(found.gap["w/ SE"]) and found.trend["w/ SE"] == "" and found.gap_printed["w/ SE"] == -0.04
     assert found.trend["Baseline"] == "" and set(tables.table("safmn", "3", counts=False).verdict) == {"not-run"}
 
@@ -186,25 +192,21 @@ def test_a_table_takes_the_training_that_most_of_its_rows_had_and_of_these_the_l
     short, long = trainings(600, seeds=3, ccm=-0.5, safm=0.3), trainings(4000, ccm=-0.6)
     evidence(*recorded(short, long))
     found = tables.ablation("safmn", "3").set_index("row")
-    assert set(found.training) - {""} == {"600 steps of batch 8 on BSD400"}, "two rows of three"
+    assert set(found.training) - {""} == {SHORT}, "two rows of three"
     evidence(*recorded(short, trainings(4000, ccm=-0.6, safm=0.4)))
     found = tables.ablation("safmn", "3").set_index("row")
-    assert set(found.training) - {""} == {"4,000 steps of batch 8 on BSD400"}, "as many rows, and longer"
+    assert set(found.training) - {""} == {LONG}, "as many rows, and longer"
     assert found.runs["CCM -> None"] == "ccm-4000-0" and found.trend["CCM -> None"] == "agrees", "one seed can tell"
     runs, scores = trainings(9000, ccm=-0.6, safm=0.4, se=0.1)
     evidence(*recorded(short, (runs[3:], scores)))
-    assert set(tables.ablation("safmn", "3").training) - {""} == {"600 steps of batch 8 on BSD400"}, "no baseline there"
+    assert set(tables.ablation("safmn", "3").training) - {""} == {SHORT}, "no baseline there"
 
 
 def test_a_run_stands_for_the_rows_of_other_tables_that_are_the_same_network(evidence: Any) -> None:
     runs, scores, where = [], [], ("Set14", 2, "safmn", "")
     full, kernel, loss = "SeemoRe-T (RME=1;SME=1)", "SeemoRe-T (kernel=3)", "SeemoRe-T (L1=1.0;FFT=0.0)"
-    for number, row, seed, psnr in (
-        ("4a", full, 0, 30.0),
-        ("4a", full, 1, 30.1),
-        ("4c", kernel, 0, 29.5),
-        ("12", loss, 0, 30.6),
-    ):
+    trained = ("4a", full, 0, 30.0), ("4a", full, 1, 30.1), ("4c", kernel, 0, 29.5), ("12", loss, 0, 30.6)
+    for number, row, seed, psnr in trained:
         name, place = f"{number}-{seed}", ("seemore-t", 2, "seemore", number, row, seed)
         runs.append((name, "ablation", *place, "", 3000, 8, 32, "BSD400", "f9", None))
         scores += [(name, *where, f"image{i}", psnr + i, 0.9) for i in range(3)]
@@ -225,7 +227,7 @@ def test_a_table_of_our_own_has_the_gaps_of_its_trained_rows(evidence: Any) -> N
     base, tau = tables.own_table("moeisr", "mapper").to_dict("records")
     assert (base["row"], base["gap"], base["runs"]) == ("MoEISR(LTE)-s", "", "MoEISR(LTE)-s-0 MoEISR(LTE)-s-1")
     assert tau["psnr"] == pytest.approx(30.6) and tau["gap"].startswith("\N{MINUS SIGN}0.45 (")
-    assert tau["training"] == "3,000 steps of batch 4 on BSD400"
+    assert tau["training"] == "3,000 steps of batch 4, patch 24, on BSD400"
     assert tables.own_table("ssiu", "s3b").empty
 
 
@@ -237,8 +239,8 @@ def test_other_lengths_stay_in_sight_with_what_changed(evidence: Any) -> None:
     assert both.steps.tolist() == [4000, 600] and both.trend.tolist() == ["agrees", "opposite"]
     assert both.ours.str[:5].tolist() == ["\N{MINUS SIGN}0.20", "+0.30"]
     assert tables.summary(found).splitlines() == [
-        "- **4,000 steps of batch 8 on BSD400:** agrees: 2 (`SAFM -> None`, `CCM -> None`); collapsed: 1 (`w/ SE`).",
-        "- **600 steps of batch 8 on BSD400:** agrees: 1 (`CCM -> None`); opposite: 1 (`SAFM -> None`).",
+        f"- **{LONG}:** agrees: 2 (`SAFM -> None`, `CCM -> None`); collapsed: 1 (`w/ SE`).",
+        f"- **{SHORT}:** agrees: 1 (`CCM -> None`); opposite: 1 (`SAFM -> None`).",
         "- **With longer training** 1 of 2 rows changed: `SAFM -> None` from opposite to agrees.",
     ]
     evidence([], [])
@@ -249,7 +251,15 @@ def test_a_collapse_is_told_and_has_no_trend(evidence: Any) -> None:
     evidence(*trainings(600, collapsed="se", ccm=-0.5, se=-3))
     found = tables.ablation("safmn", "3").set_index("row").loc["w/ SE"]
     assert found.gap < -2.9 and found.trend == "undecided" and found.ended == "collapsed at step 70"
-    assert found.budget == "600 steps of batch 8 on BSD400, collapsed at step 70"
+    assert found.budget == f"{SHORT}, collapsed at step 70"
+
+
+def test_a_row_that_is_not_scored_on_what_gaps_are_taken_from_has_none(evidence: Any) -> None:
+    runs, scores = trainings(600, ccm=-0.5)
+    evidence(runs, [(run, "Urban100" if run == "ccm-600-0" else name, *rest) for run, name, *rest in scores])
+    assert tables.table("safmn", "3", counts=False).gap.isna().all()
+    with pytest.raises(InputError, match="table 5 of safmn has no PSNR"):
+        tables.ablation("safmn", "5")
 
 
 def test_a_gap_is_to_the_baseline_at_the_same_scale() -> None:
@@ -260,10 +270,12 @@ def test_a_gap_is_to_the_baseline_at_the_same_scale() -> None:
 @pytest.mark.parametrize(("budget", "verdict"), [("short", "not-run"), ("paper", "exact")])
 def test_only_the_paper_s_whole_training_gets_a_verdict(evidence: Any, budget: str, verdict: str) -> None:
     ships = ("ships-ssiu-x4", "ships", "ssiu", 4, None, None, None, 0, budget, 1000, 40, 64, "DF2K", "f9", None)
-    evidence([ships], [("ships-ssiu-x4", "Set5", 4, "ssiu", "", "baby", 32.631, 0.9032)])
+    row = ("row", "ablation", "ssiu", 4, "ssiu", "3", "SSIU", 0, "paper", 1000, 40, 64, "DF2K", "f9", None)
+    scores = [("ships-ssiu-x4", 32.631), ("row", 20.0)]
+    evidence([ships, row], [(run, "Set5", 4, "ssiu", "", "baby", psnr, 0.9032) for run, psnr in scores])
     found = cell(tables.table("ssiu", "1", counts=False), "Ours", 4, "psnr", "Set5")
     assert found.trained == 32.631 and found.verdict == verdict, "32.631 is printed as 32.64: its release rounds up"
-    assert found.budget == "1,000 steps of batch 40 on DF2K" and found.runs == "ships-ssiu-x4"
+    assert found.budget == "1,000 steps of batch 40, patch 64, on DF2K" and found.runs == "ships-ssiu-x4"
 
 
 def test_the_scoreboard_keeps_peers_apart(every: list[pd.DataFrame]) -> None:

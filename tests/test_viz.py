@@ -244,7 +244,11 @@ def test_trends_stand_beside_print_length_by_length_and_lead_to_their_records(ea
     )
     shown = viz.trends(pd.concat([frame, longer]), "Table 3.")
     page = Page(shown.html)
-    assert "600 steps of batch 4 on BSD400" in page.text and "4,000 steps" in page.text and "w/o MR" in page.text
+    assert (
+        "600 steps of batch 4, patch 32, on BSD400" in page.text
+        and "4,000 steps" in page.text
+        and "w/o MR" in page.text
+    )
     cells = re.findall(
         r'<a href="../records.html#([\w-]+)">\S0.18 \(.*?\)</a> <span class="verdict verdict-agrees">', shown.html
     )

@@ -28,12 +28,13 @@ def names() -> tuple[str, ...]:
     return tuple(_configs())
 
 
-def default_config(name: str) -> Any:
-    """The released configuration of a network, at the default scale. Raises ``InputError`` for an unknown name."""
+def default_config(name: str, scale: int | None = None) -> Any:
+    """The released configuration of a network, at ``scale``, or at the default one where it is None, as of networks for
+    every scale. Raises ``InputError`` for an unknown name."""
     configs = _configs()
     if name not in configs:
         raise InputError(f"unknown model {name!r}; choose one of: {', '.join(configs)}")
-    return configs[name]
+    return replace(configs[name], scale=scale) if scale else configs[name]
 
 
 def takes_scale(name: str) -> bool:
