@@ -15,7 +15,7 @@ DATA = {  # what a module reads besides its own source
 TIMING = re.compile(r"\b(in_units|latency|operator_times|yardstick)\(")
 TRAINED = re.compile(r"""\btrained\(\s*["']([\w-]+)["'],\s*(\w+),\s*budget\b""")  # results.trained("safmn", 4, budget)
 TABLE = re.compile(r'^table = "(\w+)"', re.M)  # a parameter: whose rows a page trains
-IMPORTS = re.compile(r"^\s*(?:from|import) (srlib[\w.]*)(?: import \(?([\w, ]+))?", re.M)
+IMPORTS = re.compile(r"^\s*(?:from|import) (srlib[\w.]*)(?: import (?:\(([\w,\s]+)\)|([\w, ]+)))?", re.M)
 GRAPH = grimp.build_graph("srlib", cache_dir=".cache/grimp")  # as it lies in the current folder
 for package in ("srlib.models", "srlib.papers"):  # which find their modules by themselves
     for module in GRAPH.find_descendants(package):
@@ -47,8 +47,8 @@ def anew(notebook: str, code: str, slugs: str, tables: str) -> bool:
 def imported(source: str) -> set[str]:
     """The modules of srlib that some code imports, or calls as ``python -m srlib``."""
     named = {"srlib.cli"} if re.search(r"""-m["', ]+srlib""", source) else set()
-    for package, names in IMPORTS.findall(source):
-        named |= {package} | {f"{package}.{name.split()[0]}" for name in names.split(",") if name.strip()}
+    for package, lines, line in IMPORTS.findall(source):
+        named |= {package} | {f"{package}.{name.split()[0]}" for name in (lines or line).split(",") if name.strip()}
     return named & GRAPH.modules
 
 

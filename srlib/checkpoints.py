@@ -97,7 +97,7 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
         raise InputError(f"{path.name} does not say which network it holds: give its model, and its scale if any")
     if model not in (None, found) or (takes_scale(found) and scale not in (None, own)):
         asked = f"{model or found} at scale {scale}"
-        raise InputError(f"{path.name} holds {found} at scale {own}, not {asked}: ask for its own")
+        raise InputError(f"{path.name} holds {found} at scale {own}, not {asked}: name its own model and scale")
     network = create(found, own if takes_scale(found) else None, config)
     return load_released(network, weights, path.name).eval()
 

@@ -135,7 +135,7 @@ def train(
         return
     if record:
         record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps({"run": str(run.folder), "table": table, "row": row}), encoding="utf-8")
+        write(record, json.dumps({"run": str(run.folder), "table": table, "row": row}).encode())
     held = run.held_out
     scored = f"{held['dataset']} x{held['scale']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f}"
     print(f"{run.folder}, {run.ending}: {scored} (protocol {held['protocol']}, LR: {held['lr_origin']})")
@@ -236,7 +236,7 @@ def enlarge(
     say(*notes)
     for job in made:
         status, notes = upscale.enlarge_file(job, upscaler, factor, **options)
-        if [job.source] == [Path(source).expanduser() for source in sources] and status != "done":
+        if [job.source] == [Path(os.path.expanduser(source)) for source in sources] and status != "done":
             raise InputError("; ".join(notes) or f"{job.target} is there already: give another name, or --force")
         print(f"{job.target}: {status}", flush=True)
         say(*(note if note.startswith(str(job.source)) else f"{job.source}: {note}" for note in notes))
@@ -285,8 +285,7 @@ def print_table(
     elif as_csv:
         sys.stdout.write(tables.csv(tables.table(paper, number)))
     else:
-        columns = "row variant scale dataset metric printed ours unit verdict note trained budget gap trend".split()
-        show(tables.table(paper, number)[columns], ours="{:.6g}", trained="{:.2f}", gap="{:+.2f}")
+        show(tables.table(paper, number)[tables.CSV[:-1]], ours="{:.6g}", trained="{:.2f}", gap="{:+.2f}")
 
 
 @app.command("complexity", epilog="Example: srlib complexity safmn --scale 4")
@@ -430,9 +429,10 @@ def open_stores(names: list[str] | None, root: Path | None) -> list[Store]:
     from srlib import data, datasets
 
     if not names:
-        here = {status.name for status in datasets.listing(root) if status.found}
+        there = datasets.listing(root, ("Set5", "Set14")) if datasets.data_root(root) else []
+        here = {status.name for status in there if status.found}
         names = ["photos/held-out", *(name for name in ("Set5", "Set14") if name in here)]
-    stores = [data.Store.open(datasets.find(name, root)) for name in names]
+    stores = [data.Store(datasets.find(name, root)) for name in names]
     say(*(note for store in stores for note in store.notes))
     return stores
 
@@ -461,7 +461,7 @@ def find_network(
         run = find_run(record)
         name, own, train = (run.config[key] for key in ("model", "scale", "train"))
         if file or model not in ("", name) or (own and scale not in (None, own)):
-            raise InputError(f"{record} is {name} at scale {own}: leave out model, --scale and --weights")
+            raise InputError(f"{record} is {name} at scale {own}: name no other, and leave out --scale and --weights")
         say(f"{name}, {run.ending} of batch {train['batch']} on {run.config['data']}")
         return name, run.network(), own or scale
     if not model:

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import pyvips
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -68,7 +69,9 @@ def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
 def _read(data: bytes) -> tuple[pyvips.Image, tuple[str, ...]]:
     """A picture with all its pixels, and a note on a JPEG that lacks its end marker, as phones' panoramas do."""
     if data.startswith(b"BM"):  # libvips doesn't read BMP
-        return pyvips.Image.new_from_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))), ()
+        with suppress(UnidentifiedImageError):  # which would name an address in memory
+            return pyvips.Image.new_from_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))), ()
+        raise ValueError("it is no BMP picture")
     if not data.startswith(b"\xff\xd8"):
         return _decoded(data, "error"), ()
     try:
@@ -188,7 +191,7 @@ class Store:
     """
 
     def __init__(self, image_set: ImageSet, cache: str | Path | None = None, seed: int | None = None) -> None:
-        place = Path(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib").expanduser()
+        place = Path(os.path.expanduser(cache or os.environ.get("SRLIB_CACHE") or "~/.cache/srlib"))
         self.cache, self.seed = place / "images", seed
         self.images, self._distributed = self._decoded(image_set)
         broken = dict(self.images.problems)
@@ -212,9 +215,9 @@ class Store:
         return cached(image_set.files), {scale: cached(files) for scale, files in image_set.lr_files.items()}
 
     @classmethod
-    def open(cls, image_set: ImageSet | str, cache: str | Path | None = None) -> Store:
-        """The store of an image set, or of what ``datasets.find`` finds by a string."""
-        return cls(find(image_set) if isinstance(image_set, str) else image_set, cache)
+    def open(cls, spec: str, cache: str | Path | None = None) -> Store:
+        """The store of what ``datasets.find`` finds by a string."""
+        return cls(find(spec), cache)
 
     @property
     def fingerprint(self) -> str:
@@ -260,8 +263,10 @@ class Store:
         if scale not in self._lr:
             sizes = [(height // scale, width // scale) for _, height, width in self.images.shapes]
             lr = self._distributed.get(scale) or self._made(scale, sizes)
-            for i in sorted(lr.problems):
-                raise InputError(lr.problems[i])
+            if lr.problems:
+                folder = next(iter(self.image_set.lr_files.get(scale, ())), Path()).parent
+                mend = f", or remove {folder} to have it made from HR" if scale in self._distributed else ""
+                raise InputError(lr.problems[min(lr.problems)] + mend)
             for file, (_, h, w), size in zip(self.image_set.lr_files.get(scale, ()), lr.shapes, sizes, strict=False):
                 if (h, w) != size:
                     wrong = f"{file} is {w}x{h}, but its HR image needs {size[1]}x{size[0]}: fetch both of one release"
@@ -383,7 +388,9 @@ class Queries(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     def __post_init__(self) -> None:
         least, most = map(self._side, self.scales)
         if self.queries > least**2:
-            raise InputError(f"{self.queries} queries exceed the {least**2} pixels of the smallest patch: give fewer")
+            raise InputError(
+                f"{self.queries} queries exceed the {least**2} pixels of the smallest patch: take larger patches"
+            )
         _check_room(self.store, most)
 
     def _side(self, scale: float) -> int:

@@ -53,12 +53,12 @@ DATASETS: dict[str, Dataset] = {
     for name, entry in _TABLES["datasets"].items()
 }
 PHOTOS: dict[str, tuple[str, ...]] = {f"photos/{part}": tuple(files) for part, files in _TABLES["photos"].items()}
-GROUPS = {"df2k": ("DIV2K_train", "Flickr2K"), "div2k": ("DIV2K_train", "DIV2K_val")}
+GROUPS = {"DF2K": ("DIV2K_train", "Flickr2K"), "DIV2K": ("DIV2K_train", "DIV2K_val")}
 
 
 def known(name: str) -> list[Dataset]:
     """The datasets of a name or alias in any case: one, the two of DIV2K or DF2K, or none."""
-    wanted = [part.lower() for part in GROUPS.get(name.lower(), (name,))]
+    wanted = [part.lower() for part in GROUPS.get(name.upper(), (name,))]
     return [one for one in DATASETS.values() if any(each.lower() in wanted for each in (one.name, *one.aliases))]
 
 
@@ -133,8 +133,9 @@ def scan(folder: Path) -> tuple[list[Path], int, tuple[str, ...]]:
         inside = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda one: one.name)
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror}): name a folder of images") from None
-    images = [path for path in inside if path.is_file() and is_image(path)]
-    others = [path.name for path in inside if path.is_file() and path not in images]
+    files = {path: is_image(path) for path in inside if path.is_file()}
+    images = [path for path, shows in files.items() if shows]
+    others = [path.name for path, shows in files.items() if not shows]
     dangling = [path.name for path in inside if not path.exists() and path.suffix.lower() in SUFFIXES]
     left_out = {"links that lead nowhere": dangling, "no images": others}
     notes = tuple(f"{folder}: left out, {why}: {few(names)}" for why, names in left_out.items() if names)
@@ -144,7 +145,7 @@ def scan(folder: Path) -> tuple[list[Path], int, tuple[str, ...]]:
 def data_root(root: str | Path | None = None) -> Path | None:
     """The data folder: ``root``, else the one that SRLIB_DATA names, else None. Raises InputError if it isn't there."""
     named = root or os.environ.get("SRLIB_DATA")
-    base = Path(named).expanduser().absolute() if named else None
+    base = Path(os.path.expanduser(named)).absolute() if named else None
     if base and not base.is_dir():
         mend = "name" if root else "set SRLIB_DATA to"
         raise InputError(f"no data folder {base}: {mend} the one with benchmark/Set5/HR, make it, or leave it out")
@@ -159,24 +160,37 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     taken, and its LR files. DIV2K and DF2K are joined of their parts where no such folder holds their images. Raises
     InputError with the choices where nothing fits.
     """
-    if spec in PHOTOS:
-        return _photos(spec)
+    if spec.lower() in PHOTOS:
+        return _photos(spec.lower())
     base, datasets = data_root(root), known(spec)
-    spec = spec.upper() if (several := len(datasets) > 1) else spec
-    folders = [base / hr for one in datasets for hr in one.hr] if base and not several else []
-    folders += [Path(spec).expanduser(), *(base / parent / spec for parent in ("", "benchmark", "train") if base)]
-    for folder in folders:
-        hr = folder / "HR" if (folder / "HR").is_dir() else folder
-        if hr.is_dir() and (not several or scan(hr)[0]):
-            return _image_set(spec if several else datasets[0].name if datasets else folder.resolve().name, hr)
+    several = len(datasets) > 1
+    places = [base / hr for one in datasets for hr in one.hr] if base and not several else []
+    for name in (spec, spec.upper()) if several else (spec,):
+        places += [Path(os.path.expanduser(name)), *(base / part / name for part in ("", "benchmark", "train") if base)]
+    folders = [place / "HR" if (place / "HR").is_dir() else place for place in places if place.is_dir()]
+    if not several and not datasets and folders:
+        return _image_set(_title(folders[0]), folders[0])
+    full = next((folder for folder in folders if scan(folder)[0]), None if several else next(iter(folders), None))
+    if full:
+        return _image_set(spec.upper() if several else datasets[0].name, full)
     if several:
-        return _joined(spec, [find(one.name, base) for one in datasets])
+        return _joined(spec.upper(), [find(one.name, base) for one in datasets])
     where = f"in {base}" if base else "here: SRLIB_DATA names no data folder"
     if datasets:
         one = datasets[0]
         get = f"`srlib data get {one.name}` fetches it" if one.archives else f"ask for it at {one.page}"
         raise InputError(f"no {one.name} {where}; its {one.images} images go to {one.hr[0]} there, and {get}")
-    raise InputError(f"no images called {spec!r} {where}; use {', '.join([*PHOTOS, *DATASETS])} or a folder's path")
+    raise InputError(
+        f"no images called {spec!r} {where}; use {', '.join([*PHOTOS, *DATASETS, *GROUPS])} or a folder's path"
+    )
+
+
+def _title(hr: Path) -> str:
+    """What a folder is called, or the dataset whose folder it is: Set5 for Set5/HR, DIV2K_val for DIV2K_valid_HR."""
+    place = hr.resolve()
+    name = place.parent.name if place.name == "HR" else place.name
+    bare = name.removesuffix("_HR")
+    return known(bare)[0].name if len(known(bare)) == 1 else name
 
 
 def _photos(name: str) -> ImageSet:
@@ -252,7 +266,7 @@ def listing(
     base, rows = data_root(root), []
     for name in names:
         if not known(name):
-            raise InputError(f"no dataset called {name!r}: choose one of {', '.join([*DATASETS, 'DIV2K', 'DF2K'])}")
+            raise InputError(f"no dataset called {name!r}: choose one of {', '.join([*DATASETS, *GROUPS])}")
     if names and base is None:
         raise InputError("no data folder: name one with --data-root, or set SRLIB_DATA to it")
     for dataset in (one for name in names or DATASETS for one in known(name)):
@@ -285,7 +299,7 @@ def get(
 
     if root and any(one.archives for one in known(name)):
         with suppress(FileExistsError):  # a file of that name: data_root says so
-            Path(root).expanduser().mkdir(parents=True, exist_ok=True)
+            Path(os.path.expanduser(root)).mkdir(parents=True, exist_ok=True)
     here, base = listing(root, [name]), data_root(root) or Path()
     for dataset in known(name):
         say(f"{dataset.name}, published by {dataset.publisher}, {dataset.page}; terms of use: {dataset.terms}")

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from srlib.checkpoints import write
+from srlib.errors import write
 from srlib.train import State
 
 COLUMNS = {"log": ("step", "loss", "lr", "seconds"), "validation": ("step", "psnr", "ssim", "seconds")}

@@ -101,16 +101,15 @@ def niqe_features(image: Tensor) -> tuple[Tensor, Tensor]:
         raise InputError(f"NIQE needs two blocks of {BLOCK}x{BLOCK} pixels; {tuple(luma.shape)} has fewer")
     luma = luma[:height, :width]
     features, sharpness = [], []
-    for side in (BLOCK, BLOCK // 2):
+    for side, plane in ((BLOCK, luma), (BLOCK // 2, imresize(luma[None], scale=0.5)[0])):
         blocks, deviation = (  # (N, side, side) each
-            plane.unfold(0, side, side).unfold(1, side, side).flatten(0, 1) for plane in normalised(luma, "replicate")
+            part.unfold(0, side, side).unfold(1, side, side).flatten(0, 1) for part in normalised(plane, "replicate")
         )
         sharpness.append(deviation.mean((1, 2)))
         alpha, _, left, right = asymmetric_fit(blocks.flatten(1))
         features += [alpha, (left + right) / 2]
         for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
             features += asymmetric_fit((blocks * blocks.roll(shift, (1, 2))).flatten(1))
-        luma = imresize(luma[None], scale=0.5)[0]
     return torch.stack(features, 1), sharpness[0]
 
 
@@ -119,14 +118,13 @@ def brisque_features(image: Tensor) -> Tensor:
     luma, features = _luma(image), []
     if min(luma.shape) < 2 * _WINDOW:
         raise InputError(f"BRISQUE needs {2 * _WINDOW}x{2 * _WINDOW} pixels; {tuple(luma.shape)} has fewer")
-    for _ in range(2):
-        mscn, _ = normalised(luma, "constant")
+    for plane in (luma, imresize(luma[None], scale=0.5)[0]):
+        mscn, _ = normalised(plane, "constant")
         alpha, deviation = symmetric_fit(mscn.flatten())
         features += [alpha, deviation**2]
         for shift in ((0, 1), (1, 0), (1, 1), (-1, 1)):
             alpha, mean, left, right = asymmetric_fit((mscn * mscn.roll(shift, (0, 1))).flatten())
             features += [alpha, mean, (left / _width(alpha)) ** 2, (right / _width(alpha)) ** 2]
-        luma = imresize(luma[None], scale=0.5)[0]
     return torch.stack(features)
 
 

@@ -55,7 +55,7 @@ class Budget:
 BUDGETS = {
     # proves that the path works, in minutes on two CPU cores; its scores say nothing about a paper
     "smoke": Budget(steps=800, ablation_steps=120, batch=4, patch=32, ema_decay=0.95),
-    # a fair, small training: about ten minutes on a data-centre GPU
+    # a fair, small training
     "short": Budget(steps=20_000, ablation_steps=5_000, batch=32, patch=64, ema_decay=0.999),
     # ``EQUAL`` in place of the paper's settings; short enough for several seeds on two CPU cores
     "equal": Budget(steps=600, ablation_steps=600),
@@ -232,16 +232,20 @@ def train_or_load(
     process trains that run, this one waits, or, without ``wait``, raises Stopped.
     """
     run = Run(Path(root) / config.slug)
-    if run.finished and run.held_out.items() >= scored_on(config, held_out).items():
+
+    def scored() -> bool:
+        return run.held_out.items() >= scored_on(config, held_out).items()
+
+    if run.finished and scored():
         return run
     fabric = launch(pick_device(device), config.train.precision)
     batches = make_batches(config, store, part(fabric, config.train.batch))
     with lock(fabric, run.folder, wait), signals() as asked:
-        session = Session(config, held_out, run, fabric, asked, title or config.slug)
         if not once(fabric, lambda: run.finished):
-            session.train(batches, compile)
-        elif fabric.is_global_zero:  # other held-out images, or another protocol
-            run.write(run.record | {"held_out": session.scores(run.network(fabric.device))})
+            Session(config, held_out, run, fabric, asked, title or config.slug).train(batches, compile)
+        elif fabric.is_global_zero and not scored():  # other held-out images, or another protocol
+            found = scores(config, held_out, run.network(fabric.device), fabric.device)
+            run.write(run.record | {"held_out": found})
     return run
 
 
@@ -301,16 +305,13 @@ class Session:
     def save(self, state: State, log: Mapping[str, Any]) -> None:
         """Score the held-out images where it is time, and write a checkpoint and the log."""
         if state.step % self.validate_every == 0 and state.step < self.steps:  # the end is scored by finish
-            self.log.add_scores(self.scores(state.network), state)
+            self.log.add_scores(self.scores(state), state)
         checkpoints.save(self.run.folder, state.parts() | {"log": log})
         self.log.write(self.run.folder)
 
-    def scores(self, network: nn.Module) -> dict[str, Any]:
-        """A network's scores on the held-out images."""
-        asked = scored_on(self.config, self.held_out)
-        protocol, scale = papers.protocol(asked["protocol"]), asked["scale"]
-        found = score(upscaler(network, scale), self.held_out, scale, protocol, self.fabric.device, tile=0)
-        return asked | {"lr_origin": found.lr_origin, "psnr": found.psnr, "ssim": found.ssim}
+    def scores(self, state: State) -> dict[str, Any]:
+        """The scores of a state's network on the held-out images."""
+        return scores(self.config, self.held_out, state.network, self.fabric.device)
 
     def finish(self, state: State, collapse: Diverged | None, made: Mapping[str, Any]) -> None:
         """Write the weights and, last of all, the record. Of a run that collapsed these are the weights of the last
@@ -320,9 +321,9 @@ class Session:
             state = self.start()
             state.restore(checkpoints.restore(folder, before=collapse.step) or state.parts())
         checkpoints.save_network(state.network, self.config.model, folder / "model.safetensors")
-        scores = self.scores(state.network)
+        held_out = self.scores(state)
         if not collapse:
-            self.log.add_scores(scores, state)
+            self.log.add_scores(held_out, state)
         self.log.write(folder)
         loss = self.log.rows["log"][-1][1]
         ended = {
@@ -333,7 +334,7 @@ class Session:
             "weights_at": state.step,
         }
         origin = {**made, **provenance(self.fabric.device), "seconds": seconds}
-        self.run.write({"config": asdict(self.config), "metrics": ended, "held_out": scores, "provenance": origin})
+        self.run.write({"config": asdict(self.config), "metrics": ended, "held_out": held_out, "provenance": origin})
         checkpoints.clear(folder)
 
 
@@ -342,6 +343,14 @@ def scored_on(config: RunConfig, held_out: data.Store) -> dict[str, Any]:
     scale, protocol = config.scale or VALIDATION_SCALE, papers.recipe(config.model).protocol_on(held_out.image_set.name)
     images = {"fingerprint": held_out.fingerprint, "lr_fingerprint": held_out.lr_fingerprint(scale)}
     return {"dataset": held_out.name, **images, "scale": scale, "protocol": protocol.name}
+
+
+def scores(config: RunConfig, held_out: data.Store, network: nn.Module, device: torch.device) -> dict[str, Any]:
+    """A network's scores on the held-out images, and what they depend on."""
+    asked = scored_on(config, held_out)
+    protocol, scale = papers.protocol(asked["protocol"]), asked["scale"]
+    found = score(upscaler(network, scale), held_out, scale, protocol, device, tile=0)
+    return asked | {"lr_origin": found.lr_origin, "psnr": found.psnr, "ssim": found.ssim}
 
 
 def initial(config: RunConfig, root: Path) -> nn.Module:

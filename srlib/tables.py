@@ -84,7 +84,7 @@ def verdict(printed: str, ours: float, tolerance: str | None = None) -> str:
     Ours is exact if it rounds to the printed digits; a tie may go up or to the even digit, as programs do both. The
     tolerance is one unit of the last printed digit where none is given.
     """
-    number, digit = Decimal(str(ours)), Decimal(1).scaleb(-_decimals(printed))
+    number, digit = Decimal(str(ours)), Decimal(1).scaleb(-papers.decimals(printed))
     if any(number.quantize(digit, tie) == Decimal(printed) for tie in (ROUND_HALF_UP, ROUND_HALF_EVEN)):
         return "exact"
     return "within" if abs(number - Decimal(printed)) <= Decimal(tolerance or digit) else "differs"
@@ -245,7 +245,7 @@ class _Evidence:
             found["budget"] = ", ".join(filter(None, (found["training"], seeds, found["ended"])))
             found["runs"] = " ".join(mine.run)
         if "trained" in found and (mine.budget == "paper").all():
-            ours = protocol.printed(found["trained"], _decimals(cell["printed"]))  # SSIU's release rounds up
+            ours = protocol.printed(found["trained"], papers.decimals(cell["printed"]))  # SSIU's release rounds up
             found |= {"ours": ours, "why": f"{found['budget']}, protocol {name}"}
         return found
 
@@ -345,11 +345,6 @@ def _explained(entry: Cell, cells: pd.DataFrame) -> dict[str, str]:
     return {"printed": printed, "ours": ours, "verdict": cell.verdict}
 
 
-def _decimals(printed: str) -> int:
-    """How many digits follow the point: 2 for "76.70"."""
-    return len(printed.partition(".")[2])
-
-
 def _digits(ours: float, printed: str) -> str:
     """Ours with two digits more than printed; "" where there is none."""
-    return "" if pd.isna(ours) else f"{Decimal(str(ours)):.{_decimals(printed) + 2}f}"
+    return "" if pd.isna(ours) else f"{Decimal(str(ours)):.{papers.decimals(printed) + 2}f}"

@@ -52,11 +52,11 @@ def jobs(sources: Sequence[str], out: str, format: str | None = None) -> tuple[l
     Raises InputError where that suffix says no format, or another than ``format``, where nothing is found, two pictures
     would become one file, or one that is read be replaced.
     """
-    place = Path(out).expanduser()
+    place = Path(os.path.expanduser(out))
     found, notes = _sources(sources, place.resolve())
     if place.is_file() and len(found) > 1:
         raise InputError(f"{out} is a file, and several pictures need a folder: name a folder")
-    folders = any(Path(source).expanduser().is_dir() for source in sources)
+    folders = any(Path(os.path.expanduser(source)).is_dir() for source in sources)
     single = len(found) == 1 and not folders and not place.is_dir() and place.suffix
     if single and (format_of(place) is None or format not in (None, format_of(place))):
         raise InputError(f"{out} says another format than .png, .jpg, .webp, .tif or --format: give one of these")
@@ -80,7 +80,7 @@ def _sources(sources: Sequence[str], out: Path) -> tuple[dict[Path, Path], tuple
     found: dict[Path, Path] = {}
     notes: tuple[str, ...] = ()
     for source in sources:
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         if path.is_dir():
             holds_out = path.resolve() in out.parents
             for folder in [path, *sorted(one for one in path.rglob("*") if one.is_dir())]:

@@ -374,7 +374,7 @@ def table(frame: pd.DataFrame, caption: str = "", *, digits: int = 4) -> Shown:
 def _printed(cell: Any, notes: dict[str, int]) -> str:
     """A printed number; below it ours with its verdict, our score at a smaller budget, or that the row is trained; they
     lead to the record of the (first) run."""
-    number, mark, note, digits = "", "", cell.note, len(cell.printed.partition(".")[2])
+    number, mark, note, digits = "", "", cell.note, papers.decimals(cell.printed)
     if cell.verdict != "not-run":
         number, mark = f"{cell.ours:.{digits + (cell.verdict != 'exact')}f}", cell.verdict
     elif not cell.own:

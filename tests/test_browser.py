@@ -82,9 +82,6 @@ def address(built: Path) -> Iterator[str]:
     server.shutdown()
 
 
-# --- What the files say ---
-
-
 class File:
     """What a page's HTML holds: ids, links and sources, images, and the levels of its article's heads."""
 
@@ -134,8 +131,6 @@ def test_pages_are_light_ids_single_images_described_and_heads_in_order(built: P
             assert file.levels.count(1) == 1, name
             assert all(b <= a + 1 for a, b in zip(file.levels, file.levels[1:], strict=False)), (name, file.levels)
 
-
-# --- What the browser says ---
 
 WIDE = """() => document.scrollingElement.scrollWidth <= innerWidth ? [] :
   [`${document.scrollingElement.scrollWidth} px`, ...[...document.querySelectorAll('main *')].filter(

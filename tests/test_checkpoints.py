@@ -20,9 +20,6 @@ from srlib.models.safmn import CONFIGS, SAFMNConfig
 TINY = SAFMNConfig(scale=2, blocks=1, channels=8)
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     write(path, b"old")
@@ -88,9 +85,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, dam
     save(tmp_path, {"step": 1})
     assert restore(tmp_path) == {"step": 1}, "and its checkpoints stay, though the damaged ones are of later steps"
     assert not (tmp_path / "ran").exists()
-
-
-# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ TOC = Path(__file__).resolve().parent.parent / "book" / "_toc.yml"
 
 @pytest.mark.parametrize("slug", papers.all_papers())
 def test_a_paper_has_ten_claims_or_more_and_each_is_judged(slug: str) -> None:
-    claims = papers.claims(slug)
+    claims = CLAIMS[CLAIMS.paper == slug]
     assert list(claims.columns) == "claim place evidence link verdict why paper".split() and len(claims) >= 10
     assert not (claims == "").any().any(), "every claim has a place, evidence, link, verdict and reason"
     assert set(claims.verdict) <= VERDICTS <= set(viz.BADGES)

@@ -139,7 +139,7 @@ def test_a_run_is_trained_found_again_scored_and_recorded(
     same = frame(command("evaluate", "--record", said["run"], "--data", images, "--csv"))
     assert same.equals(scores), "a run is its folder, too"
     for more in (("--scale", "4"), ("bicubic",), ("--weights", "model.safetensors")):
-        assert "leave out model, --scale and --weights" in refused(command("evaluate", "--record", said["run"], *more))
+        assert "name no other, and leave out" in refused(command("evaluate", "--record", said["run"], *more))
     seen: list[object] = []
 
     def keep(run: runs.Run, *given: object, **named: str) -> pd.DataFrame:

@@ -187,7 +187,7 @@ def test_the_fingerprint_is_of_pixels_and_names(images, cache, store, tmp_path):
 )
 def test_fingerprints_are_those_that_recorded_runs_hang_on(cache, request, spec, start):
     root = None if spec in datasets.PHOTOS else request.getfixturevalue("data_root")
-    store = Store.open(datasets.find(spec, root), cache)
+    store = Store(datasets.find(spec, root), cache)
     assert store.fingerprint.startswith(start) and store.notes == ()
 
 

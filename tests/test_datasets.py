@@ -72,12 +72,14 @@ def test_a_folder_may_have_any_name_and_place(tmp_path, monkeypatch):
 
 def test_a_known_set_that_is_not_whole_says_so_in_its_name(tmp_path):
     manga(tmp_path, 9)
-    for spec in ("Manga109", "manga109", str(tmp_path / "benchmark" / "Manga109")):
+    home = tmp_path / "benchmark" / "Manga109"
+    for spec in ("Manga109", "manga109", str(home), str(home / "HR")):
         found = datasets.find(spec, tmp_path)
         assert found.title == "Manga109 (9 of 109 images)" and found.notes == ("9 of the 109 images of Manga109",)
     manga(tmp_path, 109)
     found = datasets.find("Manga109", tmp_path)
     assert (found.title, found.notes, len(found.files)) == ("Manga109", (), 109)
+    (tmp_path / datasets.DATASETS["BSD100"].hr[0]).mkdir(parents=True)  # empty, and passed over
     fill(tmp_path / "benchmark" / "B100" / "HR", ["1"])
     assert {datasets.find(name, tmp_path).title for name in ("BSD100", "b100")} == {"BSD100 (1 of 100 images)"}
     fill(tmp_path / "benchmark" / "Manga109" / "HR", ["extra"])
@@ -91,11 +93,8 @@ def test_other_images_are_not_the_known_set(tmp_path):
     assert datasets.find("Set5", tmp_path).title == "Set5"
     fill(home, ["c"], (90, 90))
     found = datasets.find("Set5", tmp_path)
-    assert (
-        found.title == "Set5 (4 of 5 images)"
-        and found.names == tuple("abde")
-        and "c.png is 90x90, not 256x256" in found.notes[0]
-    )
+    assert found.title == "Set5 (4 of 5 images)" and found.names == tuple("abde")
+    assert "c.png is 90x90, not 256x256" in found.notes[0]
 
 
 def test_lr_folders_in_either_case_and_others_by_name(tmp_path):
@@ -116,6 +115,7 @@ def test_df2k_is_two_sets_with_the_scales_of_both(tmp_path):
         for scale in scales:
             fill(tmp_path / f"{name}_LR_bicubic" / f"X{scale}", ["0001"])
     found = datasets.find("DF2K", tmp_path)
+    assert datasets.find(str(tmp_path / "DIV2K" / "DIV2K_train_HR")).title == "DIV2K_train (2 of 800 images)"
     assert found.title == "DF2K (4 of 3450 images)" and set(found.lr_files) == {2} and len(found.lr_files[2]) == 4
     (tmp_path / "train" / "DF2K").mkdir(parents=True)
     assert datasets.find("df2k", tmp_path) == found, "an empty folder is none"

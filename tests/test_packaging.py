@@ -40,9 +40,6 @@ def pins() -> dict[str, str]:
     return found
 
 
-# --- Requirements ---
-
-
 @pytest.mark.parametrize("text", PROJECT["dependencies"] + sum(EXTRAS.values(), []))
 def test_a_requirement_is_pinned_to_an_allowed_version(text: str) -> None:
     asked = requirements.Requirement(text)
@@ -98,18 +95,12 @@ def test_the_wheel_carries_every_data_file() -> None:
     assert any(path.suffix == ".safetensors" for path in packed)
 
 
-# --- Layers ---
-
-
 def test_modules_import_only_from_lower_layers() -> None:
     """All modules, without exceptions; lazy imports count."""
     contracts = SETTINGS["tool"]["importlinter"]["contracts"]
     assert contracts[0]["exhaustive"] and "ignore_imports" not in contracts[0]
     cli = pytest.importorskip("importlinter.cli", reason="layers need the extra: pip install -e .[lint]")
     assert cli.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
-
-
-# --- What the repository says ---
 
 
 def tracked() -> list[Path]:

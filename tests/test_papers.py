@@ -95,7 +95,7 @@ def test_a_row_is_found_by_label_or_name() -> None:
 
 
 def test_unknown_names_are_refused_with_what_there_is() -> None:
-    for call in (papers.paper, papers.tables, papers.settings, papers.ledger, papers.claims):
+    for call in (papers.paper, papers.tables, papers.settings, papers.ledger):
         with pytest.raises(InputError, match="unknown paper 'edsr'; choose one of: safmn, seemore, ssiu, moeisr"):
             call("edsr")
     for call in (papers.printed, papers.rows):
@@ -145,10 +145,10 @@ def test_what_only_the_releases_say() -> None:
 
 
 def test_protocols_are_those_of_the_releases() -> None:
-    safmn, seemore, large, ssiu, liif, div2k, moeisr = (
-        papers.protocol(name) for name in ("safmn", "seemore", "seemore-l", "ssiu", "liif", "liif-div2k", "moeisr")
-    )
-    assert safmn.same_arithmetic(seemore) and liif.same_arithmetic(moeisr) and papers.protocol("matlab").round_luma
+    names = ("safmn", "seemore", "seemore-l", "ssiu", "liif", "liif-div2k")
+    safmn, seemore, large, ssiu, liif, div2k = map(papers.protocol, names)
+    assert [*papers.protocols()] == ["matlab", *names]
+    assert safmn.same_arithmetic(seemore) and papers.protocol("matlab").round_luma
     assert (safmn.luma, safmn.border(4), safmn.clamp, safmn.round_image) == (MATLAB_LUMA, 4, True, True)
     assert (large.border(4), large.border(2)) == (3, 2)
     assert (ssiu.luma_offset, ssiu.clamp, ssiu.ssim_precision, ssiu.means) == (4080, False, "float32", "up")
@@ -201,7 +201,7 @@ from srlib.papers.safmn import PROTOCOL, TRAIN
 
 PAPER = Paper(
     slug="toy", name="Toy", title="A fifth paper", order=5, colour="#123456", marker="*",
-    main="toy", titles={"toy": "Toy"}, protocols=(), peer_tables=(), own_rows="Toy",
+    main="toy", titles={"toy": "Toy"}, peer_tables=(), own_rows="Toy",
     recipes={"toy": Recipe(TRAIN, PROTOCOL)},
 )
 """
@@ -239,7 +239,7 @@ def test_a_fifth_paper_is_found_by_its_files_alone(toy: None) -> None:
     assert list(frame.verdict) == ["exact", "not-run"] and frame.ours[0] == 3 * 12 * 9 + 12
     assert "500,000 steps of batch 64" in frame.note[1]
     assert tables.ledger("toy").empty and "toy" in set(tables.scoreboard([frame]).paper)
-    assert papers.claims().claim.iloc[-1] == "Toy is small." and len(papers.claims("toy")) == 1
+    assert papers.claims().claim.iloc[-1] == "Toy is small."
     result = CliRunner().invoke(cli.app, ["complexity", "toy", "--scale", "2", "--csv"])
     assert result.exit_code == 0 and "336" in result.output
 

@@ -43,9 +43,6 @@ def names(made: list[Job], out: Path) -> dict[str, str]:
     return {job.source.name: str(job.target.relative_to(out)) for job in made}
 
 
-# --- jobs ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_folder_keeps_its_tree_and_names_what_it_leaves_out(tmp_path):
     home, out = tmp_path / "holiday", tmp_path / "holiday" / "large"
     for name in ("b.png", "sub/a.jpg", "sub/deeper/c.jfif", "v1.2", "a.b.gif", ".hidden/d.png", "large/old.png"):
@@ -97,9 +94,6 @@ def test_what_cannot_be_is_one_line(tmp_path):
         jobs([one], "large.png", "webp")
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("scale", [2, 2.5, 3.3])
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_bicubic_in_bands_is_imresize(monkeypatch, scale, depth):
@@ -136,9 +130,6 @@ def test_hidden_black_makes_no_dark_fringe():
 def test_damaged_weights_are_said():
     with pytest.raises(InputError, match="not finite"):
         enlarge(Picture(noise()), lambda x: nearest(x) * float("nan"), 2)
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_done_once_and_told_as_a_row(tmp_path):

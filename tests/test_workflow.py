@@ -23,7 +23,7 @@ import trainings  # noqa: E402
 
 PAGES = {  # notebook -> what it imports
     "resize": "from srlib.resize import imresize",
-    "safmn/pictures": "from srlib import viz",
+    "safmn/pictures": "from srlib import (\n    errors,\n    viz,\n)",
     "safmn/rows": 'table = "4"\nfrom srlib import errors',
     "safmn/training": "from srlib import results\nresults.trained('safmn', 4, budget)",
     "speed": "from srlib import complexity\ncomplexity.in_units(print)",
@@ -42,9 +42,6 @@ def notebook(path: Path, *texts: str) -> Path:
     cells = [nbformat.v4.new_markdown_cell("# Title"), *code]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
     return path
-
-
-# --- The runner ---
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -93,9 +90,6 @@ def test_a_cell_that_takes_too_long_ends_the_notebook(tmp_path: Path) -> None:
     done = run(page, tmp_path / "out.ipynb", 2)
     assert done.returncode == 1 and "after 2 seconds" in done.stderr
     assert not (tmp_path / "out.ipynb").exists()
-
-
-# --- The graph ---
 
 
 def snakemake(

@@ -30,7 +30,7 @@ class SeemoReConfig(Config):
     channels: int = 36  # C
     order: Literal["rank-spatial", "spatial-rank"] = "rank-spatial"  # Table 4b
     rme: Literal["more", "plain"] = "more"  # Tables 4a and 7: MoRE, or a 3x3 convolution and a point-wise one
-    growth: Literal["2^i", "2*i+2", "i+2", "2^(i+1)"] = "2^i"  # of the ranks: Tables 5a and 14, the last Algorithm 1
+    growth: Literal["2^i", "2*i+2", "i+2"] = "2^i"  # of the ranks: Tables 5a and 14
     experts: int = 3  # of low rank
     top_k: int = 1  # experts used for an image
     recursion: int = 2  # t, steps of Equation 1
@@ -49,7 +49,7 @@ class SeemoReConfig(Config):
         """The experts' ranks, smallest first. Table 5a lists them beside the expressions: i counts experts from 1 in
         2^i (2, 4, 8), but from 0 in 2*i+2 (2, 4, 6) and in i+2 (2, 3, 4)."""
         steps = range(1, self.experts + 1)
-        return tuple({"2^i": 2**i, "2*i+2": 2 * i, "i+2": i + 1, "2^(i+1)": 2 ** (i + 1)}[self.growth] for i in steps)
+        return tuple({"2^i": 2**i, "2*i+2": 2 * i, "i+2": i + 1}[self.growth] for i in steps)
 
     def build(self) -> SeemoRe:
         return SeemoRe(self)
@@ -99,7 +99,7 @@ class LowRankExpert(nn.Module):
 class LowRankMixture(nn.Module):
     """The mixture of low-rank experts: sum of G(x_a)_i E_i(x_a, x_b) (Equation 4 without its residual; Algorithm 1).
 
-    In training, and in a graph that has to hold for any image (``torch.compile``, ``torch.export``, ONNX), every expert
+    In training, and in a graph that has to hold for any image (``torch.compile``, ``torch.export``), every expert
     is computed, the gates of those not chosen being 0. In evaluation mode images of the same route are grouped, and
     only their experts are computed.
     """
@@ -111,7 +111,7 @@ class LowRankMixture(nn.Module):
 
     def forward(self, x_a: Tensor, x_b: Tensor) -> Tensor:
         gates = self.gate(x_a)
-        if self.training or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        if self.training or torch.compiler.is_compiling():
             return self.mix(x_a, x_b, gates, range(len(self.experts)))
         groups: dict[tuple[int, ...], list[int]] = {}  # route -> images
         for image, gate in enumerate(gates.tolist()):

@@ -97,7 +97,6 @@ class Paper:
     main: str  # the model that stands for the paper where papers are compared
     titles: Mapping[str, str]  # model -> its name in print
     recipes: Mapping[str, Recipe]  # model -> how it is trained and scored
-    protocols: tuple[Protocol, ...]
     bicubic: str = "matlab-luma"  # the protocol of its bicubic rows: by default that of rows copied by many papers
     peer_tables: tuple[str, ...]  # the tables that hold other papers' networks, too
     own_rows: str  # a regular expression for the labels there of the paper's own rows
@@ -137,10 +136,16 @@ def title(model: str) -> str:
     return next((one.titles[model] for one in all_papers().values() if model in one.titles), model)
 
 
+def protocols() -> dict[str, Protocol]:
+    """The evaluation protocols by name: MATLAB's, and those of all recipes."""
+    recipes = [recipe for one in all_papers().values() for recipe in one.recipes.values()]
+    used = [protocol for recipe in recipes for protocol in (recipe.protocol, *recipe.protocols.values())]
+    return {one.name: one for one in (MATLAB, *used)}
+
+
 def protocol(name: str) -> Protocol:
-    """The evaluation protocol of that name: a paper's, or MATLAB's."""
-    known = [MATLAB, *(one for each in all_papers().values() for one in each.protocols)]
-    return _pick({one.name: one for one in known}, name, "unknown protocol")
+    """The evaluation protocol of that name."""
+    return _pick(protocols(), name, "unknown protocol")
 
 
 def slug(label: str) -> str:
@@ -182,7 +187,8 @@ def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
     if len(found) == 1:
         return found[0]
     names = [one.name for one in named or known]
-    scales = [f", scale {one.scale}" * (names.count(one.name) > 1) for one in named or known]
+    told = [one.scale and (scale or names.count(one.name) > 1) for one in named or known]
+    scales = [f", scale {one.scale}" if tell else "" for one, tell in zip(named or known, told, strict=True)]
     choices = "; ".join(name + scale for name, scale in zip(names, scales, strict=True)) or "none"
     raise InputError(f"table {number} of {slug} has {len(found) or 'no'} rows {label!r}; choose one of: {choices}")
 
@@ -199,11 +205,15 @@ def ledger(slug: str) -> pd.DataFrame:
     return read(slug, "ledger")
 
 
-def claims(slug: str | None = None) -> pd.DataFrame:
-    """What a paper, or every paper, says in words, with our evidence, where rows stand for their gaps
-    (``tables.claims``), and a verdict."""
-    slugs = all_papers() if slug is None else [slug]
-    return pd.concat([read(one, "claims").assign(paper=one) for one in slugs], ignore_index=True)
+def claims() -> pd.DataFrame:
+    """What all papers say in words, with our evidence, where rows stand for their gaps (``tables.claims``), and a
+    verdict."""
+    return pd.concat([read(slug, "claims").assign(paper=slug) for slug in all_papers()], ignore_index=True)
+
+
+def decimals(printed: str) -> int:
+    """How many digits follow the point of a printed number: 2 for "76.70"."""
+    return len(printed.partition(".")[2])
 
 
 def read(slug: str, what: str) -> pd.DataFrame:

@@ -25,9 +25,10 @@ from srlib.train import TrainConfig
 
 LIIF = Protocol(
     name="liif",
-    about="LIIF's released evaluation (which LTE shares) on the benchmarks: clamped, not rounded to 8 bits, luma from"
-    " its own coefficients over 256, a border of scale pixels. It measures no SSIM: the window and the offset 16 are"
-    " assumed, as in the literature. Beyond x4 it makes the LR images itself, with another bicubic than MATLAB's.",
+    about="LIIF's released evaluation (which LTE shares; MoEISR has none) on the benchmarks: clamped, not rounded to 8"
+    " bits, luma from its own coefficients over 256, a border of scale pixels. It measures no SSIM: the window and"
+    " the offset 16 are assumed, as in the literature. Beyond x4 it makes the LR images itself, with another bicubic"
+    " than MATLAB's.",
     luma=LIIF_LUMA,
     luma_gain=255 / 256,
     round_image=False,
@@ -39,11 +40,6 @@ LIIF_DIV2K = Protocol(
     channel="rgb",
     border_extra=6,
     round_image=False,
-)
-MOEISR = replace(
-    LIIF,
-    name="moeisr",
-    about="As liif: MoEISR has no released code, and repeats LIIF's rows. Its Table 5 doesn't say how SSIM is taken.",
 )
 
 # srlib train liif-edsr --data DIV2K_train --budget paper
@@ -132,7 +128,7 @@ def macs(
         return least, f"4 queries at each of {line['scale'] ** 2 * lr:,.0f} pixels"
     place = round(100 * (float(line["printed"]) * unit - least) / (most - least))
     between = f"{place} % of the way" if 0 <= place <= 100 else f"{'above' if place > 100 else 'below'} both"
-    digits = len(line["printed"].partition(".")[2]) + 1
+    digits = papers.decimals(line["printed"]) + 1
     return None, (
         f"depends on the trained mapper: {least / unit:.{digits}f} {line['unit']} with the shallowest expert"
         f" everywhere, {most / unit:.{digits}f} with the deepest; printed: {between}"
@@ -178,7 +174,6 @@ PAPER = Paper(
     recipes={model: recipe(model) for model in CONFIGS},
     peer_tables=("1", "2", "3"),
     own_rows=r"MoEISR|LIIF|LTE",
-    protocols=(LIIF, LIIF_DIV2K, MOEISR),
     bicubic="liif-div2k",
     macs=macs,
     routing=routing,

@@ -42,5 +42,4 @@ PAPER = Paper(
     recipes={"safmn": Recipe(TRAIN, PROTOCOL)},
     peer_tables=("1", "2"),
     own_rows=r"^SAFMN",
-    protocols=(PROTOCOL,),
 )

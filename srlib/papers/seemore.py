@@ -15,7 +15,7 @@ from torch import Tensor
 from srlib.data import Store
 from srlib.metrics import Protocol
 from srlib.models.seemore import LowRankMixture, SeemoRe, SeemoReConfig
-from srlib.papers import Paper, Recipe, Row
+from srlib.papers import Paper, Recipe, Row, decimals
 from srlib.train import TrainConfig
 
 PROTOCOL = Protocol(
@@ -57,7 +57,7 @@ def macs(row: Row, line: Mapping[Any, Any], size: tuple[int, int], counted: Call
     by_ranks, config = macs_by_ranks(row.config, size, counted()), row.config
     if len(by_ranks) == 1:
         return counted(), ""
-    printed, digits = float(line["printed"]), len(line["printed"].partition(".")[2])  # in G
+    printed, digits = float(line["printed"]), decimals(line["printed"])  # in G
     alike = config.groups * config.top_k * sum(config.ranks) / config.experts
     ranks = min(by_ranks, key=lambda ranks: (abs(ranks - alike), ranks))
     if round(by_ranks[ranks] / 1e9, digits) != printed:
@@ -86,6 +86,8 @@ def router_weights(network: SeemoRe) -> dict[str, Tensor]:
     """The softmax of each group's router (Equation 3), (patches, experts), by the name "group 1", on all patches of
     48x48 of the photographs' LR images, MATLAB's bicubic at the network's scale; empty for one without MoRE."""
     mixtures = [module for module in network.modules() if isinstance(module, LowRankMixture)]
+    if not mixtures:
+        return {}
     found: dict[str, list[Tensor]] = {f"group {i}": [] for i in range(1, len(mixtures) + 1)}
     patches: list[Tensor] = []
     for store in (Store.open("photos/held-out"), Store.open("photos/train")):
@@ -128,7 +130,6 @@ PAPER = Paper(
     },
     peer_tables=("1", "2", "3a", "3b", "8"),
     own_rows=r"^SeemoRe",
-    protocols=(PROTOCOL, PROTOCOL_L),
     not_run={"15": "needs RealSRSet, DIV2K type I and II, and a fine-tuning on DF2K_OST"},
     macs=macs,
     routing=routing,

@@ -65,6 +65,5 @@ PAPER = Paper(
     recipes={"ssiu": Recipe(TRAIN, PROTOCOL, smoke={"steps": 300})},
     peer_tables=("1", "2"),
     own_rows=r"^(Ours|SSIU)",
-    protocols=(PROTOCOL,),
     macs=macs,
 )
