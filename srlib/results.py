@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import safetensors
 import scipy.stats
+from filelock import FileLock
 from torch import nn
 
 from srlib import checkpoints, papers
@@ -248,11 +249,12 @@ def record(
     thin = thin.assign(run=run_id, loss=thin.loss.map(loss, na_action="ignore"), psnr=thin.psnr.round(4))
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
     said |= {"paper": paper.slug, "table": table, "row": row}
-    _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
-    _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
-    _write(where / "curves.csv", thin, ["run", "step"])
-    if routed is not None:
-        _write(where / "routing.csv", routed, ["run", "place", "part", "expert"])
+    with FileLock(where / ".lock"):  # of two at once the later would lose the other's lines
+        _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
+        _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
+        _write(where / "curves.csv", thin, ["run", "step"])
+        if routed is not None:
+            _write(where / "routing.csv", routed, ["run", "place", "part", "expert"])
     return means([run_id], scale=scale)
 
 
