@@ -34,10 +34,8 @@ def save(folder: Path, parts: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(parts), buffer)
     write(folder / f"state-{parts['step']}.pt", buffer.getvalue())
-    up_to_now = [
-        step for step in steps(folder) if step <= parts["step"]
-    ]  # later ones were damaged: nobody resumed there
-    for step in up_to_now[:-KEPT]:
+    # there are later ones only where training began anew or earlier, as they are damaged
+    for step in [one for one in steps(folder) if one <= parts["step"]][:-KEPT]:
         (folder / f"state-{step}.pt").unlink()
 
 

@@ -15,7 +15,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -69,19 +68,21 @@ def open_image(file: Path) -> tuple[pyvips.Image, tuple[str, ...]]:
 def _read(data: bytes) -> tuple[pyvips.Image, tuple[str, ...]]:
     """A picture with all its pixels, and a note on a JPEG that lacks its end marker, as phones' panoramas do."""
     if data.startswith(b"BM"):  # libvips doesn't read BMP
-        with suppress(UnidentifiedImageError):  # which would name an address in memory
+        try:
             return pyvips.Image.new_from_array(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))), ()
-        raise ValueError("it is no BMP picture")
+        except UnidentifiedImageError:  # it would name an address in memory
+            raise ValueError("it is no BMP picture") from None
     if not data.startswith(b"\xff\xd8"):
         return _decoded(data, "error"), ()
-    try:
-        return _decoded(data, "warning"), ()
-    except pyvips.Error as error:
-        if "premature end of JPEG image" in str(error):  # of the file; if pixels are missing, that is a warning now
-            return _decoded(data + b"\xff\xd9", "warning"), ("it has all its pixels, but no end marker",)
-        if any(damage in str(error) for damage in ("premature end", "Huffman", "instead of RST")):
-            raise
-        return _decoded(data, "error"), ()  # libjpeg's other warnings are harmless
+    told = ""  # by libvips, whose threads share one text, so that a line may be lost: it is asked twice
+    for more, notes in ((b"", ()), (b"\xff\xd9", ("it has all its pixels, but no end marker",))):
+        try:
+            return _decoded(data + more, "warning"), notes  # with the marker missing pixels are a warning, too
+        except pyvips.Error as error:
+            told += str(error)
+    if any(damage in told for damage in ("data segment", "Huffman", "instead of RST")):
+        raise ValueError(told)
+    return _decoded(data, "error"), ()  # a file cut short is one; libjpeg's other warnings are harmless
 
 
 def _decoded(data: bytes, fail_on: str) -> pyvips.Image:
@@ -264,8 +265,9 @@ class Store:
             sizes = [(height // scale, width // scale) for _, height, width in self.images.shapes]
             lr = self._distributed.get(scale) or self._made(scale, sizes)
             if lr.problems:
-                folder = next(iter(self.image_set.lr_files.get(scale, ())), Path()).parent
-                mend = f", or remove {folder} to have it made from HR" if scale in self._distributed else ""
+                mend = ""
+                if scale in self._distributed:
+                    mend = f", or remove {self.image_set.lr_files[scale][0].parent} to have it made from HR"
                 raise InputError(lr.problems[min(lr.problems)] + mend)
             for file, (_, h, w), size in zip(self.image_set.lr_files.get(scale, ()), lr.shapes, sizes, strict=False):
                 if (h, w) != size:

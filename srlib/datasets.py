@@ -168,11 +168,11 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     for name in (spec, spec.upper()) if several else (spec,):
         places += [Path(os.path.expanduser(name)), *(base / part / name for part in ("", "benchmark", "train") if base)]
     folders = [place / "HR" if (place / "HR").is_dir() else place for place in places if place.is_dir()]
-    if not several and not datasets and folders:
+    if folders and not datasets:
         return _image_set(_title(folders[0]), folders[0])
-    full = next((folder for folder in folders if scan(folder)[0]), None if several else next(iter(folders), None))
-    if full:
-        return _image_set(spec.upper() if several else datasets[0].name, full)
+    full = next((folder for folder in folders if scan(folder)[0]), None)
+    if full or (folders and not several):
+        return _image_set(spec.upper() if several else datasets[0].name, full or folders[0])
     if several:
         return _joined(spec.upper(), [find(one.name, base) for one in datasets])
     where = f"in {base}" if base else "here: SRLIB_DATA names no data folder"
