@@ -6,12 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,11 +58,12 @@ def debian() -> Callable[..., str]:
         if os.geteuid() or not shutil.which("apt-get") or Path("/run/systemd/system").exists():
             return f"install {packages} (as root in a container with apt-get, the tests do so themselves)"
         quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for words in ("update", f"install --yes --no-install-recommends {packages}"):
-            command = ["apt-get", "-qq", *words.split()]
-            done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=300)
-            if done.returncode:
-                return f"apt-get can't install {packages}: {done.stderr.strip()[-200:]}"
+        with FileLock(Path(tempfile.gettempdir()) / "srlib-tests-apt-get.lock"):  # it takes no second one at a time
+            for words in ("update", f"install --yes --no-install-recommends {packages}"):
+                command = ["apt-get", "-qq", *words.split()]
+                done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=300)
+                if done.returncode:
+                    return f"apt-get can't install {packages}: {done.stderr.strip()[-200:]}"
         return ""
 
     return install
