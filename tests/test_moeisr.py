@@ -29,12 +29,9 @@ LTE = replace(TINY, decoder="lte", depths=(2, 3, 4))
 MAIN = {"liif": replace(TINY, depths=(5,)), "lte": replace(LTE, depths=(4,)), "moeisr-liif": TINY, "moeisr-lte": LTE}
 VARIANTS = {
     "one-layer-mapper": replace(TINY, mapper_layers=1),
-    "no-unfolding": replace(TINY, unfold=False),
     "no-ensemble": replace(TINY, ensemble=False),
-    "no-cell": replace(TINY, cell=False),
     "lte-no-ensemble": replace(LTE, ensemble=False),
-    "lte-no-cell": replace(LTE, cell=False),
-    "plain": replace(TINY, depths=(4,), unfold=False, ensemble=False, cell=False),
+    "plain": replace(TINY, depths=(4,), ensemble=False),
 }
 SIZES = {
     "x1": ((5, 7), (5, 7)),
@@ -90,7 +87,7 @@ def dense(model: MoEISR, x: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = z.shape[-2:]
     side = torch.tensor([height, width])
     if config.decoder == "liif":
-        maps = F.unfold(z, 3, padding=1) if config.unfold else z.flatten(2)
+        maps = F.unfold(z, 3, padding=1)
     else:
         maps = torch.cat([model.coef(z), model.freq(z)], 1).flatten(2)
     coord, lr_coord = grid(size), grid((height, width))
@@ -107,12 +104,11 @@ def dense(model: MoEISR, x: Tensor, size: tuple[int, int]) -> Tensor:
         features = maps[:, :, near].mT  # (B, H W, channels)
         offset, cells = offset.to(x.dtype).expand(len(x), -1, -1), cell.expand(len(x), len(near), 2)
         if config.decoder == "liif":
-            given = torch.cat([features, offset, cells] if config.cell else [features, offset], -1)
+            given = torch.cat([features, offset, cells], -1)
         else:
             amplitude, frequency = features.split(256, -1)
             angle = frequency[..., ::2] * offset[..., :1] + frequency[..., 1::2] * offset[..., 1:]
-            if config.cell:
-                angle = angle + model.phase(cells.clamp(min=0.5))
+            angle = angle + model.phase(cells.clamp(min=0.5))
             given = amplitude * torch.cat([torch.cos(torch.pi * angle), torch.sin(torch.pi * angle)], -1)
         answer = [decoder(given) for decoder in model.decoders]
         if len(answer) > 1:
@@ -223,7 +219,7 @@ def test_experts_are_computed_for_their_own_pixels_alone(config: MoEISRConfig) -
 
 def test_the_expert_of_a_query_is_that_of_the_lr_pixel_it_asks() -> None:
     """Not of the output pixel: in the ensemble, neighbours of different experts answer side by side."""
-    model = network(replace(TINY, depths=(2, 3), cell=False))
+    model = network(replace(TINY, depths=(2, 3)))
     with torch.no_grad():
         for expert, level in zip(model.experts, (-1.0, 1.0), strict=True):
             expert.layers[-1].weight.zero_()

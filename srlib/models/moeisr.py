@@ -41,7 +41,7 @@ EPSILON = 1e-6  # LIIF's shift of neighbours, so that none lies on the border be
 
 @dataclass(frozen=True)
 class MoEISRConfig(Config):
-    """Every choice that MoEISR and its backbones make or ablate; the defaults are MoEISR(LIIF)-b with EDSR-baseline."""
+    """What distinguishes the networks of the paper; the defaults are MoEISR(LIIF)-b with EDSR-baseline."""
 
     decoder: Decoder = "liif"
     encoder: Encoder = "edsr"
@@ -50,9 +50,7 @@ class MoEISRConfig(Config):
     mapper_layers: int = 5  # 3x3 convolutions
     temperature: float = 1.0  # tau of the Gumbel softmax
     balance: Literal["probabilities", "gates"] = "probabilities"  # D of Equation 7, or g(D) of Equation 5, with noise
-    unfold: bool = True  # LIIF's feature unfolding; LTE has none
     ensemble: bool = True  # LIIF's local ensemble
-    cell: bool = True  # LIIF's cell decoding
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,9 +60,7 @@ class MoEISRConfig(Config):
     @property
     def inputs(self) -> int:
         """How many numbers an expert's first layer reads."""
-        if self.decoder == "lte":
-            return FREQUENCIES
-        return (9 if self.unfold else 1) * CHANNELS + 2 + 2 * self.cell
+        return FREQUENCIES if self.decoder == "lte" else 9 * CHANNELS + 4
 
     @property
     def mapper_widths(self) -> list[int]:
@@ -191,8 +187,7 @@ class MoEISR(nn.Module, ABC):
         asked = self.queries(coord.flatten(0, 1), image, z)
         cell = (cell * cell.new_tensor(z.shape[-2:]))[image].to(asked.offset.dtype).repeat(len(asked.weight), 1)
         shares = None
-        tables = (table.index_select(0, asked.pixel) for table in self.tables(z))
-        answers = [self.predict(j, features, asked.offset, cell) for j, features in enumerate(tables)]
+        answers = self.answers(z, asked, cell)
         if len(answers) > 1:
             scores = self.mapper(z)
             gates = self.gates(scores)
@@ -201,6 +196,11 @@ class MoEISR(nn.Module, ABC):
             answers = [weight[:, j : j + 1] * one for j, one in enumerate(answers)]
         rgb = asked.mean(torch.stack(answers).sum(0)).unflatten(0, coord.shape[:2])
         return rgb + self.skip(x, coord), shares
+
+    def answers(self, z: Tensor, asked: Queries, cell: Tensor) -> list[Tensor]:
+        """Each expert's answers (D n, 3) to queries of features z, with cells (D n, 2)."""
+        tables = (table.index_select(0, asked.pixel) for table in self.tables(z))
+        return [self.predict(j, features, asked.offset, cell) for j, features in enumerate(tables)]
 
     def neighbours(self, coord: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """The neighbours of coordinates (n) in [-1, 1] along an axis of ``side`` LR pixels: their indices and the
@@ -257,15 +257,14 @@ class LIIF(MoEISR):
 
     def tables(self, z: Tensor) -> Iterator[Tensor]:
         """The first layer's part in the features: (B h w, hidden) for each expert."""
-        side = 3 if self.config.unfold else 1
         for first in (decoder.layers[0] for decoder in self.decoders):
-            weight = first.weight[:, : CHANNELS * side**2].unflatten(1, (CHANNELS, side, side))
-            yield F.conv2d(z, weight, first.bias, padding=side // 2).permute(0, 2, 3, 1).flatten(0, 2)
+            weight = first.weight[:, :-4].unflatten(1, (CHANNELS, 3, 3))
+            yield F.conv2d(z, weight, first.bias, padding=1).permute(0, 2, 3, 1).flatten(0, 2)
 
     def predict(self, expert: int, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
         first, *others = self.decoders[expert].layers
-        given = torch.cat([offset, cell.expand_as(offset)], 1) if self.config.cell else offset
-        x = features.addmm_(given.to(features), first.weight[:, -given.shape[1] :].T.to(features))
+        given = torch.cat([offset, cell.expand_as(offset)], 1)
+        x = features.addmm_(given.to(features), first.weight[:, -4:].T.to(features))
         for layer in others:
             x = layer(x)
         return x
@@ -279,8 +278,7 @@ class LTE(MoEISR):
     def __init__(self, config: MoEISRConfig) -> None:
         super().__init__(config)
         self.coef, self.freq = conv(CHANNELS, FREQUENCIES, 3), conv(CHANNELS, FREQUENCIES, 3)
-        if config.cell:
-            self.phase = nn.Linear(2, FREQUENCIES // 2, bias=False)
+        self.phase = nn.Linear(2, FREQUENCIES // 2, bias=False)
 
     def tables(self, z: Tensor) -> Iterator[Tensor]:
         """Amplitudes, frequencies along rows, frequencies along columns: (B h w, 512), the same for all experts."""
@@ -289,14 +287,21 @@ class LTE(MoEISR):
         table = F.conv2d(z, weight, bias, padding=1).permute(0, 2, 3, 1).flatten(0, 2)
         yield from [table] * len(self.decoders)
 
+    def answers(self, z: Tensor, asked: Queries, cell: Tensor) -> list[Tensor]:
+        """All experts read the same, which is computed once."""
+        read = self.read(next(self.tables(z)).index_select(0, asked.pixel), asked.offset, cell)
+        return [decoder(read) for decoder in self.decoders]
+
     def predict(self, expert: int, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
-        """From amplitude times cosine and sine of pi (frequency . offset + phase)."""
+        return self.decoders[expert](self.read(features, offset, cell))
+
+    def read(self, features: Tensor, offset: Tensor, cell: Tensor) -> Tensor:
+        """Amplitude times cosine and sine of pi (frequency . offset + phase): (n, 256)."""
         amplitude, rows, columns = features.split([FREQUENCIES, FREQUENCIES // 2, FREQUENCIES // 2], 1)
         down, right = (math.pi * offset).split(1, 1)
         angle = torch.addcmul(rows * down, columns, right)
-        if self.config.cell:
-            angle = angle + math.pi * self.phase(cell.clamp(min=2 / LARGEST_TRAINED))
-        return self.decoders[expert](amplitude * torch.cat([angle.cos(), angle.sin()], 1))
+        angle = angle + math.pi * self.phase(cell.clamp(min=2 / LARGEST_TRAINED))
+        return amplitude * torch.cat([angle.cos(), angle.sin()], 1)
 
     def skip(self, x: Tensor, coord: Tensor) -> Tensor:
         grid = coord.flip(-1)[:, :, None].to(x.dtype)
