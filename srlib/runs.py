@@ -32,7 +32,7 @@ from srlib.complexity import describe_device
 from srlib.errors import InputError, Stopped, write
 from srlib.evaluate import score, upscaler
 from srlib.logs import Diverged, Log
-from srlib.models import create, default_config
+from srlib.models import configuration, create, default_config
 from srlib.parallel import launch, lock, once, part, pick_device, signals, stops
 from srlib.train import State, TrainConfig, make_objective, train
 
@@ -99,7 +99,7 @@ class RunConfig:
     """What decides a run's weights, up to rounding: ``network`` is the model's configuration, ``fingerprint`` the hash
     of the training images, ``lr_fingerprint`` that of their LR images ("" where LR patches are made of HR ones),
     ``start`` the folder of the run that it goes on from. ``scale`` is None for a network for every scale. ``data``, the
-    images' name, and ``budget`` only tell where it comes from."""
+    images' name, and ``budget`` only tell where it comes from. (Several processes draw other noise for MoEISR.)"""
 
     model: str
     scale: int | None
@@ -137,7 +137,7 @@ def configure(
             "the paper budget needs the paper's images: give --data DF2K, or for MoEISR and its backbones DIV2K_train"
         )
     train_config = training(model, budget, **settings)
-    config: Any = create(model, scale, network).config
+    config: Any = configuration(model, scale, network)
     reduced = "" if scale is None or train_config.degradation != "bicubic" else store.lr_fingerprint(scale)
     return RunConfig(model, scale, asdict(config), train_config, store.name, store.fingerprint, reduced, budget=budget)
 

@@ -43,14 +43,19 @@ def takes_scale(name: str) -> bool:
 
 
 def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module:
-    """Build a network by name, with fresh random weights, in training mode, on the CPU.
+    """Build a network by name, with fresh random weights, in training mode, on the CPU; of :func:`configuration`.
 
-    ``config`` is a configuration of that network (for ``safmn`` a ``SAFMNConfig``), the released one where it is None.
     A network for one scale maps LR images (B, 3, H, W) in [0, 1], of any size from 1 x 1 up, to (B, 3, scale H,
-    scale W), not clamped; its configuration's scale is replaced by ``scale``. One for every scale (see ``takes_scale``)
-    is told the output's size at each call instead. Raises ``InputError`` for an unknown name, a configuration of
-    another network, and a scale that doesn't fit; a network does for a tensor that is no batch of RGB images.
+    scale W), not clamped. One for every scale (see ``takes_scale``) is told the output's size at each call instead. A
+    network raises ``InputError`` for a tensor that is no batch of RGB images.
     """
+    return configuration(name, scale, config).build()
+
+
+def configuration(name: str, scale: int | None = None, config: Any = None) -> Any:
+    """What ``create`` builds: a configuration of that network (for ``safmn`` a ``SAFMNConfig``), the released one where
+    it is None, at that scale. Raises ``InputError`` for an unknown name, a configuration of another network, and a
+    scale that doesn't fit."""
     usual = default_config(name)
     config = usual if config is None else config
     if type(config) is not type(usual):
@@ -58,7 +63,7 @@ def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module
     if not hasattr(config, "scale"):
         if scale is not None:
             raise InputError(f"{name} serves every scale: leave scale out, as each call says the size of its output")
-        return config.build()
+        return config
     if scale is None:
         raise InputError(f"{name} is built for one scale and got none: give it, as in create({name!r}, 4)")
-    return replace(config, scale=scale).build()
+    return replace(config, scale=scale)

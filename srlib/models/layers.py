@@ -34,6 +34,7 @@ class Config:
                 self.require(_whole(value), name, "give a whole number from 1 up")
             elif kind is float:
                 self.require(type(value) in (int, float) and 0 < value < math.inf, name, "give a number above 0")
+                object.__setattr__(self, name, float(value))
             elif get_origin(kind) is tuple:
                 whole = isinstance(value, list | tuple) and len(value) > 0 and all(map(_whole, value))
                 self.require(whole, name, "give one or more whole numbers from 1 up")
