@@ -1,8 +1,8 @@
 """The ``srlib`` command: train, evaluate, upscale, export, table, complexity, data, weights, record, doctor.
 
 Each command imports what it needs when it runs, so that help comes at once. Exit codes: 0 done; 1 some of it failed,
-or a check did; 2 bad input, with one line on standard error that says how to mend it; 75 a training that was stopped,
-which the same command resumes; 130 Ctrl-C and 143 SIGTERM where nothing was to be saved.
+or a check did; 2 bad input, with a line on standard error that says how to mend it (of options Typer's own); 75 a
+training that was stopped, which the same command resumes; 130 Ctrl-C and 143 SIGTERM where nothing was to be saved.
 """
 
 from __future__ import annotations
@@ -285,7 +285,8 @@ def print_table(
     elif as_csv:
         sys.stdout.write(tables.csv(tables.table(paper, number)))
     else:
-        show(tables.table(paper, number)[tables.CSV[:-1]], ours="{:.6g}", trained="{:.2f}", gap="{:+.2f}")
+        signed: Any = dict.fromkeys(("gap", "gap_low", "gap_high"), "{:+.2f}")
+        show(tables.table(paper, number)[tables.CSV[:-1]], ours="{:.6g}", trained="{:.2f}", **signed)
 
 
 @app.command("complexity", epilog="Example: srlib complexity safmn --scale 4")
@@ -430,8 +431,7 @@ def open_stores(names: list[str] | None, root: Path | None) -> list[Store]:
 
     if not names:
         there = datasets.listing(root, ("Set5", "Set14")) if datasets.data_root(root) else []
-        here = {status.name for status in there if status.found}
-        names = ["photos/held-out", *(name for name in ("Set5", "Set14") if name in here)]
+        names = ["photos/held-out", *dict.fromkeys(status.name for status in there if status.found)]
     stores = [data.Store(datasets.find(name, root)) for name in names]
     say(*(note for store in stores for note in store.notes))
     return stores

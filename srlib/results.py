@@ -1,7 +1,7 @@
 """The evidence of the book: which networks were trained, how they scored, and the weights that ship.
 
-Five CSV files in ``book/results`` hold it, one line a run (``runs``), a score of an image (``scores``), a step of a
-training (``curves``), a share of an expert (``routing``) and a timed network (``speed``). The run "bicubic" is bicubic
+Five CSV files in ``book/results`` hold it, one line for each run (``runs``), score of an image (``scores``), step of
+a training (``curves``), share of an expert (``routing``) and timed network (``speed``). The run "bicubic" is bicubic
 interpolation of the same LR images. Statistics are a groupby: ``means`` over images, ``gaps`` between runs, image by
 image.
 """
@@ -37,7 +37,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 SEEN = {"f96a368e4eeb133f0039fc381eabe4ce145e4d4c51c9ee2aed922e3c7447d7df": {("Set5", "woman")}}
 """Test images that were trained on, by the fingerprint of the training images, here BSD400: Set5's woman is BSDS500's
 photograph 302003, reduced 1.4 times. Mean scores hold them, as everybody's do; statements on chance leave them out."""
-ALIKE = ["steps", "batch", "patch", "fingerprint", "version", "precision"]  # in which runs agree that are compared
+ALIKE = "steps batch patch queries fingerprint version precision budget".split()  # in which runs agree to be compared
 
 COLUMNS = {
     "runs": "run purpose model scale paper table row seed budget steps batch patch queries precision data fingerprint "
@@ -139,7 +139,7 @@ def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.Data
     used = about[about.run.isin([*one, *other])]
     alike = [name for name in ALIKE if name != "precision" or "precision" not in [*used.purpose]]
     if len(used[alike].drop_duplicates()) > 1:
-        raise InputError("the runs differ in steps, batch, patch, precision or images: compare runs trained alike")
+        raise InputError(f"the runs differ in one of {', '.join(ALIKE)}: compare runs trained alike")
     if wide.empty:
         raise InputError(f"{', '.join(one)} and {', '.join(other)} share no image at x{scale}")
     others = about[:0] if like is None else like[~like.run.isin(used.run)].merge(used[ALIKE].drop_duplicates())
@@ -156,7 +156,7 @@ def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
 
 def _several(table: pd.DataFrame, scale: int) -> list[np.ndarray]:
     """PSNR (seeds, images) of each row of ``runs`` that was trained alike with several seeds and did not collapse."""
-    groups = table[table.collapsed_at.isna()].groupby(["table", "row", *ALIKE], dropna=False).run
+    groups = table[table.collapsed_at.isna()].groupby(["model", "table", "row", *ALIKE], dropna=False).run
     found = [_by_image(ids, scale).to_numpy().T for _, ids in groups if len(ids) > 1]
     return [psnr for psnr in found if psnr.size]
 
@@ -209,7 +209,8 @@ def trend(printed_gap: float, gap: Gap) -> Literal["agrees", "opposite", "undeci
 def record(
     run: training.Run, run_id: str, purpose: str, stores: Sequence[Store], *, table: str = "", row: str = ""
 ) -> pd.DataFrame:
-    """Score a finished run and write its lines, and bicubic's, in place of older ones of that id; returns the means.
+    """Score a finished run and write its lines in place of older ones of that id, and bicubic's where they are new;
+    returns the means.
 
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
@@ -234,15 +235,11 @@ def record(
     scales = [scale] if scale else [one for one in SCALES if train["scales"][0] <= one <= train["scales"][1]]
     base = pd.concat(_scored("bicubic", bicubic(one), model, stores, one) for one in scales)
     known = base.merge(scores().query("run == 'bicubic'"), on=["dataset", "scale", "protocol", "image"])
-    if not (known.lr_x.eq(known.lr_y) & known.fingerprint_x.eq(known.fingerprint_y)).all():
-        raise InputError("the LR images here have another origin than those of the records: fetch the distributed ones")
+    for one in known[known.lr_x.ne(known.lr_y) | known.fingerprint_x.ne(known.fingerprint_y)].itertuples():
+        other = f"{one.dataset} x{one.scale} here ({one.fingerprint_x}, LR {one.lr_x}) is not that of the records"
+        raise InputError(f"{other} ({one.fingerprint_y}, LR {one.lr_y}): get those images, or leave it out of --data")
     mine = pd.concat(_scored(run_id, upscaler(network, one), model, stores, one) for one in scales)
     routed = paper.routing(network).assign(run=run_id).round({"share": 6}) if paper.routing else None
-    if weights:
-        _must_be_better(run, weights, mine, base)
-        settings = json.dumps({key: config[key] for key in ("scale", "train", "data", "fingerprint")})
-        about = {"training": settings, "provenance": json.dumps(run.provenance), "precision": "float16"}
-        checkpoints.save_network(network.half(), model, WEIGHTS / weights, **about)
     log, validation, loss = run.log(), run.log("validation"), "{:.6g}".format
     every = max(1, len(log) // 100)
     thin = log[["step", "loss"]][every - 1 :: every].merge(validation[["step", "psnr"]], "outer", "step")
@@ -250,6 +247,11 @@ def record(
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
     said |= {"paper": paper.slug, "table": table, "row": row}
     with FileLock(where / ".lock"):  # of two at once the later would lose the other's lines
+        if weights:
+            _must_be_better(run, weights, mine, base)
+            settings = json.dumps({key: config[key] for key in ("scale", "train", "data", "fingerprint")})
+            about = {"training": settings, "provenance": json.dumps(run.provenance), "precision": "float16"}
+            checkpoints.save_network(network.half(), model, WEIGHTS / weights, **about)
         _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
         _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
         _write(where / "curves.csv", thin, ["run", "step"])
@@ -344,8 +346,9 @@ class Trained(NamedTuple):
 def trained(
     model: str, scale: int | None = 4, budget: str = "recorded", train_data: str = "photos/train", **settings: Any
 ) -> Trained:
-    """A trained network: for the budget "recorded" the weights that ship, else a run of that budget, found in the
-    folder runs or trained now. ``settings`` are those of :func:`srlib.runs.configure`, and ``device``."""
+    """A trained network: for the budget "recorded" the weights that ship, whatever else is asked for, else a run of
+    that budget, found in the folder runs or trained now. ``settings`` are those of :func:`srlib.runs.configure`, and
+    ``device``."""
     if budget == "recorded":
         network = load(model, scale)
         line = shipped().set_index("file").loc[_file(model, scale)]

@@ -17,6 +17,7 @@ from functools import cache, partial
 from typing import Any
 
 import pandas as pd
+import torch
 
 from srlib import complexity, papers, results
 from srlib.errors import InputError
@@ -27,9 +28,10 @@ TRENDS = ("agrees", "opposite", "undecided")
 COUNTED = ("params", "flops", "macs", "acts")
 TOLERANCE = {"psnr": "0.02", "ssim": "0.0006"}
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend gap runs".split()
+CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
+CSV += "gap gap_low gap_high runs".split()
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
-COLUMNS = ["paper", "table", *CSV, "own", "gap_printed", "gap_low", "gap_high", "name", "training", "steps", "ended"]
+COLUMNS = ["paper", "table", *CSV, "own", "gap_printed", "name", "training", "steps", "ended"]
 MENTION = re.compile(r"\{(\w+)(?:: (.+?))?\}")  # of a table, and of a row of it, in the evidence of a claim
 Cell = dict[Any, Any]  # one line of a printed table
 
@@ -120,8 +122,8 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
     frames, runs = [table(paper, number, counts=False)], results.runs()
     parts = [part for _, part in _of_rows(paper, number, runs).groupby(results.ALIKE)] if lengths else []
     for part in reversed(parts):
-        frame = table(paper, number, False, runs[runs.run.isin(part.run)])
-        if frame.training.max() != frames[0].training.max():
+        if not {*part.run} & {*" ".join(frames[0].runs).split()}:
+            frame = table(paper, number, False, runs[runs.run.isin(part.run)])
             frames.append(frame[frame.gap.notna()])
     cells = pd.concat(frames).query("metric == 'psnr'")
     if cells.empty:
@@ -136,7 +138,7 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
 def own_table(paper: str, name: str) -> pd.DataFrame:
     """A table of our own, whose rows no paper prints: one line a trained row, with the ids of its ``runs``, its
     ``training``, how it ``ended`` where it collapsed, its ``psnr`` (dB) at x4 on the held-out photographs, a mean over
-    seeds, and its ``gap`` to the baseline's as text."""
+    seeds, and its ``gap`` to the baseline's over all images, as text."""
     rows, lines = papers.rows(paper, name), []
     (baseline,) = (row.name for row in rows if row.baseline)
     runs = _most(_of_rows(paper, name, results.runs()), baseline)
@@ -146,7 +148,7 @@ def own_table(paper: str, name: str) -> pd.DataFrame:
         if mine.empty:
             continue
         base = parts[baseline] if row != baseline else runs[:0]
-        gap = results.gaps([*mine.run], [*base.run], like=runs).text if len(base) else ""
+        gap = results.gaps([*mine.run], [*base.run], like=_ablations(paper)).text if len(base) else ""
         line = {"row": row, "psnr": means[mine.run].mean(), "gap": gap, "runs": " ".join(mine.run)}
         lines.append(line | {"training": _training(mine), "ended": _ended(mine)})
     return pd.DataFrame(lines, columns=["row", "psnr", "gap", "runs", "training", "ended"])
@@ -210,8 +212,7 @@ class _Evidence:
         self.baseline = next((row for row in rows if row.baseline), None)
         base = [cell for cell, row in self.cells if row and row.baseline and cell["metric"] == "psnr"]
         self.printed = {(cell["dataset"], cell["scale"]): float(cell["printed"]) for cell in base}
-        self.like = runs[(runs.purpose == "ablation") & (runs.paper == paper)]
-        self.runs = runs
+        self.like, self.runs = _ablations(paper), runs
         if self.baseline:
             self.runs = _most(_of_rows(paper, number, runs), self.baseline.name)
 
@@ -260,6 +261,11 @@ class _Evidence:
         return whole if len(whole) else runs[runs.purpose == "ships"]
 
 
+def _ablations(paper: str) -> pd.DataFrame:
+    """All recorded runs of a paper's ablations, which tell how far seeds scatter."""
+    return results.runs().query("purpose == 'ablation' and paper == @paper")
+
+
 def _of_rows(paper: str, number: str, runs: pd.DataFrame) -> pd.DataFrame:
     """The recorded runs of a table's rows, each under the row's name. A run that is recorded for a row of another table
     is taken, too, where it is the same network, trained alike; one that is recorded for both counts once."""
@@ -303,7 +309,9 @@ def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:
 @cache
 def _counts(model: str, config: Any) -> complexity.Counts:
     """What a network costs for an output of 1280x720."""
-    return complexity.count(create(model, config.scale, config), complexity.lr_size(config.scale))
+    with torch.device("meta"):  # without memory, and at once
+        network = create(model, config.scale, config)
+    return complexity.count(network, complexity.lr_size(config.scale))
 
 
 def _counted(row: papers.Row, cell: Cell) -> tuple[float | None, str]:
