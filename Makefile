@@ -42,10 +42,10 @@ book: $(VENV)/.ready ## execute the notebooks and build the book
 	@$(RUN) snakemake book --profile profiles/local --cores $(CORES) </dev/null
 	@echo "The book is at book/_build/html/index.html: open that file, or run 'python3 -m http.server -d book/_build/html' and open http://localhost:8000"
 
-# Several files at once, each on one thread and in one process, so that what it makes once is made once.
+# Up to four files at once, each in a process of one thread. One by one, as a debugger needs it: ARGS="-n0 --pdb"
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.ready ## run all tests
-	@$(RUN) pytest --durations=15 --numprocesses=$(CORES) --maxprocesses=4 --dist=loadfile $(ARGS)
+	@$(RUN) pytest --durations=15 --numprocesses=$(CORES) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 # Kernels start in this folder, as in `make book`, and not beside their notebooks: runs, .cache and data are found from here.
 lab: $(VENV)/.ready ## open the notebooks in JupyterLab
