@@ -16,17 +16,29 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from srlib import datasets
+from srlib.datasets import ImageSet
+from srlib.errors import InputError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 # A shell has what it starts in the background ignore Ctrl-C, and tests send themselves that signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Each test computes on one thread, whatever the one before has set: another number changes the last digits."""
+def alike() -> None:
+    """Each test computes on one thread, as another number changes the last digits, and draws the same numbers."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of these tests' own: pixels that another version of the code made would hide a fault."""
+    os.environ["SRLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +48,19 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip("no datasets: set SRLIB_DATA to the folder that holds benchmark/Set5")
     return root
+
+
+@pytest.fixture(scope="session")
+def found(data_root: Path) -> Callable[[str], ImageSet]:
+    """A function that finds a dataset in that folder, and skips where it isn't there."""
+
+    def find(name: str) -> ImageSet:
+        try:
+            return datasets.find(name, data_root)
+        except InputError as error:
+            pytest.skip(str(error))
+
+    return find
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +86,7 @@ def debian() -> Callable[..., str]:
         with FileLock(Path(tempfile.gettempdir()) / "srlib-tests-apt-get.lock"):  # it takes no second one at a time
             for words in ("update", f"install --yes --no-install-recommends {packages}"):
                 command = ["apt-get", "-qq", *words.split()]
-                done = subprocess.run(command, capture_output=True, text=True, env=quiet, timeout=300)
+                done = subprocess.run(["timeout", "300", *command], capture_output=True, text=True, env=quiet)
                 if done.returncode:
                     return f"apt-get can't install {packages}: {done.stderr.strip()[-200:]}"
         return ""

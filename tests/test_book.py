@@ -42,9 +42,6 @@ def prose(path: Path) -> str:
     return "\n".join(texts) or path.read_text(encoding="utf-8")
 
 
-# --- Pages and notebooks ---
-
-
 def test_every_page_has_a_source_and_every_source_is_a_page() -> None:
     listed = re.findall(r"\b(?:root|file): (\S+)", (BOOK / "_toc.yml").read_text())
     assert len(listed) == len(set(listed)), "a page is listed twice"
@@ -99,12 +96,9 @@ def test_no_page_of_the_built_book_shows_an_error() -> None:
                 assert output.get("name") != "stderr" or "Warning" not in "".join(output["text"]), output["text"]
 
 
-# --- References ---
-
-
-@pytest.mark.parametrize("path", PROSE, ids=title_of)
+@pytest.mark.parametrize("path", [*SOURCES, *DOCUMENTS], ids=title_of)
 def test_images_in_prose_have_a_text_alternative(path: Path) -> None:
-    text = path.read_text()
+    text = prose(path)
     assert not re.search(r"!\[\s*\]\(", text)
     assert all(":alt:" in figure for figure in re.findall(r"```\{(?:figure|image)\}.*?```", text, re.S))
     assert all("alt=" in tag for tag in re.findall(r"<img[^>]*>", text))
@@ -126,9 +120,6 @@ def test_documented_commands_exist() -> None:
             known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help", "--"}
             asked = re.findall(r"(?<!\S)(--[a-z-]+|--)(?=\s|=|$)", words.partition(" -- ")[0])
             assert set(asked) <= known, f"{path.name}: srlib {words}"
-
-
-# --- Settings and the extension ---
 
 
 def test_the_build_executes_nothing_and_no_page_fetches_from_elsewhere() -> None:

@@ -46,7 +46,7 @@ PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="session")
-def chromium(debian: Callable[..., str]) -> str:
+def chromium(built: Path, debian: Callable[..., str]) -> str:
     """The path of Chromium or Chrome, installed from the Debian package where it is missing and that is allowed."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     problem = "" if any(map(shutil.which, names)) else debian("chromium", packages="chromium fonts-liberation")

@@ -42,9 +42,11 @@ def test_evidence_has_the_numbers_of_the_records_and_verdicts_follow_them() -> N
     assert not tables.claims().evidence.str.contains("[{}]").any()
     printed = cache(lambda *place: tables.ablation(*place, lengths=True).query("ours != ''").drop_duplicates("name"))
     for claim in CLAIMS.itertuples():
-        places = [(number, row) for number, row in tables.MENTION.findall(claim.evidence) if row]
+        found = [(number, row) for number, row in tables.MENTION.findall(claim.evidence) if row]
+        places = [(number, papers.row(claim.paper, number, row).name) for number, row in found]
         frames = [(printed(claim.paper, number), row) for number, row in places if number in papers.tables(claim.paper)]
         trends = {trend for frame, row in frames for trend in frame.trend[frame["name"] == row]}
+        assert bool(trends) == bool(frames), claim.claim
         if claim.verdict == "holds" and frames:
             assert "agrees" in trends and "opposite" not in trends, claim.claim
         assert claim.verdict != "can't be told here" or trends <= {"undecided"}, claim.claim

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,11 +119,12 @@ def test_latency_takes_the_median_of_the_timed_calls_only(monkeypatch: pytest.Mo
     assert next(waits, None) is None and timing.unit == 1
 
 
-def test_times_in_units_are_ratios_to_the_unit() -> None:
-    calls: list[Any] = []
-    found = complexity.in_units(lambda: (calls.append(1), time.sleep(0.02)), warmup=1, repeats=2)
-    assert len(calls) == 3 and found.minimum <= found.median <= found.maximum
-    assert found.minimum > 0.02 / (found.unit * 20) and 0 < found.unit < 10
+def test_times_in_units_are_ratios_to_the_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(complexity.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(complexity.F, "conv2d", lambda *_, **__: clock.append(clock.pop() + 0.5))
+    found = complexity.in_units(lambda: clock.append(clock.pop() + 3), warmup=1, repeats=2)
+    assert (found.minimum, found.median, found.maximum, found.unit) == (6, 6, 6, 0.5)
 
 
 def test_peak_memory_is_what_is_held_at_once() -> None:

@@ -43,9 +43,6 @@ def store(images: Path, cache: Path) -> Store:
     return Store.open(str(images), cache)
 
 
-# --- decoding ------------------------------------------------------------------------------------------------------
-
-
 def encoded(image: Image.Image, path: Path, **options: object) -> np.ndarray:
     image.save(path, **options)
     pixels = decode(path)[0].transpose(1, 2, 0)
@@ -126,9 +123,6 @@ def test_what_is_no_picture_or_too_large_is_one_line(tmp_path, monkeypatch):
         decode(tmp_path / "a.png")
 
 
-# --- the store -----------------------------------------------------------------------------------------------------
-
-
 def test_a_store_holds_what_the_files_show(images, store):
     assert (store.name, store.names, len(store), store.notes) == ("images", ("a", "b", "c"), 3, ())
     assert torch.equal(store.hr(2), torch.from_numpy(decode(images / "c.png")[0])) and store.hr(2).dtype == torch.uint8
@@ -176,19 +170,15 @@ def test_the_fingerprint_is_of_pixels_and_names(images, cache, store, tmp_path):
     assert Store.open(str(images), cache).fingerprint != store.fingerprint
 
 
-@pytest.mark.parametrize(
-    "spec, start",
-    [
-        ("photos/train", "1ba7b32ae8dd47af"),
-        ("photos/held-out", "093465e124991b6d"),
-        ("Set5", "756788d8f4308eda"),
-        ("train/BSD400", "f96a368e4eeb133f"),
-    ],
-)
-def test_fingerprints_are_those_that_recorded_runs_hang_on(cache, request, spec, start):
-    root = None if spec in datasets.PHOTOS else request.getfixturevalue("data_root")
-    store = Store(datasets.find(spec, root), cache)
-    assert store.fingerprint.startswith(start) and store.notes == ()
+FINGERPRINTS = {"photos/train": "1ba7b32ae8dd47af", "photos/held-out": "093465e124991b6d"}
+FINGERPRINTS |= {"Set5": "756788d8f4308eda", "train/BSD400": "f96a368e4eeb133f"}
+
+
+@pytest.mark.parametrize("spec", FINGERPRINTS)
+def test_fingerprints_are_those_that_recorded_runs_hang_on(cache, request, spec):
+    found = datasets.find(spec) if spec in datasets.PHOTOS else request.getfixturevalue("found")(spec)
+    store = Store(found, cache)
+    assert store.fingerprint.startswith(FINGERPRINTS[spec]) and store.notes == ()
 
 
 def test_grey_is_told_from_grey_colours(tmp_path, cache):
@@ -266,9 +256,6 @@ def test_a_degraded_store_is_fixed_and_says_so(store):
     lr, hr = made.pair(1, 2)
     assert torch.equal(lr / 255, degrade(hr[None] / 255, 2, seed=3, index=1)[0])
     assert len({one.lr_fingerprint(2) for one in (store, made, data.degraded(store, 4))}) == 3
-
-
-# --- batches -------------------------------------------------------------------------------------------------------
 
 
 def positioned(image: torch.Tensor, turn: int) -> torch.Tensor:

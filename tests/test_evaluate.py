@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from srlib.data import Store
-from srlib.datasets import find
 from srlib.errors import InputError
 from srlib.evaluate import AtScale, bicubic, compare, luma_bicubic, score, score_under, upscaler
 from srlib.metrics import MATLAB, Protocol, psnr, ssim
@@ -140,10 +139,8 @@ def test_bad_input_is_refused_in_one_line(store: Store, call: Callable[[Store], 
         ("Set14", 4, (26.00, 0.7027), (0.02, 0.001)),
     ],
 )
-def test_printed_bicubic_rows(
-    data_root: Path, tmp_path: Path, dataset: str, scale: int, printed: tuple[float, ...], tolerance: tuple[float, ...]
-) -> None:
-    scores = luma_bicubic(Store(find(dataset, data_root), tmp_path), scale)
+def test_printed_bicubic_rows(found, tmp_path, dataset, scale, printed, tolerance):
+    scores = luma_bicubic(Store(found(dataset), tmp_path), scale)
     assert scores.psnr == pytest.approx(printed[0], abs=tolerance[0])
     assert scores.ssim == pytest.approx(printed[1], abs=tolerance[1])
     assert scores.protocol.name == "matlab-luma" and scores.lr_origin == "matlab-bicubic of luma"

@@ -13,9 +13,8 @@ from srlib.features import record, sharpness
 def network() -> nn.Sequential:
     """Three layers, one of which works in place, and one in a block."""
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(True), nn.Sequential(nn.MaxPool2d(2)), nn.Conv2d(4, 5, 1)
-    )
+    first = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(True)
+    return nn.Sequential(*first, nn.Sequential(nn.MaxPool2d(2)), nn.Conv2d(4, 5, 1))
 
 
 def test_maps_are_the_modules_outputs_under_their_labels(network: nn.Sequential) -> None:

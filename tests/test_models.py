@@ -61,9 +61,6 @@ def network(name: str, config: Config) -> nn.Module:
     return create(name, config.scale, config)
 
 
-# --- names -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -78,9 +75,6 @@ def test_create_refuses_in_one_line(call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
-
-
-# --- layers ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -144,9 +138,6 @@ def test_windows_are_cut_row_by_row_and_merged_again() -> None:
     assert cut.shape == (2, 6, 16, 3) and torch.equal(cut[1, 4], x[1, 4:8, 4:8].flatten(0, 1))
     assert torch.equal(merge(cut, 4, (8, 12)), x)
     assert torch.equal(windows(x, 6, 2)[0, 5], x[0, 2:8, 2:8].flatten(0, 1))  # 2 rows of 4 windows that overlap
-
-
-# --- every network, in every configuration ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "config"), VARIANTS)

@@ -122,9 +122,6 @@ def dense(model: MoEISR, x: Tensor, size: tuple[int, int]) -> Tensor:
     return 0.5 * image + 0.5
 
 
-# --- the released implementations -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("name", "margin"), [("liif-edsr", 1e-5), ("lte-edsr", 1e-4)])
 def test_released_weights_give_the_released_output(golden: Path, name: str, margin: float) -> None:
     tensors = load_file(golden / f"{name.replace('-', '_')}.safetensors")
@@ -188,9 +185,6 @@ def test_a_window_needs_no_more_of_the_lr_image_than_the_encoder_sees(
         rows, columns = slice(size[0] // 2, size[0] // 2 + height), slice(size[1] // 2, size[1] // 2 + width)
         window = model.render(x[..., 3:29, 7:34], (3, 7), (30, 40), size, rows, columns)
     torch.testing.assert_close(window, whole[..., rows, columns], atol=3e-6, rtol=0)
-
-
-# --- experts and gates ------------------------------------------------------------------------------------------------
 
 
 def queries_of_experts(model: MoEISR, x: Tensor, size: tuple[int, int]) -> list[int]:

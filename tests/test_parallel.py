@@ -32,11 +32,11 @@ def run_folder(root: Path) -> Path:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_the_run_and_the_same_call_resumes_it(store, tmp_path, number):
     whole = tiny.train(store, tmp_path / "whole")
-    process = tiny.fork(lambda: tiny.train_slowly(store, tmp_path / "runs"), tmp_path / "said")
+    process = tiny.fork(lambda: tiny.train_slowly(store, tmp_path / "runs", tmp_path / "go"), tmp_path / "said")
     tiny.until(lambda: any((tmp_path / "runs").glob("*/state-*.pt")))
     os.kill(process.pid, number)
-    process.join(30)
-    assert process.exitcode == 75
+    (tmp_path / "go").touch()
+    assert tiny.ended(process) == 75
     step = max(int(path.stem[6:]) for path in run_folder(tmp_path / "runs").glob("state-*.pt"))
     assert (tmp_path / "said").read_text() == f"stopped at step {step}, saved; the same command resumes\n"
     resumed = tiny.train(store, tmp_path / "runs")
@@ -47,8 +47,7 @@ def test_a_signal_saves_the_run_and_the_same_call_resumes_it(store, tmp_path, nu
 
 
 def test_signals_are_noted_and_handlers_put_back():
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    before, usual = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     with signals() as asked:
         os.kill(os.getpid(), signal.SIGHUP)
         assert not asked, "one that is ignored stays so"
@@ -57,18 +56,19 @@ def test_signals_are_noted_and_handlers_put_back():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, usual)
 
 
 def test_two_processes_train_one_run_once(store, tmp_path):
     root = tmp_path / "runs"
-    first = tiny.fork(lambda: tiny.train_slowly(store, root), tmp_path / "first")
+    first = tiny.fork(lambda: tiny.train_slowly(store, root, tmp_path / "go"), tmp_path / "first")
     tiny.until(lambda: any(root.glob("*/state-*.pt")))
     second = tiny.fork(lambda: tiny.train(store, root), tmp_path / "second")
     impatient = tiny.fork(lambda: tiny.train(store, root, wait=False), tmp_path / "impatient")
-    for process, code in ((impatient, 75), (first, 0), (second, 0)):
-        process.join(30)
-        assert process.exitcode == code
+    assert tiny.ended(impatient) == 75
+    tiny.until(lambda: any(said.stat().st_size for said in tmp_path.glob("second")))
+    (tmp_path / "go").touch()
+    assert tiny.ended(first) == tiny.ended(second) == 0
     name = run_folder(root).name
     assert (tmp_path / "impatient").read_text().startswith(f"another process trains {name}: try again later")
     assert (tmp_path / "first").read_text() == ""
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         pass
 
 
-def together(work, tmp_path: Path) -> list[int]:
+def together(work, tmp_path: Path) -> list[int | None]:
     """The exit codes of two processes with what torchrun gives those that it starts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -94,9 +94,7 @@ def together(work, tmp_path: Path) -> list[int]:
     for rank in "01":
         own = shared | {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "test"}
         processes.append(tiny.fork(work, tmp_path / f"said-{rank}", own))
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
+    return [tiny.ended(process) for process in processes]
 
 
 @pytest.mark.slow

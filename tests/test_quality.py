@@ -69,9 +69,7 @@ def test_fits_find_the_distribution_that_samples_come_from(alpha: float) -> None
     assert [shape.item(), deviation.item()] == pytest.approx([alpha, expected], rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("worse", "grades"), [(noisy, (10, 25, 60)), (jpeg, (30, 5)), (blurred, (2, 3, 4))], ids=["noise", "jpeg", "blur"]
-)
+@pytest.mark.parametrize(("worse", "grades"), [(noisy, (10, 25, 60)), (jpeg, (30, 5)), (blurred, (2, 3, 4))])
 def test_distortions_worsen_niqe(worse: Callable[[Tensor, float], Tensor], grades: tuple[float, ...]) -> None:
     for name in ("camera", "coffee"):
         image = photo(name)[:, :288, :448]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from filelock import FileLock, Timeout
 
 from srlib import data, papers, results, runs
 from srlib.errors import InputError
@@ -30,9 +31,6 @@ MEANS = {  # PSNR (dB), standard protocol, x4: held-out photographs, Set5, Set14
 
 def of_seeds(model: str) -> list[str]:
     return [f"equal-{model}-seed{seed}" for seed in range(3)]
-
-
-# --- what is recorded -------------------------------------------------------------------------------------------------
 
 
 def test_every_run_has_its_settings_its_scores_and_its_curve() -> None:
@@ -63,6 +61,10 @@ def test_mean_scores_of_what_ships(run: str) -> None:
     assert [found.gain[name] for name in results.SETS] == pytest.approx(gains, abs=0.006)
 
 
+def test_every_file_that_ships_is_a_network_of_this_version() -> None:
+    assert [bool(results.load(model).config) for model in results.shipped().model] == [True] * 4
+
+
 def test_an_ablation_s_runs_are_of_rows_that_its_paper_prints() -> None:
     for run in results.runs().query("purpose == 'ablation'").itertuples():
         assert run.row in [row.name for row in papers.rows(run.paper, run.table)]
@@ -77,9 +79,6 @@ def test_without_records_the_tables_are_empty_and_one_line_says_so(
     assert results.means().empty
     said = capsys.readouterr()
     assert not said.out and len(said.err.splitlines()) == 1 and "book/results" in said.err
-
-
-# --- gaps and trends --------------------------------------------------------------------------------------------------
 
 
 def test_a_gap_is_taken_image_by_image_and_leaves_out_what_was_trained_on() -> None:
@@ -108,7 +107,7 @@ def test_one_seed_beside_three_has_an_interval() -> None:
 
 
 def test_runs_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="differ in steps"):
+    with pytest.raises(InputError, match="differ in one of steps, batch"):
         results.gaps(["ships-safmn-x4"], of_seeds("safmn"))
     found = results.runs()
     found.loc[found.run == "equal-ssiu-seed0", "precision"] = "bf16-mixed"
@@ -161,9 +160,6 @@ def test_trend() -> None:
     assert [trend(-0.3, gap) for gap in unsure] == ["undecided"] * 2
 
 
-# --- the weights that ship --------------------------------------------------------------------------------------------
-
-
 def test_shipped_weights_say_how_they_were_trained_and_agree_with_the_records() -> None:
     found = results.shipped().set_index("file")
     recorded = results.runs().dropna(subset="weights").set_index("weights")
@@ -188,9 +184,6 @@ def test_a_shipped_network_scores_as_recorded() -> None:
 def test_a_network_that_does_not_ship_is_refused_with_what_does(ask: Callable[..., object]) -> None:
     with pytest.raises(InputError, match="no weights safmn-x3.*safmn-x4"):
         ask("safmn", 3)
-
-
-# --- recording a run --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +219,20 @@ def test_a_run_is_recorded_once_and_changes_no_other_line(trained: runs.Run, rec
         assert [line for line in after if line not in new] == lines
 
 
+def test_the_records_are_locked_while_a_run_is_written(
+    trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: object) -> None:
+        with pytest.raises(Timeout):
+            FileLock(records / ".lock").acquire(timeout=0)
+        written.append(1)
+
+    written: list[int] = []
+    monkeypatch.setattr(results, "_write", write)
+    results.record(trained, "equal-safmn-x", "equal", [data.Store.open("photos/held-out")])
+    assert len(written) == 3
+
+
 @pytest.mark.parametrize("row", ["Baseline", "baseline"])
 def test_a_row_is_recorded_by_its_printed_name_and_the_run_s_own_version(
     trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch, row: str
@@ -245,8 +252,12 @@ def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> N
         results.record(trained, "bicubic", "equal", [store])
     with pytest.raises(InputError, match="photos/held-out"):
         results.record(trained, "equal-safmn-x4", "equal", [])
-    with pytest.raises(InputError, match="another origin"):
+    with pytest.raises(InputError, match=r"LR real-esrgan.* is not that of the records .*LR matlab-bicubic"):
         results.record(trained, "equal-safmn-x4", "equal", [data.degraded(store)])
+    bicubic = (records / "scores.csv").read_text()
+    (records / "scores.csv").write_text(bicubic.replace(store.fingerprint[:12], 12 * "0"))
+    with pytest.raises(InputError, match="is not that of the records .000000000000, LR matlab-bicubic.: get those"):
+        results.record(trained, "equal-safmn-x4", "equal", [store])
     with pytest.raises(InputError, match="which row"):
         results.record(trained, "ablation-safmn-3", "ablation", [store])
     with pytest.raises(InputError, match="no rows 'CCM -> all'"):
@@ -268,15 +279,22 @@ def test_better_weights_ship_in_half_precision(
         (records / f"{name}.csv").write_text(header + "\n")
     with pytest.raises(InputError, match=r"with [\d.]+ dB, bicubic 29.06 dB: it must be better to ship"):
         results.record(trained, "ships-safmn-x4", "ships", [data.Store.open("photos/held-out")])
-    monkeypatch.setattr(
-        results, "bicubic", lambda scale: lambda lr: torch.zeros(1, 3, 4 * lr.shape[2], 4 * lr.shape[3])
-    )
+    black = lambda lr: torch.zeros(1, 3, 4 * lr.shape[2], 4 * lr.shape[3])  # noqa: E731
+    monkeypatch.setattr(results, "bicubic", lambda scale: black)
     results.record(trained, "ships-safmn-x4", "ships", [data.Store.open("photos/held-out")])
     assert results.shipped().iloc[0][["file", "model", "steps"]].tolist() == ["safmn-x4.safetensors", "safmn", 3]
     loaded, own = results.load("safmn", 4).state_dict(), trained.network().state_dict()
     assert all(torch.equal(loaded[key], own[key].half().float()) for key in own)
     with pytest.raises(InputError, match="safmn-x4.safetensors ships as ships-safmn-x4: record it under that id"):
         results.record(trained, "ships-better", "ships", [data.Store.open("photos/held-out")])
+
+
+def test_another_budget_trains_what_is_asked_for(trained: runs.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[runs.RunConfig] = []
+    monkeypatch.setattr(runs, "train_or_load", lambda config, *_, **__: asked.append(config) or trained)
+    found = results.trained("safmn", 2, "smoke", seed=3, device="cpu")
+    assert [(one.scale, one.train.seed, one.train.steps, one.data) for one in asked] == [(2, 3, 800, "photos/train")]
+    assert found.run is trained and found.caption == "3 steps of batch 4 on photos/train"
 
 
 def test_a_network_of_experts_is_recorded_with_how_often_it_uses_them(tmp_path: Path, records: Path) -> None:

@@ -56,9 +56,6 @@ def same(one: runs.Run, other: runs.Run) -> None:
 FILES = {"run.json", "model.safetensors", "log.csv", "validation.csv"}
 
 
-# --- budgets and identity --------------------------------------------------------------------------------------------
-
-
 def test_budgets_scale_the_papers_training():
     paper, short, smoke = (runs.training("safmn", name) for name in ("paper", "short", "smoke"))
     assert paper == papers.recipe("safmn").train
@@ -102,6 +99,7 @@ def test_what_decides_the_weights_is_another_run_and_a_name_is_not(store, monkey
         replace(base, lr_fingerprint="0"),
         replace(base, start="safmn-x2-12-000000000000"),
     ]
+    assert replace(base, fingerprint="0", lr_fingerprint="0").key == "66cf623d158d", "earlier runs are not found again"
     keys = {base.key, *(other.key for other in others)}
     monkeypatch.setattr(runs, "TRAINING_VERSION", runs.TRAINING_VERSION + 1)
     assert len(keys | {base.key}) == 2 + len(others)
@@ -122,9 +120,6 @@ def test_the_paper_budget_refuses_the_photographs(store, monkeypatch):
         runs.configure("safmn", 4, store, budget="paper")
     with pytest.raises(InputError, match="leave out steps, batch and patch"):
         runs.training("safmn", "paper", steps=2)
-
-
-# --- training --------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_its_whole_record(trained, store):
@@ -178,11 +173,23 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights(trained, store, t
         if number % 2:
             time.sleep(chance.uniform(0.1, 0.4))
             process.kill()
-        process.join(30)
-        kills += process.exitcode == -signal.SIGKILL
+        kills += tiny.ended(process) == -signal.SIGKILL
     print("seed", seed, [path.name for path in root.glob("*/*")])
     assert kills >= 2 and any(root.glob("*/*.tmp")) and not any(root.glob("*/run.json"))
     same(trained, tiny.train(store, root))
+
+
+def test_a_run_stopped_within_a_row_of_its_log_goes_on_there(store, tmp_path, monkeypatch):
+    for steps in range(1, 3000):
+        row, save, validate = runs.rhythm(steps)
+        assert save % row == validate % save == 0
+    monkeypatch.setattr(runs, "rhythm", lambda steps: (4, 8, 8))
+    whole = tiny.train(store, tmp_path / "whole")
+    with monkeypatch.context() as first:
+        first.setattr(runs, "stops", lambda fabric, asked, step: step == 6)
+        with pytest.raises(Stopped):
+            tiny.train(store, tmp_path / "runs")
+    same(whole, tiny.train(store, tmp_path / "runs"))
 
 
 def test_patches_that_do_not_fit_leave_no_folder(store, tmp_path):
@@ -217,9 +224,6 @@ def test_fine_tuning_goes_on_from_a_run(trained, store, tmp_path):
     run = runs.train_or_load(config, store, degraded(store, 0), root=trained.folder.parent, device="cpu")
     moved = [(value - start[key]).abs().max().item() for key, value in run.network().state_dict().items()]
     assert 0 < max(moved) < 0.01 and run.held_out["lr_origin"].startswith("real-esrgan")
-
-
-# --- collapse --------------------------------------------------------------------------------------------------------
 
 
 def collapsing(monkeypatch: pytest.MonkeyPatch, at: int, factor: float) -> None:
@@ -280,9 +284,6 @@ def test_weights_that_are_not_finite_never_take_the_place_of_good_ones(store, tm
     monkeypatch.setattr(runs.Session, "after_step", poison)
     run = tiny.train(store, tmp_path / "runs")
     assert run.metrics["collapsed_at"] == 24 and run.metrics["weights_at"] == 18
-
-
-# --- provenance ------------------------------------------------------------------------------------------------------
 
 
 def test_the_commit_is_recorded_or_why_there_is_none(monkeypatch):

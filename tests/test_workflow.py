@@ -47,7 +47,7 @@ def notebook(path: Path, *texts: str) -> Path:
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Execute a notebook as the workflow does."""
     command = [sys.executable, str(ROOT / "notebooks" / "run.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, env=os.environ | environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=ROOT, env=os.environ | environment)
 
 
 def printed(path: Path) -> str:

@@ -43,9 +43,9 @@ def after_each_step(action: Callable[[int], object]) -> None:
     runs.Session.after_step = after_step  # type: ignore[method-assign]
 
 
-def train_slowly(store: Store, root: Path) -> None:
-    """Train it with 50 ms more for each step."""
-    after_each_step(lambda step: time.sleep(0.05))
+def train_slowly(store: Store, root: Path, go: Path | None = None) -> None:
+    """Train it with 50 ms more for each step, and after the eighth wait for the file ``go``."""
+    after_each_step(lambda step: time.sleep(0.05) if not go or step != 8 else until(go.exists))
     train(store, root)
 
 
@@ -68,7 +68,16 @@ def fork(work: Callable[[], object], said: Path, environment: dict[str, str] | N
     return process
 
 
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
+def ended(process: Any, seconds: float = 120) -> int | None:
+    """A process's exit code; one that hangs is killed."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+    process.join()
+    return process.exitcode
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not condition():
