@@ -37,7 +37,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 SEEN = {"f96a368e4eeb133f0039fc381eabe4ce145e4d4c51c9ee2aed922e3c7447d7df": {("Set5", "woman")}}
 """Test images that were trained on, by the fingerprint of the training images, here BSD400: Set5's woman is BSDS500's
 photograph 302003, reduced 1.4 times. Mean scores hold them, as everybody's do; statements on chance leave them out."""
-ALIKE = "steps batch patch queries fingerprint version precision budget".split()  # in which runs agree to be compared
+ALIKE = "steps batch patch fingerprint version precision budget".split()  # in which runs agree that are compared
 
 COLUMNS = {
     "runs": "run purpose model scale paper table row seed budget steps batch patch queries precision data fingerprint "
@@ -138,8 +138,8 @@ def gaps(one: Sequence[str], other: Sequence[str], scale: int = 4, like: pd.Data
     about, wide = runs(), _by_image([*one, *other], scale)
     used = about[about.run.isin([*one, *other])]
     alike = [name for name in ALIKE if name != "precision" or "precision" not in [*used.purpose]]
-    if len(used[alike].drop_duplicates()) > 1:
-        raise InputError(f"the runs differ in one of {', '.join(ALIKE)}: compare runs trained alike")
+    if apart := [name for name in alike if used[name].nunique(dropna=False) > 1]:
+        raise InputError(f"the runs differ in {', '.join(apart)}: compare runs trained alike")
     if wide.empty:
         raise InputError(f"{', '.join(one)} and {', '.join(other)} share no image at x{scale}")
     others = about[:0] if like is None else like[~like.run.isin(used.run)].merge(used[ALIKE].drop_duplicates())
@@ -156,7 +156,8 @@ def reach(table: pd.DataFrame, scale: int = 4) -> tuple[float, int]:
 
 def _several(table: pd.DataFrame, scale: int) -> list[np.ndarray]:
     """PSNR (seeds, images) of each row of ``runs`` that was trained alike with several seeds and did not collapse."""
-    groups = table[table.collapsed_at.isna()].groupby(["model", "table", "row", *ALIKE], dropna=False).run
+    keys = ["model", "scale", "table", "row", *ALIKE]
+    groups = table[table.collapsed_at.isna()].drop_duplicates([*keys, "seed"]).groupby(keys, dropna=False).run
     found = [_by_image(ids, scale).to_numpy().T for _, ids in groups if len(ids) > 1]
     return [psnr for psnr in found if psnr.size]
 
@@ -215,8 +216,8 @@ def record(
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
     there are no records, for the baseline's id, without the held-out photographs, for an ablation without its row, for
-    other LR images than those of the records, and for weights that may not ship: of a variant, where others ship under
-    another id, or no better than these and bicubic.
+    other HR or LR images than those of the records, and for weights that may not ship: of a variant, where others ship
+    under another id, or no better than these and bicubic.
     """
     where, config = folder(), run.config
     model, scale, train, weights = config["model"], config["scale"], config["train"], ""
@@ -235,9 +236,10 @@ def record(
     scales = [scale] if scale else [one for one in SCALES if train["scales"][0] <= one <= train["scales"][1]]
     base = pd.concat(_scored("bicubic", bicubic(one), model, stores, one) for one in scales)
     known = base.merge(scores().query("run == 'bicubic'"), on=["dataset", "scale", "protocol", "image"])
-    for one in known[known.lr_x.ne(known.lr_y) | known.fingerprint_x.ne(known.fingerprint_y)].itertuples():
-        other = f"{one.dataset} x{one.scale} here ({one.fingerprint_x}, LR {one.lr_x}) is not that of the records"
-        raise InputError(f"{other} ({one.fingerprint_y}, LR {one.lr_y}): get those images, or leave it out of --data")
+    if len(other := known[known.lr_x.ne(known.lr_y) | known.fingerprint_x.ne(known.fingerprint_y)]):
+        one = other.iloc[0]
+        told = f"{one.dataset} x{one.scale} here ({one.fingerprint_x}, LR {one.lr_x}) is not that of the records"
+        raise InputError(f"{told} ({one.fingerprint_y}, LR {one.lr_y}): `srlib data get` has it, or give other --data")
     mine = pd.concat(_scored(run_id, upscaler(network, one), model, stores, one) for one in scales)
     routed = paper.routing(network).assign(run=run_id).round({"share": 6}) if paper.routing else None
     log, validation, loss = run.log(), run.log("validation"), "{:.6g}".format
@@ -346,9 +348,8 @@ class Trained(NamedTuple):
 def trained(
     model: str, scale: int | None = 4, budget: str = "recorded", train_data: str = "photos/train", **settings: Any
 ) -> Trained:
-    """A trained network: for the budget "recorded" the weights that ship, whatever else is asked for, else a run of
-    that budget, found in the folder runs or trained now. ``settings`` are those of :func:`srlib.runs.configure`, and
-    ``device``."""
+    """A trained network: for the budget "recorded" the weights that ship, else a run of that budget on ``train_data``,
+    found in the folder runs or trained now, with the ``settings`` of :func:`srlib.runs.configure`, and ``device``."""
     if budget == "recorded":
         network = load(model, scale)
         line = shipped().set_index("file").loc[_file(model, scale)]

@@ -42,10 +42,11 @@ def table(paper: str, number: str, counts: bool = True, runs: pd.DataFrame | Non
     ``ours`` is in the printed ``unit``, NaN where there is none. ``own`` tells the paper's own networks from its peers,
     ``name`` is the row's with its variant. ``trained`` is the score of the network as trained here, ``budget`` how,
     ``runs`` the ids of its runs; they are among the given lines of ``results.runs``, by default all. In an ablation
-    ``gap_printed`` is the cell's PSNR above the baseline's in print, and ``gap`` ours with a 95 % interval, over all
-    images that the runs are scored on. All its rows are of one ``training``, that which most of them had, of these the
-    longest. Where one ``ended`` in a collapse, the row has the weights of before, as in SAFMN's Table 3, and its trend
-    is undecided. Raises ``InputError`` for an unknown paper or table.
+    ``gap_printed`` is the cell's PSNR above the baseline's in print, and ``gap`` ours with a 95 % interval
+    (``results.gaps``, over all images, with the seeds of all recorded ablations of the paper). All its rows are of one
+    ``training``, that which most of them had, of these the longest. Where one ``ended`` in a collapse, the row has the
+    weights of before, as in SAFMN's Table 3, and its trend is undecided. Raises ``InputError`` for an unknown paper or
+    table.
     """
     evidence, lines = _Evidence(paper, number, results.runs() if runs is None else runs), []
     for cell, row in evidence.cells:
@@ -122,8 +123,8 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
     frames, runs = [table(paper, number, counts=False)], results.runs()
     parts = [part for _, part in _of_rows(paper, number, runs).groupby(results.ALIKE)] if lengths else []
     for part in reversed(parts):
-        if not {*part.run} & {*" ".join(frames[0].runs).split()}:
-            frame = table(paper, number, False, runs[runs.run.isin(part.run)])
+        frame = table(paper, number, False, runs[runs.run.isin(part.run)])
+        if frame.training.max() not in [one.training.max() for one in frames]:
             frames.append(frame[frame.gap.notna()])
     cells = pd.concat(frames).query("metric == 'psnr'")
     if cells.empty:
@@ -138,7 +139,7 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
 def own_table(paper: str, name: str) -> pd.DataFrame:
     """A table of our own, whose rows no paper prints: one line a trained row, with the ids of its ``runs``, its
     ``training``, how it ``ended`` where it collapsed, its ``psnr`` (dB) at x4 on the held-out photographs, a mean over
-    seeds, and its ``gap`` to the baseline's over all images, as text."""
+    seeds, and its ``gap`` to the baseline's (``results.gaps``, over all images) as text."""
     rows, lines = papers.rows(paper, name), []
     (baseline,) = (row.name for row in rows if row.baseline)
     runs = _most(_of_rows(paper, name, results.runs()), baseline)

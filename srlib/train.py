@@ -67,6 +67,8 @@ class TrainConfig:
                 advice = f"give {amount} from {least} up" + (", below 1" if limit == 1 else "")
             if not fits:
                 raise InputError(f"{name} is {value!r}: {advice}")
+            if kind is float:  # so that 1 and 1.0 are one run
+                object.__setattr__(self, name, float(value))
         if self.scales[0] > self.scales[1]:
             raise InputError(f"scales are {self.scales}: give the least and the greatest, such as (1, 4)")
         if self.queries and (self.fft_weight or self.degradation != "bicubic"):

@@ -209,9 +209,7 @@ def test_a_window_has_the_detail_in_its_middle() -> None:
     found = window(hr, 4)
     assert found == ((20, 50, 64, 64), (80, 200, 256, 256), (120, 120, 16, 16))
     assert crop(crop(hr, found.hr), found.patch).any()
-    at_3 = window(with_detail(194, 194, (91, 91)), 3).hr
-    assert at_3[0] + at_3[2] <= 194 and at_3[1] + at_3[3] <= 194, (
-        "it lies inside at a scale that doesn't divide 16, too"
-    )
+    at_3 = window(with_detail(194, 194, (91, 91)), 3).hr  # a scale that doesn't divide 16
+    assert at_3[0] + at_3[2] <= 194 and at_3[1] + at_3[3] <= 194
     with pytest.raises(InputError, match="a window at x4 needs 256 x 256 pixels"):
         window(hr[:, :255], 4)

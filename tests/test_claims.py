@@ -46,7 +46,7 @@ def test_evidence_has_the_numbers_of_the_records_and_verdicts_follow_them() -> N
         places = [(number, papers.row(claim.paper, number, row).name) for number, row in found]
         frames = [(printed(claim.paper, number), row) for number, row in places if number in papers.tables(claim.paper)]
         trends = {trend for frame, row in frames for trend in frame.trend[frame["name"] == row]}
-        assert bool(trends) == bool(frames), claim.claim
+        assert trends or not frames, f"no row of this claim is trained: {claim.claim}"
         if claim.verdict == "holds" and frames:
             assert "agrees" in trends and "opposite" not in trends, claim.claim
         assert claim.verdict != "can't be told here" or trends <= {"undecided"}, claim.claim

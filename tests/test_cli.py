@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,14 @@ Srlib = Callable[..., Result]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Srlib:
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Srlib]:
     """Run the command in this process, away from any data."""
     monkeypatch.setenv("SRLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SRLIB_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # `upscale` sets one that ends the process
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    usual = signal.getsignal(signal.SIGTERM)
+    yield lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    signal.signal(signal.SIGTERM, usual)  # that of `upscale` ends the process
 
 
 @pytest.fixture

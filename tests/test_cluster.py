@@ -82,9 +82,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, debian: Callable[..., str]
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "key-file").write_bytes(os.urandom(1024))
     (folder / "key-file").chmod(0o400)
-    files = " ".join(
-        f"--{name}={folder}/{name}" for name in ("key-file", "socket", "pid-file", "log-file", "seed-file")
-    )
+    names = ("key-file", "socket", "pid-file", "log-file", "seed-file")
+    files = " ".join(f"--{name}={folder}/{name}" for name in names)
     programs = (f"munged --foreground --force {files}", "slurmctld -D", "slurmd -D -N localhost")
     started = []
     try:

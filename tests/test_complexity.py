@@ -125,6 +125,7 @@ def test_times_in_units_are_ratios_to_the_unit(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(complexity.F, "conv2d", lambda *_, **__: clock.append(clock.pop() + 0.5))
     found = complexity.in_units(lambda: clock.append(clock.pop() + 3), warmup=1, repeats=2)
     assert (found.minimum, found.median, found.maximum, found.unit) == (6, 6, 6, 0.5)
+    assert clock == [3 * (5 * 0.5 + 3)], "the unit is the best of five, before each of three calls"
 
 
 def test_peak_memory_is_what_is_held_at_once() -> None:

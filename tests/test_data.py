@@ -171,7 +171,7 @@ def test_the_fingerprint_is_of_pixels_and_names(images, cache, store, tmp_path):
 
 
 FINGERPRINTS = {"photos/train": "1ba7b32ae8dd47af", "photos/held-out": "093465e124991b6d"}
-FINGERPRINTS |= {"Set5": "756788d8f4308eda", "train/BSD400": "f96a368e4eeb133f"}
+FINGERPRINTS |= {"Set5": "756788d8f4308eda", "BSD400": "f96a368e4eeb133f"}
 
 
 @pytest.mark.parametrize("spec", FINGERPRINTS)

@@ -89,6 +89,7 @@ class Toy(Config):
 def test_a_config_takes_what_its_annotations_say_and_a_network_s_scale_is_replaced() -> None:
     assert create("safmn", 2, replace(TINY["safmn"], scale=4)).config == replace(TINY["safmn"], scale=2)
     assert Toy(8, [2, 3], 1, "none", False) == Toy(8, (2, 3), 1.0, "none", False)  # a list, as JSON has it
+    assert type(Toy(rate=1).rate) is float
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_every_run_has_its_settings_its_scores_and_its_curve() -> None:
     assert len(found) == found.run.nunique() >= 43
     assert set(found.purpose) <= {"ships", "equal", "precision", "ablation"}
     assert set(found.run) == set(scores.run) - {"bicubic"} == set(curves.run)
-    needed = ["model", "paper", "seed", "budget", "steps", "batch", "patch", "data", "fingerprint", "commit", "command"]
+    needed = ["model", "paper", "seed", "data", "commit", "command", *results.ALIKE]
     assert not found[needed].isna().any(axis=None)
     assert curves.groupby("run").size().max() <= 120
     keys = ["run", "dataset", "scale", "protocol", "image"]
@@ -106,8 +107,13 @@ def test_one_seed_beside_three_has_an_interval() -> None:
     assert pooled != alone and pooled.mean == alone.mean and pooled.low < pooled.mean < pooled.high < 0
 
 
+def test_any_two_networks_of_the_fair_comparison_have_a_gap() -> None:
+    for pair in combinations(results.runs().query("purpose == 'equal'").model.unique(), 2):
+        assert math.isfinite(results.gaps(*map(of_seeds, pair)).low), pair
+
+
 def test_runs_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="differ in one of steps, batch"):
+    with pytest.raises(InputError, match="differ in steps, batch, precision, budget: compare"):
         results.gaps(["ships-safmn-x4"], of_seeds("safmn"))
     found = results.runs()
     found.loc[found.run == "equal-ssiu-seed0", "precision"] = "bf16-mixed"
@@ -256,7 +262,7 @@ def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> N
         results.record(trained, "equal-safmn-x4", "equal", [data.degraded(store)])
     bicubic = (records / "scores.csv").read_text()
     (records / "scores.csv").write_text(bicubic.replace(store.fingerprint[:12], 12 * "0"))
-    with pytest.raises(InputError, match="is not that of the records .000000000000, LR matlab-bicubic.: get those"):
+    with pytest.raises(InputError, match="not that of the records .0{12}, LR matlab-bicubic.: `srlib data get`"):
         results.record(trained, "equal-safmn-x4", "equal", [store])
     with pytest.raises(InputError, match="which row"):
         results.record(trained, "ablation-safmn-3", "ablation", [store])

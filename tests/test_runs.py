@@ -202,10 +202,9 @@ def test_patches_that_do_not_fit_leave_no_folder(store, tmp_path):
 def test_a_network_for_every_scale_is_trained_and_scored_at_x4(make_images, tmp_path, monkeypatch, precision):
     monkeypatch.setitem(ENCODERS, "edsr", partial(EDSR, blocks=1))
     store = images(make_images, tmp_path, (56, 64))
-    experts, length = MoEISRConfig(depths=(2, 3), hidden=8), {"steps": 4, "batch": 2, "patch": 6}
-    config = runs.configure(
-        "moeisr-liif-b-edsr", None, store, network=experts, changes={"queries": 20}, precision=precision, **length
-    )
+    settings = {"steps": 4, "batch": 2, "patch": 6, "changes": {"queries": 20}, "precision": precision}
+    experts = MoEISRConfig(depths=(2, 3), hidden=8)
+    config = runs.configure("moeisr-liif-b-edsr", None, store, network=experts, **settings)
     run = runs.train_or_load(config, store, store, root=tmp_path / "runs", device="cpu")
     assert run.folder.name.startswith("moeisr-liif-b-edsr-any-4-") and config.lr_fingerprint == ""
     assert (run.held_out["scale"], run.held_out["protocol"]) == (4, "liif") and math.isfinite(run.metrics["loss"])

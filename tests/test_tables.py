@@ -35,7 +35,7 @@ def evidence(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_to(runs: list[tuple[Any, ...]], scores: list[tuple[Any, ...]]) -> None:
         told = (
-            pd.DataFrame(runs, columns=RUNS).assign(version=1, precision="32-true", queries=0),
+            pd.DataFrame(runs, columns=RUNS).assign(version=1, precision="32-true"),
             pd.DataFrame(scores, columns=SCORES),
         )
         monkeypatch.setattr(results, "runs", lambda: told[0].astype({"scale": "Int64", "collapsed_at": "Int64"}))

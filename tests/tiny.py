@@ -69,12 +69,12 @@ def fork(work: Callable[[], object], said: Path, environment: dict[str, str] | N
 
 
 def ended(process: Any, seconds: float = 120) -> int | None:
-    """A process's exit code; one that hangs is killed."""
+    """A process's exit code; None for one that hangs, which is killed."""
     process.join(seconds)
-    if process.exitcode is None:
-        process.kill()
+    code = process.exitcode
+    process.kill()
     process.join()
-    return process.exitcode
+    return code
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:

@@ -43,7 +43,8 @@ def takes_scale(name: str) -> bool:
 
 
 def create(name: str, scale: int | None = None, config: Any = None) -> nn.Module:
-    """Build a network by name, with fresh random weights, in training mode, on the CPU; of :func:`configuration`.
+    """The network of a :func:`configuration`, whose arguments and errors these are, with fresh random weights, in
+    training mode, on torch's default device, the CPU.
 
     A network for one scale maps LR images (B, 3, H, W) in [0, 1], of any size from 1 x 1 up, to (B, 3, scale H,
     scale W), not clamped. One for every scale (see ``takes_scale``) is told the output's size at each call instead. A

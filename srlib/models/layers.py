@@ -17,9 +17,9 @@ from srlib.errors import InputError
 class Config:
     """Base of all networks' configurations: every field is checked against its annotation.
 
-    ``int`` is a whole number from 1 up, ``float`` a number above 0, ``tuple`` one or more such whole numbers (a list,
-    as JSON has it, becomes a tuple). A subclass says by ``require`` what else must hold; any other value raises
-    ``InputError``. Its ``build()`` gives the network, with fresh random weights.
+    ``int`` is a whole number from 1 up, ``float`` a number above 0 (a whole one becomes a float), ``tuple`` one or more
+    such whole numbers (a list, as JSON has it, becomes a tuple). A subclass says by ``require`` what else must hold;
+    any other value raises ``InputError``. Its ``build()`` gives the network, with fresh random weights.
     """
 
     def __post_init__(self) -> None:

@@ -41,7 +41,7 @@ EPSILON = 1e-6  # LIIF's shift of neighbours, so that none lies on the border be
 
 @dataclass(frozen=True)
 class MoEISRConfig(Config):
-    """What distinguishes the networks of the paper; the defaults are MoEISR(LIIF)-b with EDSR-baseline."""
+    """What tables of the paper, or ours, vary, and the local ensemble; the defaults are EDSR-MoEISR(LIIF)-b."""
 
     decoder: Decoder = "liif"
     encoder: Encoder = "edsr"
