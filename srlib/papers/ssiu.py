@@ -27,8 +27,8 @@ PROTOCOL = Protocol(
 )
 
 # srlib train ssiu --scale 4 --data DF2K --budget paper
-# Printed for x4: 32.64 dB on Set5 (Table I). 1/1000 of the steps with a fifth of the batch and half the patch take
-# 16 minutes on two CPU cores, in bf16, and give 30.93 dB.
+# Printed for x4: 32.64 dB on Set5 (Table I). 1/100 of the steps with a tenth of the batch and half the patch take two
+# hours on one CPU core, and give 31.61 dB.
 TRAIN = TrainConfig(
     steps=290 * 40 * 3450 // 40,  # release: 290 epochs of 40 passes over DF2K's 3,450 images
     batch=40,  # Section IV-A2
