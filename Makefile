@@ -42,7 +42,7 @@ book: $(VENV)/.ready ## execute the notebooks and build the book
 	@$(RUN) snakemake book --profile profiles/local --cores $(CORES) </dev/null
 	@echo "The book is at book/_build/html/index.html: open that file, or run 'python3 -m http.server -d book/_build/html' and open http://localhost:8000"
 
-# Up to four files at once, each in a process of one thread, by name: so the long ones, browser and cluster, come early.
+# Up to four files at once, each in a process of one thread; tests/conftest.py has the long ones come first.
 # One by one, as a debugger needs it: make test ARGS="-n0 --pdb"
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.ready ## run all tests

@@ -12,7 +12,7 @@ DATA = {  # what a module reads besides its own source
     "srlib.quality": ("srlib/*.csv",),
     "srlib.results": ("book/results/*.csv", "srlib/weights/*.safetensors"),
 }
-TIMING = re.compile(r"\b(in_units|latency|operator_times|yardstick)\(")
+TIMING = re.compile(r"\b(latency|operator_times|yardstick)\(")
 TRAINED = re.compile(r"""\btrained\(\s*["']([\w-]+)["'],\s*(\w+),\s*budget\b""")  # results.trained("safmn", 4, budget)
 TABLE = re.compile(r'^table = "(\w+)"', re.M)  # a parameter: whose rows a page trains
 IMPORTS = re.compile(r"^\s*(?:from|import) (srlib[\w.]*)(?: import (?:\(([\w,\s]+)\)|([\w, ]+)))?", re.M)

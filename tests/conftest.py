@@ -21,6 +21,12 @@ from srlib.datasets import ImageSet
 from srlib.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ("test_browser", "test_workflow", "test_cluster")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that none is left to the end."""
+    items.sort(key=lambda item: (*LONGEST, item.path.stem).index(item.path.stem))
 
 
 # A shell has what it starts in the background ignore Ctrl-C, and tests send themselves that signal.

@@ -62,6 +62,14 @@ def browser(path: str) -> Iterator[Any]:
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    """Files that a browser fetches once, as their addresses are new each time."""
+
+    protocol_version = "HTTP/1.1"  # a connection serves many requests
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "max-age=3600")
+        super().end_headers()
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -152,10 +160,9 @@ class Visit:
     wide: list[str] = field(default_factory=list)
 
 
-def visit(opened: Any, address: str, name: str, script: str) -> Visit:
-    """Open a page as a first-time reader does; look at it light at 1280 pixels, and dark at 360."""
+def visit(context: Any, address: str, name: str, script: str) -> Visit:
+    """Open a page; look at it light at 1280 pixels, and dark at 360."""
     seen, shared = Visit(), [] if name.endswith("intro.html") else ["#pst-primary-sidebar"]  # the same on all pages
-    context = opened.new_context(viewport=DESKTOP, reduced_motion="reduce", color_scheme="light")
     page = context.new_page()
     own = (address, "data:", "blob:")
     page.on("request", lambda request: request.url.startswith(own) or seen.elsewhere.append(request.url))
@@ -177,7 +184,7 @@ def visit(opened: Any, address: str, name: str, script: str) -> Visit:
     page.set_viewport_size(PHONE)
     seen.phone = axe("color-contrast", "scrollable-region-focusable", "target-size")
     seen.wide = page.evaluate(WIDE)
-    context.close()
+    page.close()
     return seen
 
 
@@ -189,7 +196,9 @@ def visits(chromium: str, address: str) -> dict[str, Visit]:
 
     def work(mine: list[str]) -> dict[str, Visit]:
         with browser(chromium) as opened:
-            return {name: visit(opened, address, name, script) for name in mine}
+            context = opened.new_context(viewport=DESKTOP, reduced_motion="reduce", color_scheme="light")
+            context.add_init_script("localStorage.clear()")  # as a first-time reader, whose theme is the system's
+            return {name: visit(context, address, name, script) for name in mine}
 
     with ThreadPoolExecutor(2) as pool:
         return {name: seen for part in pool.map(work, [names[::2], names[1::2]]) for name, seen in part.items()}

@@ -19,13 +19,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from srlib import papers, runs
+from srlib.data import Store
+
 psutil = pytest.importorskip("psutil", reason="the notebooks need the extra: pip install -e .[book]")
 nbformat = pytest.importorskip("nbformat", reason="the notebooks need the extra: pip install -e .[book]")
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="Slurm needs the extra: pip install -e .[cluster]")
 
 ROOT = Path(__file__).resolve().parent.parent
 ETC = Path("/etc/slurm")  # jobs do not inherit SLURM_CONF, so the configuration must lie there
-STEPS = 80  # a checkpoint every 20; at the budget smoke of the copied library
+STEPS = 40  # a checkpoint every 10; at the budget smoke of the copied library
 TRAINED = ".cache/trained/smoke/safmn"
 CONFIG = """# by tests/test_cluster.py, which removes it
 ClusterName=test
@@ -115,11 +118,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, smooth: Callable[..., torc
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "srlib", folder / "srlib", ignore=shutil.ignore_patterns("__pycache__"))
-    whole, runs = "Budget(steps=800, ablation_steps=120", folder / "srlib" / "runs.py"
-    assert whole in (source := runs.read_text())
-    runs.write_text(source.replace(whole, f"Budget(steps={STEPS}, ablation_steps={STEPS}"))
+    whole, path = "Budget(steps=800, ablation_steps=120", folder / "srlib" / "runs.py"
+    assert whole in (source := path.read_text())
+    path.write_text(source.replace(whole, f"Budget(steps={STEPS}, ablation_steps={STEPS}"))
     cells = [nbformat.v4.new_code_cell('budget = "recorded"\ntrain_data = ""', metadata={"tags": ["parameters"]})]
-    asked = "results.trained('safmn', 2, budget, train_data)"
+    asked = "results.trained('safmn', 3, budget, train_data)"
     cells += [nbformat.v4.new_code_cell(f"from srlib import results\nprint({asked}.run.provenance['command'])")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "notebooks" / "page.ipynb")
@@ -133,8 +136,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, smooth: Callable[..., torc
             process.kill()
 
 
-QUICK = """--slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --seconds-between-status-checks 2
---latency-wait 5 --set-threads train=1 score=1 notebook=1 --config budget=smoke tables=safmn-4 train=o'brien"""
+# The plugin looks after its jobs ever more rarely, up to minutes later: here every second.
+START = "import asyncio, sys; from snakemake.cli import main; from snakemake_executor_plugin_slurm import Executor; "
+START += "Executor.sleep = lambda self: asyncio.sleep(1); main(sys.argv[1:])"
+QUICK = """--slurm-status-command squeue --slurm-init-seconds-before-status-checks 2 --latency-wait 5
+--set-threads train=1 score=1 notebook=1 --config budget=smoke tables=safmn-4 train=o'brien"""
 Workflow = Callable[..., subprocess.Popen[bytes]]
 
 
@@ -144,7 +150,7 @@ def workflow(project: Path) -> Iterator[Workflow]:
     started = []
 
     def start(*targets: str, **settings: object) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "snakemake", *targets, "--profile", "profiles/slurm", *QUICK.split()]
+        command = [sys.executable, "-c", START, *targets, "--profile", "profiles/slurm", *QUICK.split()]
         command += [f"{name}={value}" for name, value in settings.items()]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SRLIB_")}
         clean["SRLIB_CACHE"] = ".cache"
@@ -176,7 +182,7 @@ def run_of(project: Path, record: str) -> Path:
 def test_a_graph_runs_on_slurm_and_a_killed_training_ends_as_if_undisturbed(
     cluster: None, project: Path, workflow: Workflow
 ) -> None:
-    row, scores, page = "4/n-4/seed0.json", f"{TRAINED}/main/x2/seed0.csv", "book/chapters/page.ipynb"
+    row, scores, page = "4/n-4/seed0.json", f"{TRAINED}/main/x3/seed0.csv", "book/chapters/page.ipynb"
     process = workflow(f"{TRAINED}/{row}", scores, page)
     wait_for(lambda: list(project.glob("runs/safmn-x4-*/state-*.pt")), f"a checkpoint: see {project}/said.txt")
     slurm("scancel", "--signal=KILL", jobs("n-4")[0]["JobId"])
@@ -188,22 +194,23 @@ def test_a_graph_runs_on_slurm_and_a_killed_training_ends_as_if_undisturbed(
         for job in found:
             assert f"cpu=1,mem={memory}" in job["TRES"] and job["TresPerJob"].endswith("gpu:1"), job
             assert job["TimeLimit"] == "01:00:00"
-    assert "srlib train safmn --scale 2" in (project / page).read_text(), "the page shows the run of the job"
+    assert "srlib train safmn --scale 3" in (project / page).read_text(), "the page shows the run of the job"
     assert "psnr" in (project / scores).read_text()
 
     run = run_of(project, row)
     assert json.loads((run / "run.json").read_text())["provenance"]["resumed_at"] in range(STEPS // 4, STEPS)
-    alone = [sys.executable, "-m", "srlib", *"train safmn --table 4 --row n-4 --data o'brien --runs alone".split()]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "SRLIB_DATA": ""}
-    subprocess.run([*alone, f"--steps={STEPS}"], cwd=project, env=one_thread, check=True, timeout=150)
-    weights = load_file(project / "alone" / run.name / "model.safetensors")
+    images = Store.open(str(project / "o'brien"))
+    config = runs.configure_row(papers.row("safmn", "4", "n-4"), images, steps=STEPS)
+    alone = runs.train_or_load(config, images, images, root=project / "alone", device="cpu")
+    assert alone.folder.name == run.name, "the same run, on one thread there and here"
+    weights = load_file(alone.folder / "model.safetensors")
     assert all(torch.equal(tensor, weights.pop(name)) for name, tensor in load_file(run / "model.safetensors").items())
     assert not weights
 
 
 def test_one_job_trains_by_two_processes_under_torchrun(cluster: None, project: Path, workflow: Workflow) -> None:
-    process = workflow(f"{TRAINED}/main/x3/seed0.json", steps=4, gpus=2)
+    process = workflow(f"{TRAINED}/main/x4/seed0.json", steps=4, gpus=2)
     assert ended_well(process, project), (project / "said.txt").read_text()[-5000:]
-    (job,) = jobs("main_x3")
-    made = json.loads((run_of(project, "main/x3/seed0.json") / "run.json").read_text())["provenance"]
+    (job,) = jobs("main_x4")
+    made = json.loads((run_of(project, "main/x4/seed0.json") / "run.json").read_text())["provenance"]
     assert job["TresPerJob"].endswith("gpu:2") and made["processes"] == 2

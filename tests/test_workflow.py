@@ -19,6 +19,7 @@ pytest.importorskip("snakemake", reason="the workflow needs the extra: pip insta
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "notebooks"))
+import depends  # noqa: E402
 import trainings  # noqa: E402
 
 PAGES = {  # notebook -> what it imports
@@ -26,7 +27,7 @@ PAGES = {  # notebook -> what it imports
     "safmn/pictures": "from srlib import (\n    errors,\n    viz,\n)",
     "safmn/rows": 'table = "4"\nfrom srlib import errors',
     "safmn/training": "from srlib import results\nresults.trained('safmn', 4, budget)",
-    "speed": "from srlib import complexity\ncomplexity.in_units(print)",
+    "speed": "from srlib import complexity\ncomplexity.latency(print)",
     "ssiu/audit": "from srlib.results import trained\ntrained('ssiu', 4, budget)\ntrained('lte-edsr', None, budget)",
 }
 SHOWN = {"safmn/training", "ssiu/audit"}
@@ -112,7 +113,12 @@ def dry_run(folder: Path, *options: str, target: str = "book", **environment: st
 
 def planned(folder: Path, **environment: str) -> set[str]:
     """What would be made, pages by their names."""
-    made = re.findall(r"^ +output: (.+)$", dry_run(folder, **environment), re.M)
+    return outputs(dry_run(folder, **environment))
+
+
+def outputs(said: str) -> set[str]:
+    """What a dry run says would be made, pages by their names."""
+    made = re.findall(r"^ +output: (.+)$", said, re.M)
     return {path.removeprefix("book/chapters/").removesuffix(".ipynb") for path in made}
 
 
@@ -142,11 +148,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("edited", "reruns"),
+    ("edited", "pages"),
     [
-        (None, set()),
         ("srlib/cli.py", set()),
-        ("notebooks/resize.ipynb", {"resize"}),
         ("srlib/viz.py", {"safmn/pictures"}),
         ("srlib/models/ssiu.py", SHOWN),
         ("book/results/runs.csv", SHOWN),
@@ -154,22 +158,33 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("srlib/errors.py", set(PAGES)),
     ],
 )
-def test_an_edit_reruns_the_pages_that_depend_on_it(project: Path, edited: str | None, reruns: set[str]) -> None:
-    """And the book; a page on resizing does not depend on models, evidence or drawing."""
-    path = project / (edited or "Snakefile")
-    whole, times = path.read_bytes(), path.stat()
+def test_a_page_depends_on_what_its_modules_read(edited: str, pages: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page on resizing does not depend on models, evidence or drawing."""
+    monkeypatch.chdir(ROOT)
+    found = {name for name, code in PAGES.items() if edited in depends.files(depends.imported(code))}
+    assert pages <= found and ("resize" in found) == ("resize" in pages)
+
+
+@pytest.mark.parametrize(
+    ("edited", "reruns"),
+    [
+        ((), set()),
+        (("srlib/cli.py",), {BOOK}),
+        (("notebooks/resize.ipynb", "book/results/runs.csv"), {BOOK, "resize", *SHOWN}),
+    ],
+)
+def test_an_edit_reruns_the_pages_that_depend_on_it_and_the_book(
+    project: Path, edited: tuple[str, ...], reruns: set[str]
+) -> None:
+    before = {path: (path.read_bytes(), path.stat()) for path in (project / name for name in edited)}
     try:
-        if edited:
+        for path, (whole, _) in before.items():
             path.write_bytes(whole + b"\n")  # Snakemake reads it: a file that is only newer is not edited
-        found = planned(project)
+        assert planned(project) == reruns
     finally:
-        path.write_bytes(whole)
-        os.utime(path, (times.st_atime, times.st_mtime))
-    assert reruns <= found, "what depends on it"
-    assert "resize" in reruns or "resize" not in found, "what does not"
-    assert (BOOK in found) == (edited is not None)
-    if edited in (None, "srlib/cli.py", "notebooks/resize.ipynb", "book/results/runs.csv"):
-        assert found - {BOOK} == reruns
+        for path, (whole, times) in before.items():
+            path.write_bytes(whole)
+            os.utime(path, (times.st_atime, times.st_mtime))
 
 
 def needs(folder: Path, *options: str, **environment: str) -> dict[str, str]:
@@ -197,13 +212,10 @@ def test_jobs_ask_for_what_they_need(project: Path) -> None:
 def test_another_budget_trains_what_pages_name_and_reruns_these(project: Path) -> None:
     shown = ("safmn/main/x4", "ssiu/main/x4", "lte-edsr/main/any")
     named = {f".cache/trained/smoke/{run}/seed0.json" for run in shown}
-    assert planned(project, SRLIB_BUDGET="smoke") == {BOOK, *SHOWN, *named}
     commands = dry_run(project, "--printshellcmds", SRLIB_BUDGET="smoke")
+    assert outputs(commands) == {BOOK, *SHOWN, *named}
     assert "trainings left: 3" in commands and "srlib train lte-edsr  --seed 0" in commands
     assert re.search(r'srlib train safmn --scale 4 --seed 0 --budget smoke --data "\$SRLIB_TRAIN"', commands)
-    row = ".cache/trained/smoke/safmn/3/ccm-to-channel-mlp/seed2.json"
-    commands = dry_run(project, "--printshellcmds", target=row, SRLIB_BUDGET="smoke")
-    assert "srlib train safmn --table 3 --row ccm-to-channel-mlp --seed 2" in commands
 
 
 def test_the_graph_holds_each_own_row_once_and_says_how_long_it_takes(project: Path) -> None:
@@ -214,8 +226,9 @@ def test_the_graph_holds_each_own_row_once_and_says_how_long_it_takes(project: P
     anew = r"SRLIB_BUDGET=short .*run.py notebooks/(\S+)\.ipynb"
     assert set(re.findall(anew, said)) == {"safmn/rows", "safmn/training"}
     assert re.search(r"safmn/4/n-4/seed0.json.*\n +output: book/chapters/safmn/rows", said), "rows come first"
+    assert "srlib train safmn --table 4 --row n-4 --seed 1" in said
     assert not re.search(anew, dry_run(project, *options, "steps=20"))
-    assert not re.search(anew + "rows", dry_run(project, *options, "tables=safmn-1"))
+    assert not depends.anew("safmn/rows", PAGES["safmn/rows"], "safmn", "safmn-1")
     made = set(re.findall(r"output: .cache/trained/short/(\S+)\.json", said))
     rows = {f"safmn/main/x{scale}" for scale in (2, 3, 4)} | {f"safmn/4/n-{blocks}" for blocks in (4, 6, 8, 12)}
     assert made == {f"{row}/seed{seed}" for row in rows for seed in (0, 1)}
@@ -249,7 +262,6 @@ def test_make_hands_settings_on_as_they_are(tmp_path: Path) -> None:
         ("train=a #b", "set SRLIB_TRAIN in the environment instead"),
         ("bugdet=short", "unknown setting bugdet: --config takes budget, train"),
         ("seeds=three", "seeds is 'three': give a whole number from 1 up"),
-        ("steps=0", "steps is '0'"),
     ],
 )
 def test_what_cannot_be_made_is_refused_in_one_line(project: Path, setting: str, mend: str) -> None:
