@@ -186,10 +186,8 @@ def row(slug: str, number: str, label: str, scale: int | None = None) -> Row:
     found = [one for one in named if scale is None or one.scale in (None, scale)]
     if len(found) == 1:
         return found[0]
-    names = [one.name for one in named or known]
-    told = [one.scale and (scale or names.count(one.name) > 1) for one in named or known]
-    scales = [f", scale {one.scale}" if tell else "" for one, tell in zip(named or known, told, strict=True)]
-    choices = "; ".join(name + scale for name, scale in zip(names, scales, strict=True)) or "none"
+    names = [f"{one.name}, scale {one.scale}" if one.scale else one.name for one in named or known]
+    choices = "; ".join(names) or "none"
     raise InputError(f"table {number} of {slug} has {len(found) or 'no'} rows {label!r}; choose one of: {choices}")
 
 
