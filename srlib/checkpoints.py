@@ -83,10 +83,10 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
             weights = torch.load(path, map_location="cpu", weights_only=True)
         if "config" in metadata:
             config = type(default_config(metadata["model"]))(**json.loads(metadata["config"]))
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"no weights at {path}: name a file, such as RUN/model.safetensors, or train one") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give a file of weights that can") from None
+        raise InputError(
+            f"no weights at {path} ({error.strerror}): name a file, such as RUN/model.safetensors"
+        ) from None
     except Exception as error:  # damaged bytes lead to any
         reason = f"it is damaged, holds code, or comes from another version of srlib ({type(error).__name__})"
         raise InputError(f"{path.name} cannot be opened as plain weights: {reason}") from None

@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -88,7 +89,6 @@ def train(
     patch: Annotated[int | None, typer.Option(min=1, help="Side of an LR patch, instead of the budget's.")] = None,
     table: Annotated[str, typer.Option(help="Train a row of this table of the model's paper ...")] = "",
     row: Annotated[str, typer.Option(help="... the one with this printed label.")] = "",
-    fine_tune: Annotated[Path | None, typer.Option(help="Go on from this run, with real-world degradation.")] = None,
     data: Annotated[str, typer.Option(help="Training images: a dataset or a folder.")] = "photos/train",
     held_out: Annotated[str, typer.Option(help="Images to score while training.")] = "photos/held-out",
     data_root: DataRoot = None,
@@ -107,19 +107,12 @@ def train(
     """
     from srlib import models, papers
     from srlib import runs as engine
-    from srlib.data import degraded
 
     if bool(table) != bool(row):
         raise InputError("--table and --row go together, as in: srlib train safmn --table 3 --row Baseline")
     store, watched = open_stores([data, held_out], data_root)
     length: dict[str, Any] = dict(budget=budget, steps=steps, batch=batch, patch=patch, seed=seed, precision=precision)
-    if fine_tune:
-        start = find_run(fine_tune)
-        own, home = start.config["model"], start.folder.parent
-        if row or scale or (own, home.resolve()) != (model, runs.resolve()):
-            raise InputError(f"{start.folder} goes on as srlib train {own} --runs {home}, without --scale and --row")
-        config, watched = engine.fine_tune(start, store, **length), degraded(watched)
-    elif row:
+    if row:
         one = papers.row(papers.of(model).slug, table, row, scale)
         if one.model != model:
             raise InputError(f"{row!r} of table {table} is a row of {one.model}: name that model, not {model}")
@@ -282,11 +275,10 @@ def print_table(
 
     if number not in papers.tables(paper):
         show(tables.own_table(paper, number), as_csv, psnr="{:.2f}")
-    elif as_csv:
-        sys.stdout.write(tables.csv(tables.table(paper, number)))
     else:
         signed: Any = dict.fromkeys(("gap", "gap_low", "gap_high"), "{:+.2f}")
-        show(tables.table(paper, number)[tables.CSV[:-1]], ours="{:.6g}", trained="{:.2f}", **signed)
+        found = tables.table(paper, number)[tables.TOLD]
+        show(found if as_csv else found.drop(columns="runs"), as_csv, ours="{:.6g}", trained="{:.2f}", **signed)
 
 
 @app.command("complexity", epilog="Example: srlib complexity safmn --scale 4")
@@ -304,22 +296,22 @@ def count(
     """
     import torch
 
-    from srlib import complexity, evaluate, models, parallel, resize
+    from srlib import complexity, evaluate, models, parallel
 
     factor, fixed = scale or 4, models.takes_scale(model)
     size = complexity.lr_size(factor) if fixed else (48, 48)
-    network = models.create(model, factor if fixed else None)
+    upscaler = evaluate.upscaler(models.create(model, factor if fixed else None).eval(), factor)
     row: dict[str, Any] = {"model": model, "scale": factor, "lr_height": size[0], "lr_width": size[1]}
     if time:
         where = parallel.pick_device(device)
         torch.set_num_threads(2)
-        upscaler, image = evaluate.upscaler(network.eval().to(where), factor), torch.rand(1, 3, *size, device=where)
+        image = torch.rand(1, 3, *size, device=where)
         with torch.inference_mode():
-            took = complexity.in_units(lambda: upscaler(image), device=where)
+            call = partial(upscaler.to(where), image)
+            took = complexity.latency(call, device=where, unit=complexity.yardstick(where))
         row |= {"units": took.median, "minimum": took.minimum, "maximum": took.maximum, "unit_ms": 1e3 * took.unit}
         row["device"] = took.device
-    inputs: dict[str, Any] = {} if fixed else {"size": resize.enlarged_size(size, factor)}
-    found = complexity.count(network.cpu(), size, training=fixed, **inputs)
+    found = complexity.count(upscaler.cpu(), size, training=fixed)
     row |= {"params": found.params, "macs": found.macs, "acts": found.acts}
     show([row], as_csv, units="{:.1f}", minimum="{:.1f}", maximum="{:.1f}", unit_ms="{:.1f}")
 
@@ -348,28 +340,29 @@ def data_list(
 def data_get(
     name: Annotated[str, typer.Argument(help="Dataset, as `srlib data list` names it.")],
     data_root: DataRoot = None,
-    hr_only: Annotated[bool, typer.Option("--hr-only", help="Leave out archives that hold LR only.")] = False,
 ) -> None:
     """Fetch a dataset from its public address into the data folder. Example: srlib data get Set5 --data-root data"""
     from srlib import datasets
 
-    show_status(datasets.get(name, data_root, hr_only=hr_only, say=say))
+    show_status(datasets.get(name, data_root, say=say))
 
 
-@app.command()
+@app.command(epilog="Example: srlib weights")
 def weights(as_csv: AsCsv = False) -> None:
-    """List the weights that ship: how they were trained, and their PSNR at x4, in dB, with its gain over bicubic.
+    """List the weights that ship: how they were trained, and their PSNR in dB, with its gain over bicubic.
 
-    The protocol is SAFMN's for all; lr says where LR images came from. Set5's woman is a photograph of BSD400, too.
-    Example: srlib weights
+    Those for every scale are scored at x4. The protocol is SAFMN's for all; lr says where LR images came from. Set5's
+    woman is a photograph of BSD400, too.
     """
     from srlib import results
 
     found, runs = results.shipped(), results.runs()
     ids, formats = found.file.map(runs[runs.purpose == "ships"].set_index("weights").run), {}
-    for name, (column, form) in product(results.SETS, {"psnr": "{:.2f}", "gain": "{:.2f}", "lr": "{}"}.items()):
-        means = results.means(datasets=[name], scale=4).set_index("run")[column]
-        found[f"{name} {column}"], formats[f"{name} {column}"] = means.reindex(ids).to_list(), form
+    places = [*zip(ids, found.scale.fillna(4), strict=True)]
+    for name in results.SETS:
+        means = results.means(datasets=[name]).set_index(["run", "scale"]).reindex(places)
+        for column, form in {"psnr": "{:.2f}", "gain": "{:.2f}", "lr": "{}"}.items():
+            found[f"{name} {column}"], formats[f"{name} {column}"] = means[column].to_list(), form
     show(found, as_csv, **formats)
 
 
@@ -391,12 +384,9 @@ def record_run(
     show(found, psnr="{:.2f} dB", ssim="{:.4f}", gain="{:+.2f} dB")
 
 
-@app.command()
+@app.command(epilog="Example: srlib doctor")
 def doctor(data_root: DataRoot = None) -> None:
-    """Say what is installed and which datasets are here, and check resizing, the weights that ship and their scores.
-
-    Exit code 1 if a check fails. Example: srlib doctor
-    """
+    """Say what is installed and which datasets are here, and check resizing, weights that ship and their scores."""
     import torch
 
     from srlib import complexity, datasets, evaluate, metrics, resize, results, runs
@@ -409,7 +399,7 @@ def doctor(data_root: DataRoot = None) -> None:
     pixels = torch.tensor([[0, 37, 74], [91, 129, 167], [182, 221, 4]], dtype=torch.uint8)[None, None]
     lr, hr = Store.open("photos/held-out").pair(0, 4)
     upscalers: list[Any] = [evaluate.bicubic(4)]
-    upscalers += [evaluate.upscaler(results.load(model), 4) for model in results.shipped().model]
+    upscalers += [evaluate.upscaler(results.load(model), 4) for model in results.shipped(4).model]
     with torch.inference_mode():
         made = [upscale(lr[None] / 255)[0] for upscale in upscalers]
     bicubic, *ours = (metrics.psnr(sr, hr, metrics.MATLAB, 4).item() for sr in made)

@@ -31,8 +31,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
-from srlib.resize import enlarged_size
-
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler writes lines of its own to standard error
 Call = Callable[[], object]
 Device = str | torch.device
@@ -62,9 +60,9 @@ def count(
     """Count a network's parameters, multiply-adds and activations for one RGB image of ``lr_size`` (height, width).
 
     Training mode is counted from shapes alone, at once for any size; SAFMN's Table 3 prints batch norm's figure so.
-    Evaluation mode computes ``image`` (1, 3, height, width; by default zeros) on the CPU, since a network may choose
-    there what it computes. ``inputs`` are what else its forward takes, such as ``size=(480, 640)``. The model itself
-    stays as it is.
+    Evaluation mode computes ``image`` (1, 3, height, width; by default zeros) on the CPU: SeemoRe chooses experts by
+    image and MoEISR by pixel, and what is counted is the route that this image takes. ``inputs`` are what else the
+    network's forward takes, such as ``size=(480, 640)``. The model itself stays as it is.
     """
     device = "meta" if training else "cpu"
     twin = copy.deepcopy(model).to(device).train(training)
@@ -75,16 +73,6 @@ def count(
         twin(given, **inputs)
     params = sum(p.numel() for p in model.parameters())
     return Counts(params, found.macs[""], found.acts[""], dict(found.macs), dict(found.acts))
-
-
-def multiply_adds(network: nn.Module, image: Tensor, scale: float) -> int:
-    """Multiply-adds of a network as executed for this ``image`` (1, 3, h, w) in [0, 1], enlarged by ``scale``.
-
-    SeemoRe chooses experts by image and MoEISR by pixel: theirs are those of the route that this image takes.
-    """
-    height, width = image.shape[2:]
-    inputs = {} if hasattr(network.config, "scale") else {"size": enlarged_size((height, width), scale)}
-    return count(network, (height, width), training=False, image=image, **inputs).macs
 
 
 class _Counter(TorchDispatchMode):
@@ -152,7 +140,8 @@ def yardstick(device: Device = "cpu") -> Callable[[], float]:
     """A function that measures the unit of speed anew at each call, in seconds.
 
     One unit is one float32 3x3 convolution, 64 to 64 channels, padded, on 1x64x180x320: the best of five. It travels
-    between machines; take it in the same process with the same threads, just before each timing.
+    between machines, taken in the same process with the same threads just before each timing, as ``latency`` does. Use
+    a fresh process: one that has run anything larger before keeps its memory and is faster for it.
     """
     x = torch.randn(1, 64, 180, 320, device=device)
     weight, bias = torch.randn(64, 64, 3, 3, device=device), torch.randn(64, device=device)
@@ -162,14 +151,6 @@ def yardstick(device: Device = "cpu") -> Callable[[], float]:
             F.conv2d(x, weight, bias, padding=1)
 
     return lambda: min(_timed(convolution, device) for _ in range(5))
-
-
-def in_units(call: Call, warmup: int = 2, repeats: int = 9, device: Device = "cpu") -> Timing:
-    """``latency`` in units of :func:`yardstick`, so that machines can be compared.
-
-    Use a fresh process: one that has run anything larger before keeps its memory and is faster for it.
-    """
-    return latency(call, warmup, repeats, device, yardstick(device))
 
 
 def _timed(call: Call, device: Device) -> float:

@@ -169,7 +169,8 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
         places += [Path(os.path.expanduser(name)), *(base / part / name for part in ("", "benchmark", "train") if base)]
     folders = [place / "HR" if (place / "HR").is_dir() else place for place in places if place.is_dir()]
     if folders and not datasets:
-        return _image_set(_title(folders[0]), folders[0])
+        place = folders[0].resolve()
+        return _image_set(place.parent.name if place.name == "HR" else place.name, folders[0])
     full = next((folder for folder in folders if scan(folder)[0]), None)
     if full or (folders and not several):
         return _image_set(spec.upper() if several else datasets[0].name, full or folders[0])
@@ -185,14 +186,6 @@ def find(spec: str, root: str | Path | None = None) -> ImageSet:
     )
 
 
-def _title(hr: Path) -> str:
-    """What a folder is called, or the dataset whose folder it is: Set5 for Set5/HR, DIV2K_val for DIV2K_valid_HR."""
-    place = hr.resolve()
-    name = place.parent.name if place.name == "HR" else place.name
-    bare = name.removesuffix("_HR")
-    return known(bare)[0].name if len(known(bare)) == 1 else name
-
-
 def _photos(name: str) -> ImageSet:
     """Photographs of scikit-image's wheel: nothing is downloaded, and scikit-image isn't imported."""
     package = importlib.util.find_spec("skimage")
@@ -204,9 +197,9 @@ def _photos(name: str) -> ImageSet:
 
 
 def _image_set(name: str, hr: Path) -> ImageSet:
-    """The set in a folder; of a dataset's name, the images of that dataset."""
+    """The set in a folder; of a dataset's name, as of its folder DIV2K_valid_HR, the images of that dataset."""
     files, whole, notes = scan(hr)
-    if len(datasets := known(name)) == 1:
+    if len(datasets := known(name.removesuffix("_HR"))) == 1:
         name, whole, sizes = datasets[0].name, datasets[0].images, datasets[0].sizes
         notes += (f"{len(files)} of the {whole} images of {name}",) * (len(files) != whole)
         for file, (width, height) in list(zip(files, sizes, strict=False)) if len(files) == whole else ():
@@ -284,16 +277,13 @@ def listing(
     return rows
 
 
-def get(
-    name: str, root: str | Path | None = None, *, hr_only: bool = False, say: Callable[[str], None] = print
-) -> list[Status]:
+def get(name: str, root: str | Path | None = None, *, say: Callable[[str], None] = print) -> list[Status]:
     """Fetch a dataset into the data folder (``root``, made where it is missing, else SRLIB_DATA), and check it.
 
     An archive is downloaded into .downloads/ there, its checksum compared, unpacked and removed. One that lies there
     already, with the right checksum, is taken, so that a large one can be fetched by other means (``curl -C - -O`` goes
-    on where it stopped). What is there whole isn't fetched again. ``hr_only`` leaves out archives that hold LR images
-    only, which are made from HR when needed. ``say`` gets the terms of use. Raises InputError for a dataset without a
-    public address and for a download that fails.
+    on where it stopped). What is there whole isn't fetched again. LR images are made from HR when needed. ``say`` gets
+    the terms of use. Raises InputError for a dataset without a public address and for a download that fails.
     """
     import pooch
 
@@ -305,12 +295,9 @@ def get(
         say(f"{dataset.name}, published by {dataset.publisher}, {dataset.page}; terms of use: {dataset.terms}")
         if not dataset.archives:
             raise InputError(f"{dataset.name} has no public address: ask for it at {dataset.page} ({dataset.terms})")
-        whole = {row.what for row in here if row.name == dataset.name and row.found == row.expected}
-        for archive in dataset.archives:
+        whole = any(row.found == row.expected for row in here if (row.name, row.what) == (dataset.name, "HR"))
+        for archive in () if whole else dataset.archives:
             url = archive["url"]
-            scale = re.search(r"_LR_bicubic_X(\d)", url)
-            if (f"x{scale[1]}" if scale else "HR") in whole or (scale and hr_only):
-                continue
             say(f"from {url}")
             unpack = (pooch.Unzip if url.endswith(".zip") else pooch.Untar)(archive["folders"], base / archive["into"])
             try:

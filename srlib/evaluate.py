@@ -74,19 +74,12 @@ def score(
 
 
 def score_under(
-    upscale: Upscaler,
-    store: Store,
-    scale: int,
-    protocols: Sequence[Protocol],
-    device: Device = "cpu",
-    tile: int = TILE,
+    upscale: Upscaler, store: Store, scale: int, protocols: Sequence[Protocol], device: Device = "cpu", tile: int = TILE
 ) -> tuple[Scores, ...]:
     """Upscale every LR image of a store once and compare the result with its HR image under each protocol.
 
-    ``upscale`` takes float32 images in [0, 1], 1x3xHxW on ``device``, and returns float images of ``scale`` times the
-    size; a network is in evaluation mode meanwhile. Images of more than ``tile`` x ``tile`` LR pixels are
-    enlarged in tiles, none where it is 0. Raises InputError where a result has the wrong size, or an image is too
-    small for the protocol.
+    ``upscale`` and ``tile`` are those of ``tiles.enlarge``. Raises InputError as that does, and for an image too small
+    for the protocol.
     """
     origin = store.lr_origin(scale)
     found = tuple(Scores(store.name, store.fingerprint, origin, scale, protocol, []) for protocol in protocols)

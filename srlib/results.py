@@ -80,7 +80,7 @@ def scores() -> pd.DataFrame:
 
 
 def curves() -> pd.DataFrame:
-    """Training loss, and at some steps PSNR (dB) on the held-out photographs; about 100 steps a run."""
+    """Training loss at about 100 steps a run, and at about 10 of them PSNR (dB) on the held-out photographs."""
     return _read("curves")
 
 
@@ -215,7 +215,7 @@ def record(
 
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
-    there are no records, for the baseline's id, without the held-out photographs, for an ablation without its row, for
+    there are no records, without the held-out photographs, for an ablation without its row, for
     other HR or LR images than those of the records, and for weights that may not ship: of a variant, where others ship
     under another id, or no better than these and bicubic.
     """
@@ -223,8 +223,6 @@ def record(
     model, scale, train, weights = config["model"], config["scale"], config["train"], ""
     if where is None:
         raise InputError("there are no records here: start in the project's folder")
-    if run_id == "bicubic":
-        raise InputError("bicubic is the baseline's id: give the run another, such as equal-safmn-seed0")
     if SETS[0] not in [store.name for store in stores]:
         raise InputError(f"runs are compared on {SETS[0]}: name it among the data, too")
     if purpose == "ablation" and not row:
@@ -308,9 +306,10 @@ def _write(path: Path, frame: pd.DataFrame, keys: list[str]) -> None:
     write(path, both.to_csv(index=False, lineterminator="\n").encode())
 
 
-def shipped() -> pd.DataFrame:
-    """The weights that come with srlib, one line a file: model, scale (missing: every scale), steps, batch, patch,
-    data, precision (of the training), and its size in bytes; from the files' own metadata, so without records too."""
+def shipped(scale: int | None = None) -> pd.DataFrame:
+    """The weights that come with srlib, all or those that enlarge ``scale`` times, one line a file: model, scale
+    (missing: every scale), steps, batch, patch, data, precision (of the training), and its size in bytes; from the
+    files' own metadata, so without records too."""
     lines = []
     for path in sorted(WEIGHTS.glob("*.safetensors")):
         with safetensors.safe_open(path, "pt") as file:
@@ -319,7 +318,8 @@ def shipped() -> pd.DataFrame:
         line = {"file": path.name, "model": said["model"], "bytes": path.stat().st_size}
         lines.append(settings | settings["train"] | line)
     columns = "file model scale data steps batch patch precision bytes".split()
-    return pd.DataFrame(lines, columns=columns).astype({"scale": "Int64"})
+    found = pd.DataFrame(lines, columns=columns).astype({"scale": "Int64"})
+    return found if scale is None else found[found.scale.fillna(scale) == scale]
 
 
 def load(model: str, scale: int | None = None) -> nn.Module:

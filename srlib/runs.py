@@ -169,8 +169,8 @@ class Run:
 
     Parts of the record: ``config`` (its RunConfig); ``metrics`` (steps, the last mean loss or None if not finite,
     collapsed_at: a step or None, collapse: how it showed, weights_at: the step whose weights are kept); ``held_out``
-    (dataset, fingerprint, lr_fingerprint, lr_origin, scale, protocol, psnr, ssim); ``provenance`` (commit, command,
-    version, device, seconds and more). Reading a record that is missing or damaged raises InputError.
+    (dataset, lr_origin, scale, protocol, psnr, ssim); ``provenance`` (commit, command, version, device, seconds and
+    more). Reading a record that is missing or damaged raises InputError.
     """
 
     folder: Path
@@ -192,10 +192,6 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path} ({error}): delete the folder and train again") from None
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Write its record, by which it is finished."""
-        write(self.folder / "run.json", json.dumps(record, indent=1).encode())
 
     @property
     def ending(self) -> str:
@@ -225,27 +221,20 @@ def train_or_load(
 ) -> Run:
     """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
 
-    ``held_out`` images are scored on the way under the paper's protocol, and at the end. ``device`` is "auto", "cpu" or
-    "cuda". Processes that torchrun started train it together.
+    ``held_out`` images are scored while it trains and at the end, under the paper's protocol. ``device`` is "auto",
+    "cpu" or "cuda". Processes that torchrun started train it together.
 
     Raises Stopped where a signal ends the training, which is then saved: the same call resumes it. While another
     process trains that run, this one waits, or, without ``wait``, raises Stopped.
     """
     run = Run(Path(root) / config.slug)
-
-    def scored() -> bool:
-        return run.held_out.items() >= scored_on(config, held_out).items()
-
-    if run.finished and scored():
+    if run.finished:
         return run
     fabric = launch(pick_device(device), config.train.precision)
     batches = make_batches(config, store, part(fabric, config.train.batch))
     with lock(fabric, run.folder, wait), signals() as asked:
         if not once(fabric, lambda: run.finished):
             Session(config, held_out, run, fabric, asked, title or config.slug).train(batches, compile)
-        elif fabric.is_global_zero and not scored():  # other held-out images, or another protocol
-            found = scores(config, held_out, run.network(fabric.device), fabric.device)
-            run.write(run.record | {"held_out": found})
     return run
 
 
@@ -310,8 +299,12 @@ class Session:
         self.log.write(self.run.folder)
 
     def scores(self, state: State) -> dict[str, Any]:
-        """The scores of a state's network on the held-out images."""
-        return scores(self.config, self.held_out, state.network, self.fabric.device)
+        """The scores of a state's network on the held-out images, under the paper's protocol."""
+        model, scale, held_out = self.config.model, self.config.scale or VALIDATION_SCALE, self.held_out
+        protocol = papers.recipe(model).protocol_on(held_out.image_set.name)
+        found = score(upscaler(state.network, scale), held_out, scale, protocol, self.fabric.device, tile=0)
+        about = {"dataset": found.dataset, "lr_origin": found.lr_origin, "scale": scale, "protocol": protocol.name}
+        return about | {"psnr": found.psnr, "ssim": found.ssim}
 
     def finish(self, state: State, collapse: Diverged | None, made: Mapping[str, Any]) -> None:
         """Write the weights and, last of all, the record. Of a run that collapsed these are the weights of the last
@@ -334,23 +327,9 @@ class Session:
             "weights_at": state.step,
         }
         origin = {**made, **provenance(self.fabric.device), "seconds": seconds}
-        self.run.write({"config": asdict(self.config), "metrics": ended, "held_out": held_out, "provenance": origin})
+        record = {"config": asdict(self.config), "metrics": ended, "held_out": held_out, "provenance": origin}
+        write(folder / "run.json", json.dumps(record, indent=1).encode())
         checkpoints.clear(folder)
-
-
-def scored_on(config: RunConfig, held_out: data.Store) -> dict[str, Any]:
-    """What a run's scores depend on but its weights."""
-    scale, protocol = config.scale or VALIDATION_SCALE, papers.recipe(config.model).protocol_on(held_out.image_set.name)
-    images = {"fingerprint": held_out.fingerprint, "lr_fingerprint": held_out.lr_fingerprint(scale)}
-    return {"dataset": held_out.name, **images, "scale": scale, "protocol": protocol.name}
-
-
-def scores(config: RunConfig, held_out: data.Store, network: nn.Module, device: torch.device) -> dict[str, Any]:
-    """A network's scores on the held-out images, and what they depend on."""
-    asked = scored_on(config, held_out)
-    protocol, scale = papers.protocol(asked["protocol"]), asked["scale"]
-    found = score(upscaler(network, scale), held_out, scale, protocol, device, tile=0)
-    return asked | {"lr_origin": found.lr_origin, "psnr": found.psnr, "ssim": found.ssim}
 
 
 def initial(config: RunConfig, root: Path) -> nn.Module:

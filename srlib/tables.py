@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from functools import cache, partial
 from typing import Any
@@ -28,10 +29,10 @@ TRENDS = ("agrees", "opposite", "undecided")
 COUNTED = ("params", "flops", "macs", "acts")
 TOLERANCE = {"psnr": "0.02", "ssim": "0.0006"}
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-CSV = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
-CSV += "gap gap_low gap_high runs".split()
+TOLD = "row variant scale dataset metric printed ours unit verdict note trained budget trend".split()
+TOLD += "gap gap_low gap_high runs".split()  # by ``srlib table``
 NUMBERS = "ours trained gap_printed gap gap_low gap_high".split()
-COLUMNS = ["paper", "table", *CSV, "own", "gap_printed", "name", "training", "steps", "ended"]
+COLUMNS = ["paper", "table", *TOLD, "own", "gap_printed", "name", "training", "steps", "ended"]
 MENTION = re.compile(r"\{(\w+)(?:: (.+?))?\}")  # of a table, and of a row of it, in the evidence of a claim
 Cell = dict[Any, Any]  # one line of a printed table
 
@@ -75,12 +76,6 @@ def all_tables() -> list[pd.DataFrame]:
     return [table(paper, number) for paper in papers.all_papers() for number in papers.tables(paper)]
 
 
-def csv(frame: pd.DataFrame) -> str:
-    """A table as CSV; ours with two digits more than printed, so that one can see which way it rounds."""
-    digits = {name: list(map(_digits, frame[name], frame.printed)) for name in ("ours", "trained")}
-    return frame.assign(**digits)[CSV].to_csv(index=False)
-
-
 def verdict(printed: str, ours: float, tolerance: str | None = None) -> str:
     """Compare a printed text with our number, both in the printed unit: "exact", "within" or "differs".
 
@@ -91,14 +86,6 @@ def verdict(printed: str, ours: float, tolerance: str | None = None) -> str:
     if any(number.quantize(digit, tie) == Decimal(printed) for tie in (ROUND_HALF_UP, ROUND_HALF_EVEN)):
         return "exact"
     return "within" if abs(number - Decimal(printed)) <= Decimal(tolerance or digit) else "differs"
-
-
-def scoreboard(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """How many cells have each verdict and each trend, one line a table: own networks, then peers."""
-    cells = pd.concat(frames, ignore_index=True).sort_values("own", ascending=False, kind="stable")
-    marks = {mark: cells.verdict.eq(mark) | cells.trend.eq(mark) for mark in (*VERDICTS, *TRENDS)}
-    keys = ["paper", "table", "own"]
-    return cells[keys].assign(**marks).groupby(keys, sort=False).sum().reset_index()
 
 
 def ledger(paper: str | None = None) -> pd.DataFrame:
@@ -132,8 +119,7 @@ def ablation(paper: str, number: str, dataset: str | None = None, *, lengths: bo
     cells = cells[cells.dataset == (dataset or cells.dataset.iloc[0])].reset_index(drop=True)
     found = zip(cells.gap, cells.gap_low, cells.gap_high, strict=True)
     cells["ours"] = ["" if pd.isna(gap) else results.Gap(gap, low, high).text for gap, low, high in found]
-    names = "table row variant name scale dataset printed gap_printed gap gap_low gap_high ours trend trained training"
-    return cells[[*names.split(), "steps", "ended", "budget", "runs"]]
+    return cells
 
 
 def own_table(paper: str, name: str) -> pd.DataFrame:
@@ -150,8 +136,7 @@ def own_table(paper: str, name: str) -> pd.DataFrame:
             continue
         base = parts[baseline] if row != baseline else runs[:0]
         gap = results.gaps([*mine.run], [*base.run], like=_ablations(paper)).text if len(base) else ""
-        line = {"row": row, "psnr": means[mine.run].mean(), "gap": gap, "runs": " ".join(mine.run)}
-        lines.append(line | {"training": _training(mine), "ended": _ended(mine)})
+        lines.append({"row": row, "psnr": means[mine.run].mean(), "gap": gap} | _trained(mine))
     return pd.DataFrame(lines, columns=["row", "psnr", "gap", "runs", "training", "ended"])
 
 
@@ -221,31 +206,27 @@ class _Evidence:
         """A run's mean score for a cell; None where it has none."""
         return self.means.get((run, cell["dataset"], cell["scale"], protocol), {}).get(cell["metric"])
 
-    def scored(self, runs: pd.DataFrame, scale: int) -> bool:
-        """Whether all these runs have scores at a scale by which gaps are taken."""
-        return all(any((run, name, scale, results.STANDARD) in self.means for name in results.SETS) for run in runs.run)
-
     def trained(self, row: papers.Row, cell: Cell) -> dict[str, Any]:
         """What a row's runs say of a cell: their mean, ours if they are the whole training, and the gap's trend."""
         found, mine = dict[str, Any](), self.runs_of(row)
         base = self.printed.get((cell["dataset"], cell["scale"]))
         if self.baseline and base and cell["metric"] == "psnr" and not row.baseline:
             found["gap_printed"], other = round(float(cell["printed"]) - base, 4), self.runs_of(self.baseline)
-            if len(mine) and len(other) and self.scored(mine, cell["scale"]) and self.scored(other, cell["scale"]):
-                gap = results.gaps([*mine.run], [*other.run], cell["scale"], self.like)
-                found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
-                whole = pd.concat([mine, other]).collapsed_at.isna().all()
-                found["trend"] = results.trend(found["gap_printed"], gap) if whole else "undecided"
+            if len(mine) and len(other):
+                with suppress(InputError):  # they share no image at this scale
+                    gap = results.gaps([*mine.run], [*other.run], cell["scale"], self.like)
+                    found |= {"gap": gap.mean, "gap_low": gap.low, "gap_high": gap.high}
+                    whole = pd.concat([mine, other]).collapsed_at.isna().all()
+                    found["trend"] = results.trend(found["gap_printed"], gap) if whole else "undecided"
         protocol, usual = papers.recipe(row.model).protocol_on(cell["dataset"]), papers.protocol(results.STANDARD)
         name = usual.name if protocol.same_arithmetic(usual) else protocol.name
         means = [mean for run in mine.run if (mean := self.mean(run, cell, name))]
         if means and len(means) == len(mine):
             found["trained"] = sum(means) / len(means)
         if "trained" in found or (self.baseline and len(mine)):
-            one, seeds = mine.iloc[0], f"{len(mine)} seeds" if len(mine) > 1 else ""
-            found["training"], found["steps"], found["ended"] = _training(mine), one.steps, _ended(mine)
+            found |= _trained(mine)
+            seeds = f"{len(mine)} seeds" if len(mine) > 1 else ""
             found["budget"] = ", ".join(filter(None, (found["training"], seeds, found["ended"])))
-            found["runs"] = " ".join(mine.run)
         if "trained" in found and (mine.budget == "paper").all():
             ours = protocol.printed(found["trained"], papers.decimals(cell["printed"]))  # SSIU's release rounds up
             found |= {"ours": ours, "why": f"{found['budget']}, protocol {name}"}
@@ -288,17 +269,13 @@ def _most(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return max((part for _, part in runs.groupby(results.ALIKE)), key=rank, default=runs)
 
 
-def _training(runs: pd.DataFrame) -> str:
-    """What runs that were trained alike had."""
-    one = runs.iloc[0]
+def _trained(runs: pd.DataFrame) -> dict[str, Any]:
+    """What runs that were trained alike had, at which steps they ended in a collapse ("": none did), and their ids."""
+    one, steps = runs.iloc[0], ", ".join(f"{step:,}" for step in runs.collapsed_at.dropna())
     half = " in bf16" * (one.precision == "bf16-mixed")
-    return f"{one.steps:,} steps of batch {one.batch}, patch {one.patch}, on {one['data']}{half}"
-
-
-def _ended(runs: pd.DataFrame) -> str:
-    """At which steps runs collapsed; "" where none did."""
-    steps = ", ".join(f"{step:,}" for step in runs.collapsed_at.dropna())
-    return f"collapsed at step {steps}" if steps else ""
+    training = f"{one.steps:,} steps of batch {one.batch}, patch {one.patch}, on {one['data']}{half}"
+    ended = f"collapsed at step {steps}" if steps else ""
+    return {"training": training, "steps": one.steps, "ended": ended, "runs": " ".join(runs.run)}
 
 
 def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:
@@ -350,10 +327,5 @@ def _explained(entry: Cell, cells: pd.DataFrame) -> dict[str, str]:
     if len(found) != 1:
         raise InputError(f"the ledger of {entry['paper']} explains {len(found)} cells by {entry['row']!r}; name one")
     cell = found.iloc[0]
-    printed, ours = (f"{text} {cell.unit}".strip() for text in (cell.printed, _digits(cell.ours, cell.printed)))
-    return {"printed": printed, "ours": ours, "verdict": cell.verdict}
-
-
-def _digits(ours: float, printed: str) -> str:
-    """Ours with two digits more than printed; "" where there is none."""
-    return "" if pd.isna(ours) else f"{Decimal(str(ours)):.{papers.decimals(printed) + 2}f}"
+    ours = "" if pd.isna(cell.ours) else f"{cell.ours:.{papers.decimals(cell.printed) + 2}f} {cell.unit}".strip()
+    return {"printed": f"{cell.printed} {cell.unit}".strip(), "ours": ours, "verdict": cell.verdict}

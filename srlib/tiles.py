@@ -89,8 +89,6 @@ def enlarge(
     """
     if lr.ndim != 3 or lr.shape[0] != 3 or not lr.numel() or not (lr.dtype in LEVELS or lr.is_floating_point()):
         raise InputError(f"give images (3, h, w) of 8 or 16 bits or in [0, 1], not {tuple(lr.shape)} of {lr.dtype}")
-    if hasattr(upscale, "render"):
-        raise InputError("a network for every scale needs to be told one: give srlib.evaluate.AtScale(network, scale)")
     if tile and tile < ALIGN:
         raise InputError(f"a tile of {tile} pixels is too small: give {ALIGN} or more, or 0 for the whole image")
     device, (height, width) = torch.device(device), lr.shape[1:]

@@ -9,7 +9,7 @@ take the colour of the nearest visible pixel, so that no dark fringe grows into 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from glob import glob, has_magic
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
-from torch import Tensor
 
 from srlib import tiles
 from srlib.data import eight_bits
@@ -29,9 +28,6 @@ from srlib.resize import enlarged_size, imresize
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, full range: what a viewer makes of colour as grey
 _ROWS = 256  # of a band of bicubic
-
-Upscaler = Callable[[Tensor], Tensor] | None
-"""What ``srlib.evaluate.upscaler`` makes of a network; None is bicubic interpolation."""
 
 
 class Job(NamedTuple):
@@ -103,7 +99,7 @@ def _sources(sources: Sequence[str], out: Path) -> tuple[dict[Path, Path], tuple
 
 def enlarge_file(
     job: Job,
-    upscaler: Upscaler,
+    upscaler: tiles.Upscaler | None,
     scale: float,
     *,
     force: bool = False,
@@ -111,7 +107,7 @@ def enlarge_file(
     quality: int = 95,
     **tiling: Any,
 ) -> tuple[str, tuple[str, ...]]:
-    """Enlarge one picture into its file, and tell what became of it, and notes.
+    """Enlarge one picture into its file, and tell what became of it, and notes. Without an upscaler it is bicubic.
 
     It is done, kept (the file was there already, or another process has finished it meanwhile) or failed, and then the
     note says why. ``beside`` puts bicubic interpolation to the left. ``tiling`` is that of ``enlarge``.
@@ -144,8 +140,8 @@ def enlarge_file(
     return ("done" if written else "kept"), notes
 
 
-def enlarge(picture: Picture, upscaler: Upscaler, scale: float, **tiling: Any) -> Picture:
-    """The picture enlarged, with as many bits; sides are ``resize.enlarged_size``.
+def enlarge(picture: Picture, upscaler: tiles.Upscaler | None, scale: float, **tiling: Any) -> Picture:
+    """The picture enlarged, with as many bits, by bicubic without an upscaler; sides are ``resize.enlarged_size``.
 
     ``tiling`` (tile, overlap, device) is that of ``tiles.enlarge``. Raises InputError as that does, and where the
     network's output is not finite.

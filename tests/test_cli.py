@@ -20,7 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import srlib
-from srlib import cli, complexity, datasets, models, runs
+from srlib import cli, complexity, datasets, models, results, runs
 from srlib.errors import Stopped
 from srlib.models import create
 
@@ -155,18 +155,6 @@ def test_a_tables_row_is_trained_by_its_label_or_slug(command: Srlib, images: Pa
     assert by_label.exit_code == 0 and "2 steps" in by_label.stdout, by_label.output
     by_slug = command("train", "safmn", "--table", "3", "--row", "ccm-to-channel-mlp", *given)
     assert by_slug.stdout.splitlines() == by_label.stdout.splitlines()[-1:], "found, not trained"
-
-
-def test_a_run_goes_on_with_real_world_degradation(command: Srlib, images: Path, tiny: None) -> None:
-    given = ("--data", images, "--held-out", images, "--steps", "1", "--batch", "2", "--patch", "8")
-    assert command("train", "seemore-t", "--scale", "2", "--record", "run.json", *given).exit_code == 0
-    tuned = command("train", "seemore-t", "--fine-tune", "run.json", *given)
-    assert tuned.exit_code == 0 and "real-esrgan" in tuned.stdout, tuned.output
-    for other in (("seemore-b",), ("seemore-t", "--scale", "4"), ("seemore-t", "--table", "4c", "--row", "kernel=3")):
-        told = refused(command("train", *other, "--fine-tune", "run.json", *given))
-        assert "srlib train seemore-t --runs runs" in told
-    elsewhere = command("train", "seemore-t", "--fine-tune", "run.json", "--runs", "others", *given)
-    assert "srlib train seemore-t --runs runs" in refused(elsewhere) and not Path("others").exists()
 
 
 def test_a_stopped_training_exits_with_75(
@@ -313,14 +301,14 @@ def test_counts_are_the_printed_ones(command: Srlib, monkeypatch: pytest.MonkeyP
     row = frame(command("complexity", "safmn", "--csv")).iloc[0]
     assert (row.params, row.lr_height, row.lr_width) == (239_520, 180, 320)
     assert round(row.macs / 1e9) == 14 and round(row.acts / 1e6, 1) == 76.7
-    monkeypatch.setattr("srlib.complexity.in_units", partial(complexity.in_units, warmup=0, repeats=1))
+    monkeypatch.setattr("srlib.complexity.latency", partial(complexity.latency, warmup=0, repeats=1))
     any_scale = frame(command("complexity", "moeisr-lte-s-edsr", "--csv", "--time")).iloc[0]
     assert any_scale.macs > any_scale.params > 1_000_000 and 0 < any_scale.minimum <= any_scale.units
 
 
 def test_datasets_are_listed_and_the_doctor_finds_nothing(command: Srlib, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "get", lambda name, root, **options: print(name, root, options["hr_only"]) or [])
-    assert command("data", "get", "Set5", "--data-root", "here", "--hr-only").stdout.startswith("Set5 here True")
+    monkeypatch.setattr(datasets, "get", lambda name, root, say: print(name, root) or [])
+    assert command("data", "get", "Set5", "--data-root", "here").stdout.startswith("Set5 here")
     assert "Urban100" in command("data", "list").stdout
     assert "no data folder" in refused(command("data", "list", "Set5"))
     result = command("doctor")
@@ -328,6 +316,8 @@ def test_datasets_are_listed_and_the_doctor_finds_nothing(command: Srlib, monkey
 
 
 def test_a_check_that_fails_is_named_and_exit_code_1(command: Srlib, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = results.shipped(4).head(1)
+    monkeypatch.setattr("srlib.results.shipped", lambda scale: one)
     monkeypatch.setattr("srlib.results.load", lambda model: create(model, 4 if models.takes_scale(model) else None))
     result = command("doctor")
     assert result.exit_code == 1 and "weights and metrics: FAILED" in result.stdout and "resizing: ok" in result.stdout

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srlib import complexity
+from srlib.evaluate import upscaler
 from srlib.models import create, default_config
 
 
@@ -92,7 +93,7 @@ def test_multiply_adds_are_those_of_an_image_s_own_route() -> None:
     torch.manual_seed(0)
     network, image = create("seemore-t", 2), torch.rand(1, 3, 16, 20)
     every = complexity.count(network, (16, 20)).macs
-    found = complexity.multiply_adds(network, image, 2)
+    found = complexity.count(network, (16, 20), False, image).macs
     assert found in macs_by_ranks(default_config("seemore-t"), (16, 20), every).values() and found < every
 
 
@@ -101,9 +102,9 @@ def test_multiply_adds_of_a_network_for_every_scale() -> None:
     network, image = create("liif-edsr"), torch.rand(1, 3, 8, 9)
     encoder = complexity.count(network.encoder, (8, 9)).macs
     once, asked = 8 * 9 * 9 * 64 * 256, 4 * 20 * 23  # 2.5 x 9 is 22.5, which is rounded up
-    found = complexity.multiply_adds(network, image, 2.5)
+    found = complexity.count(upscaler(network, 2.5), (8, 9), False, image).macs
     assert found == encoder + once + asked * (4 * 256 + 3 * 256**2 + 3 * 256)
-    one = complexity.multiply_adds(create("moeisr-liif-s-edsr"), image, 2.5)
+    one = complexity.count(upscaler(create("moeisr-liif-s-edsr"), 2.5), (8, 9), False, image).macs
     assert encoder < one < found
 
 
@@ -123,7 +124,7 @@ def test_times_in_units_are_ratios_to_the_unit(monkeypatch: pytest.MonkeyPatch) 
     clock = [0.0]
     monkeypatch.setattr(complexity.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(complexity.F, "conv2d", lambda *_, **__: clock.append(clock.pop() + 0.5))
-    found = complexity.in_units(lambda: clock.append(clock.pop() + 3), warmup=1, repeats=2)
+    found = complexity.latency(lambda: clock.append(clock.pop() + 3), warmup=1, repeats=2, unit=complexity.yardstick())
     assert (found.minimum, found.median, found.maximum, found.unit) == (6, 6, 6, 0.5)
     assert clock == [3 * (5 * 0.5 + 3)], "the unit is the best of five, before each of three calls"
 

@@ -181,15 +181,6 @@ def test_get_unpacks_checks_and_cleans_up(offered):
     assert sum(line.startswith("from") for line in said) == 1, "what is whole is not fetched again"
 
 
-def test_archives_of_lr_images_alone_may_be_left_out(offered, monkeypatch):
-    five = datasets.DATASETS["Set5"]
-    more = {"url": "https://nowhere.invalid/five_LR_bicubic_X2.zip", "folders": [], "into": ".", "checksum": None}
-    monkeypatch.setitem(datasets.DATASETS, "Set5", replace(five, archives=(*five.archives, more)))
-    said: list[str] = []
-    datasets.get("Set5", offered, hr_only=True, say=said.append)
-    assert [line for line in said if line.startswith("from")] == ["from https://nowhere.invalid/five.zip"]
-
-
 def test_an_archive_with_another_checksum_is_not_unpacked(offered, monkeypatch):
     import pooch
 

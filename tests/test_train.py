@@ -94,21 +94,6 @@ def test_settings_that_cannot_train_are_refused_in_one_line(name):
         assert "\n" not in str(error.value)
 
 
-def test_a_restored_state_goes_on_as_the_whole_training_does():
-    """Weights, average, moments of the optimiser and schedule, with what the network draws."""
-    objective = make_objective(SETTINGS)
-    whole = State(tiny(), SETTINGS)
-    losses = [loss.item() for loss in train(whole, batches(10), objective, SETTINGS, CPU)]
-    first, second = State(tiny(), SETTINGS), State(tiny(), SETTINGS)
-    for _ in train(first, batches(10)[:6], objective, SETTINGS, CPU):
-        pass
-    second.restore(first.parts())
-    assert [loss.item() for loss in train(second, batches(10)[6:], objective, SETTINGS, CPU)] == losses[6:]
-    assert second.step == 10
-    for key, value in whole.network.state_dict().items():
-        assert torch.equal(value, second.network.state_dict()[key]), key
-
-
 def test_what_a_network_draws_depends_on_seed_and_step_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)

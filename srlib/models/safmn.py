@@ -53,18 +53,11 @@ class L2Norm(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation whose statistics and affine parameters stay the identity's (Table 3, "LN -> FBN"): buffers,
-    so that nothing is learnt."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Buffer(torch.ones(channels)), nn.Buffer(torch.zeros(channels))
-        self.running_mean, self.running_var = nn.Buffer(torch.zeros(channels)), nn.Buffer(torch.ones(channels))
+    """Batch normalisation whose statistics and affine parameters stay the identity's (Table 3, "LN -> FBN"); nothing is
+    learnt."""
 
     def forward(self, x: Tensor) -> Tensor:
-        slope = self.weight * torch.rsqrt(self.running_var + 1e-5)
-        offset = self.bias - self.running_mean * slope
-        return x * slope.view(-1, 1, 1) + offset.view(-1, 1, 1)
+        return x * (1 + 1e-5) ** -0.5
 
 
 # What Table 3 puts in the place of a norm, of Equation 1's down arrow and of Equation 3's function.
@@ -72,7 +65,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": LayerNorm,
     "none": nn.Identity,
     "batch": nn.BatchNorm2d,
-    "frozen_batch": FrozenBatchNorm,
+    "frozen_batch": lambda channels: FrozenBatchNorm(),
     "l2": lambda channels: L2Norm(),
 }
 POOLS: dict[str, Any] = {"max": F.adaptive_max_pool2d, "average": F.adaptive_avg_pool2d, "nearest": F.interpolate}
