@@ -197,7 +197,7 @@ def visits(chromium: str, address: str) -> dict[str, Visit]:
     def work(mine: list[str]) -> dict[str, Visit]:
         with browser(chromium) as opened:
             context = opened.new_context(viewport=DESKTOP, reduced_motion="reduce", color_scheme="light")
-            context.add_init_script("localStorage.clear()")  # as a first-time reader, whose theme is the system's
+            context.add_init_script("try { localStorage.clear() } catch {}")  # each page as on a first visit
             return {name: visit(context, address, name, script) for name in mine}
 
     with ThreadPoolExecutor(2) as pool:
