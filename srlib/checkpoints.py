@@ -84,9 +84,7 @@ def load(path: Path | str, model: str | None = None, scale: int | None = None) -
         if "config" in metadata:
             config = type(default_config(metadata["model"]))(**json.loads(metadata["config"]))
     except OSError as error:
-        raise InputError(
-            f"no weights at {path} ({error.strerror}): name a file, such as RUN/model.safetensors"
-        ) from None
+        raise InputError(f"cannot read {path} ({error.strerror}): name a file, such as RUN/model.safetensors") from None
     except Exception as error:  # damaged bytes lead to any
         reason = f"it is damaged, holds code, or comes from another version of srlib ({type(error).__name__})"
         raise InputError(f"{path.name} cannot be opened as plain weights: {reason}") from None

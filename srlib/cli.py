@@ -130,6 +130,8 @@ def train(
         record.parent.mkdir(parents=True, exist_ok=True)
         write(record, json.dumps({"run": str(run.folder), "table": table, "row": row}).encode())
     held = run.held_out
+    if held["dataset"] != watched.name:
+        say(f"its scores are those of its training, on {held['dataset']}: srlib evaluate --record scores it on others")
     scored = f"{held['dataset']} x{held['scale']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f}"
     print(f"{run.folder}, {run.ending}: {scored} (protocol {held['protocol']}, LR: {held['lr_origin']})")
 
@@ -305,9 +307,8 @@ def count(
     if time:
         where = parallel.pick_device(device)
         torch.set_num_threads(2)
-        image = torch.rand(1, 3, *size, device=where)
+        call = partial(upscaler.to(where), torch.rand(1, 3, *size, device=where))
         with torch.inference_mode():
-            call = partial(upscaler.to(where), image)
             took = complexity.latency(call, device=where, unit=complexity.yardstick(where))
         row |= {"units": took.median, "minimum": took.minimum, "maximum": took.maximum, "unit_ms": 1e3 * took.unit}
         row["device"] = took.device

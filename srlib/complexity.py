@@ -139,9 +139,9 @@ def latency(
 def yardstick(device: Device = "cpu") -> Callable[[], float]:
     """A function that measures the unit of speed anew at each call, in seconds.
 
-    One unit is one float32 3x3 convolution, 64 to 64 channels, padded, on 1x64x180x320: the best of five. It travels
-    between machines, taken in the same process with the same threads just before each timing, as ``latency`` does. Use
-    a fresh process: one that has run anything larger before keeps its memory and is faster for it.
+    One unit is one float32 3x3 convolution, 64 to 64 channels, padded, on 1x64x180x320: the best of five. It can be
+    compared between machines if it is taken in the same process with the same threads just before each timing, as by
+    ``latency``. Use a fresh process: one that has run anything larger before keeps its memory and is faster for it.
     """
     x = torch.randn(1, 64, 180, 320, device=device)
     weight, bias = torch.randn(64, 64, 3, 3, device=device), torch.randn(64, device=device)

@@ -153,10 +153,11 @@ class _Cached:
 
         try:
             cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {cache} ({error.strerror}): set SRLIB_CACHE to another folder") from None
-        with ThreadPoolExecutor(CPUS) as pool:
-            self.shapes = list(pool.map(shape, range(len(keys))))
+            with ThreadPoolExecutor(CPUS) as pool:
+                self.shapes = list(pool.map(shape, range(len(keys))))
+        except (OSError, InputError) as error:  # of the folder, or of a file in it
+            why = getattr(error.__cause__ or error, "strerror", error)
+            raise InputError(f"cannot write to {cache} ({why}): set SRLIB_CACHE to another folder") from None
         beside = [file.with_suffix(".txt") for file in self.files]
         noted = [file.read_text("utf-8", "surrogateescape") for file in beside if file.exists()]
         self.notes = tuple(line for text in noted for line in text.splitlines())

@@ -215,7 +215,7 @@ def record(
 
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
-    there are no records, without the held-out photographs, for an ablation without its row, for
+    there are no records, for the baseline's id, without the held-out photographs, for an ablation without its row, for
     other HR or LR images than those of the records, and for weights that may not ship: of a variant, where others ship
     under another id, or no better than these and bicubic.
     """
@@ -223,6 +223,8 @@ def record(
     model, scale, train, weights = config["model"], config["scale"], config["train"], ""
     if where is None:
         raise InputError("there are no records here: start in the project's folder")
+    if run_id == "bicubic":
+        raise InputError("bicubic is the baseline's id: give the run another, such as equal-safmn-seed0")
     if SETS[0] not in [store.name for store in stores]:
         raise InputError(f"runs are compared on {SETS[0]}: name it among the data, too")
     if purpose == "ablation" and not row:

@@ -221,8 +221,9 @@ def train_or_load(
 ) -> Run:
     """The finished run of ``config``: read from ``root`` if it is there, resumed if it was interrupted, else trained.
 
-    ``held_out`` images are scored while it trains and at the end, under the paper's protocol. ``device`` is "auto",
-    "cpu" or "cuda". Processes that torchrun started train it together.
+    ``held_out`` images are scored while it trains and at the end, under the paper's protocol; a finished run keeps the
+    scores of those that it was trained with. ``device`` is "auto", "cpu" or "cuda". Processes that torchrun started
+    train it together.
 
     Raises Stopped where a signal ends the training, which is then saved: the same call resumes it. While another
     process trains that run, this one waits, or, without ``wait``, raises Stopped.

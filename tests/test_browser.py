@@ -62,7 +62,7 @@ def browser(path: str) -> Iterator[Any]:
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    """Files that a browser fetches once, as their addresses are new each time."""
+    """The book's files, which a browser may keep: the port, and so each address, is new in every session."""
 
     protocol_version = "HTTP/1.1"  # a connection serves many requests
 

@@ -28,7 +28,7 @@ pytest.importorskip("snakemake_executor_plugin_slurm", reason="Slurm needs the e
 
 ROOT = Path(__file__).resolve().parent.parent
 ETC = Path("/etc/slurm")  # jobs do not inherit SLURM_CONF, so the configuration must lie there
-STEPS = 40  # a checkpoint every 10; at the budget smoke of the copied library
+STEPS = 80  # a checkpoint every 20; at the budget smoke of the copied library
 TRAINED = ".cache/trained/smoke/safmn"
 CONFIG = """# by tests/test_cluster.py, which removes it
 ClusterName=test
@@ -201,7 +201,7 @@ def test_a_graph_runs_on_slurm_and_a_killed_training_ends_as_if_undisturbed(
     assert json.loads((run / "run.json").read_text())["provenance"]["resumed_at"] in range(STEPS // 4, STEPS)
     images = Store.open(str(project / "o'brien"))
     config = runs.configure_row(papers.row("safmn", "4", "n-4"), images, steps=STEPS)
-    alone = runs.train_or_load(config, images, images, root=project / "alone", device="cpu")
+    alone = runs.train_or_load(config, images, images, root=project / "alone")
     assert alone.folder.name == run.name, "the same run, on one thread there and here"
     weights = load_file(alone.folder / "model.safetensors")
     assert all(torch.equal(tensor, weights.pop(name)) for name, tensor in load_file(run / "model.safetensors").items())

@@ -93,7 +93,7 @@ def test_multiply_adds_are_those_of_an_image_s_own_route() -> None:
     torch.manual_seed(0)
     network, image = create("seemore-t", 2), torch.rand(1, 3, 16, 20)
     every = complexity.count(network, (16, 20)).macs
-    found = complexity.count(network, (16, 20), False, image).macs
+    found = complexity.count(network, (16, 20), training=False, image=image).macs
     assert found in macs_by_ranks(default_config("seemore-t"), (16, 20), every).values() and found < every
 
 
@@ -102,9 +102,10 @@ def test_multiply_adds_of_a_network_for_every_scale() -> None:
     network, image = create("liif-edsr"), torch.rand(1, 3, 8, 9)
     encoder = complexity.count(network.encoder, (8, 9)).macs
     once, asked = 8 * 9 * 9 * 64 * 256, 4 * 20 * 23  # 2.5 x 9 is 22.5, which is rounded up
-    found = complexity.count(upscaler(network, 2.5), (8, 9), False, image).macs
+    found = complexity.count(upscaler(network, 2.5), (8, 9), training=False, image=image).macs
     assert found == encoder + once + asked * (4 * 256 + 3 * 256**2 + 3 * 256)
-    one = complexity.count(upscaler(create("moeisr-liif-s-edsr"), 2.5), (8, 9), False, image).macs
+    mixture = upscaler(create("moeisr-liif-s-edsr"), 2.5)
+    one = complexity.count(mixture, (8, 9), training=False, image=image).macs
     assert encoder < one < found
 
 

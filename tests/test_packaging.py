@@ -95,6 +95,12 @@ def test_the_wheel_carries_every_data_file() -> None:
     assert any(path.suffix == ".safetensors" for path in packed)
 
 
+def test_all_modules_have_their_layer() -> None:
+    """`make lint` compares; lazy imports count, and there are no exceptions."""
+    layers = SETTINGS["tool"]["importlinter"]["contracts"][0]
+    assert layers["exhaustive"] and "ignore_imports" not in layers
+
+
 def tracked() -> list[Path]:
     """The files that git knows and that are here."""
     try:

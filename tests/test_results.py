@@ -254,6 +254,8 @@ def test_a_row_is_recorded_by_its_printed_name_and_the_run_s_own_version(
 
 def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> None:
     store = data.Store.open("photos/held-out")
+    with pytest.raises(InputError, match="baseline"):
+        results.record(trained, "bicubic", "equal", [store])
     with pytest.raises(InputError, match="photos/held-out"):
         results.record(trained, "equal-safmn-x4", "equal", [])
     with pytest.raises(InputError, match=r"LR real-esrgan.* is not that of the records .*LR matlab-bicubic"):

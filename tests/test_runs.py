@@ -191,12 +191,14 @@ def test_patches_that_do_not_fit_leave_no_folder(store, tmp_path):
 def test_a_network_for_every_scale_is_trained_and_scored_at_x4(make_images, tmp_path, monkeypatch, precision):
     monkeypatch.setitem(ENCODERS, "edsr", partial(EDSR, blocks=1))
     store = images(make_images, tmp_path, (56, 64))
+    part = Store(replace(store.image_set, name="DIV2K_val", whole=100), store.cache.parent)
     settings = {"steps": 4, "batch": 2, "patch": 6, "changes": {"queries": 20}, "precision": precision}
     experts = MoEISRConfig(depths=(2, 3), hidden=8)
     config = runs.configure("moeisr-liif-b-edsr", None, store, network=experts, **settings)
-    run = runs.train_or_load(config, store, store, root=tmp_path / "runs", device="cpu")
+    run = runs.train_or_load(config, store, part, root=tmp_path / "runs", device="cpu")
     assert run.folder.name.startswith("moeisr-liif-b-edsr-any-4-") and config.lr_fingerprint == ""
-    assert (run.held_out["scale"], run.held_out["protocol"]) == (4, "liif") and math.isfinite(run.metrics["loss"])
+    assert (run.held_out["scale"], run.held_out["protocol"]) == (4, "liif-div2k"), "that of the whole dataset"
+    assert run.held_out["dataset"] == "DIV2K_val (2 of 100 images)" and math.isfinite(run.metrics["loss"])
     assert run.network().config == experts
     with pytest.raises(InputError, match="go on from a run for one scale"):
         runs.fine_tune(run, store)
