@@ -195,7 +195,7 @@ def score(
 def enlarge(
     sources: Annotated[list[str], typer.Argument(metavar="IN...", help="Files, folders, or patterns in quotes.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A file for one file, else a folder.")],
-    model: Annotated[str, typer.Option(help="bicubic, or a model; default: safmn, or one for every scale.")] = "",
+    model: Annotated[str, typer.Option(help="bicubic, or a model; default: safmn for 2, 3 and 4, else MoEISR.")] = "",
     scale: Annotated[float | None, typer.Option(min=1, help="How many times larger; default 4, or the run's.")] = None,
     weights: Weights = None,
     record: Record = None,
@@ -223,7 +223,7 @@ def enlarge(
 
     signal.signal(signal.SIGTERM, end)
     where, failed = parallel.pick_device(device), False
-    usual = "" if record else "safmn" if scale in (None, 4) else "moeisr-lte-s-edsr"
+    usual = "" if record else "safmn" if scale in (None, 2, 3, 4) else "moeisr-lte-s-edsr"
     _, network, own = find_network(model or usual, scale, weights, record, precision)
     factor = own or 4
     upscaler = network and evaluate.upscaler(network.to(where), factor, precision, where)
@@ -387,7 +387,7 @@ def record_run(
 
 @app.command(epilog="Example: srlib doctor")
 def doctor(data_root: DataRoot = None) -> None:
-    """Say what is installed and which datasets are here, and check resizing, weights that ship and their scores."""
+    """Say what is installed and which datasets are here, and check resizing, weights that ship for x4 and scores."""
     import torch
 
     from srlib import complexity, datasets, evaluate, metrics, resize, results, runs

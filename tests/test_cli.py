@@ -235,6 +235,8 @@ def test_pictures_are_enlarged_and_left_when_they_are_there(command: Srlib, imag
     assert result.exit_code == 1 and "2.png" in result.stderr and len(list(Path("out").rglob("*.webp"))) == 2
     result = command("upscale", images / "0.png", "x.png", "--model", "safmn", "--scale", "2.5")
     assert "whole number" in refused(result)
+    usual = [command("upscale", images / "0.png", f"x{scale}.png", "--scale", scale).stderr for scale in ("2", "2.5")]
+    assert [said.split(":")[1] for said in usual] == [" safmn", " moeisr-lte-s-edsr"]
 
 
 def test_an_image_that_cannot_be_read_stops_no_other_and_gives_exit_code_1(command: Srlib, images: Path) -> None:
