@@ -131,7 +131,7 @@ def train(
         write(record, json.dumps({"run": str(run.folder), "table": table, "row": row}).encode())
     held = run.held_out
     if held["dataset"] != watched.name:
-        say(f"its scores are those of its training, on {held['dataset']}: srlib evaluate --record scores it on others")
+        say(f"{run.folder} keeps its scores, on {held['dataset']}: srlib evaluate --record scores it on others")
     scored = f"{held['dataset']} x{held['scale']} PSNR {held['psnr']:.2f} dB, SSIM {held['ssim']:.4f}"
     print(f"{run.folder}, {run.ending}: {scored} (protocol {held['protocol']}, LR: {held['lr_origin']})")
 

@@ -282,7 +282,7 @@ def get(name: str, root: str | Path | None = None, *, say: Callable[[str], None]
 
     An archive is downloaded into .downloads/ there, its checksum compared, unpacked and removed. One that lies there
     already, with the right checksum, is taken, so that a large one can be fetched by other means (``curl -C - -O`` goes
-    on where it stopped). What is there whole isn't fetched again. DIV2K's LR images are made from HR. ``say`` gets
+    on where it stopped). What is there whole isn't fetched again. LR images are made from HR when needed. ``say`` gets
     the terms of use. Raises InputError for a dataset without a public address and for a download that fails.
     """
     import pooch

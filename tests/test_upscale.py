@@ -182,7 +182,7 @@ def test_beside_has_bicubic_on_the_left(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from Linux")
 def test_a_photograph_of_3_megapixels_is_enlarged_in_1_6_gb(tmp_path):
-    """So one of 12 in 6: the libraries take a quarter of a gigabyte, the rest grows as the pixels do. Taken is
+    """So one of 12 in 6: the libraries take a quarter of a gigabyte, the rest grows as the pixels do. Measured is
     the memory in use, as threads reserve more addresses than that."""
     pictures.write(Picture(np.full((1500, 2000, 3), 99, np.uint8)), tmp_path / "a.png")
     code = (

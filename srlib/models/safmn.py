@@ -56,6 +56,8 @@ class FrozenBatchNorm(nn.Module):
     """Batch normalisation whose statistics and affine parameters stay the identity's (Table 3, "LN -> FBN"); nothing is
     learnt."""
 
+    UNUSED = ("weight", "bias", "running_mean", "running_var")  # which files of weights may hold
+
     def forward(self, x: Tensor) -> Tensor:
         return x * (1 + 1e-5) ** -0.5
 
