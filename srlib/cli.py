@@ -120,6 +120,8 @@ def train(
     else:
         usual = 4 if models.takes_scale(model) else None
         config = engine.configure(model, scale or usual, store, **length)
+    if record:  # before the training, as it may fail
+        record.parent.mkdir(parents=True, exist_ok=True)
     first = not int(os.environ.get("RANK", 0))  # of several processes the first one says it
     if first:
         say(f"{runs / config.slug}: {config.train.steps:,} steps of batch {config.train.batch} on {store.name}")
@@ -127,7 +129,6 @@ def train(
     if not first:
         return
     if record:
-        record.parent.mkdir(parents=True, exist_ok=True)
         write(record, json.dumps({"run": str(run.folder), "table": table, "row": row}).encode())
     held = run.held_out
     if held["dataset"] != watched.name:

@@ -248,6 +248,8 @@ def record(
     thin = thin.assign(run=run_id, loss=thin.loss.map(loss, na_action="ignore"), psnr=thin.psnr.round(4))
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
     said |= {"paper": paper.slug, "table": table, "row": row}
+    if (several := run.provenance["processes"]) > 1:
+        said["device"] += f" in each of {several} processes"
     with FileLock(where / ".lock"):  # of two at once the later would lose the other's lines
         if weights:
             _must_be_better(run, weights, mine, base)

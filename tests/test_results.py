@@ -232,6 +232,16 @@ def test_a_run_is_recorded_once_and_changes_no_other_line(trained: runs.Run, rec
         assert [line for line in after if line not in new] == lines
 
 
+def test_a_run_of_several_processes_is_recorded_with_their_number(
+    trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = {**trained.provenance, "processes": 2, "device": "AMD EPYC, 1 thread"}
+    monkeypatch.setattr(runs.Run, "provenance", several)
+    results.record(trained, "equal-safmn-x", "equal", [data.Store.open("photos/held-out")])
+    line = results.runs().set_index("run").loc["equal-safmn-x"]
+    assert line.device == "AMD EPYC, 1 thread in each of 2 processes"
+
+
 def test_the_records_are_locked_while_a_run_is_written(
     trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
