@@ -7,7 +7,6 @@ import pandas as pd
 
 from srlib import papers, results, runs
 from srlib.errors import InputError
-from srlib.models import default_config
 
 
 def chosen(budget: str, slugs: str, tables: str, steps: int | None, shown: Collection[str] = ()) -> pd.DataFrame:
@@ -30,8 +29,7 @@ def chosen(budget: str, slugs: str, tables: str, steps: int | None, shown: Colle
             continue
         rows = [row for row in papers.rows(slug, number) if papers.paper(slug).own(number, row.label)]
         for row in rows:
-            variant = row.config != default_config(row.model, row.scale) or bool(row.train)
-            ablation = variant or any(one.baseline for one in rows)
+            ablation = not row.released or any(one.baseline for one in rows)
             training = runs.training(row.model, budget, ablation=ablation, changes=row.train, steps=steps)
             main = f"main/x{row.scale}" if row.scale else "main/any"
             run = f"{row.model}/{number}/{row.slug}" if ablation else f"{row.model}/{main}"

@@ -34,7 +34,7 @@ from srlib.resize import imresize
 
 LARGEST = 2 * 89_478_485  # pixels of an image, where Pillow draws the line, too
 CACHE_VERSION = 1  # raise it when decoding, or an output of imresize or degrade, changes
-CPUS = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 Degradation = Literal["bicubic", "real-esrgan"]
 Decoded = tuple[np.ndarray, tuple[str, ...]]  # pixels, and notes on what is odd
 
@@ -153,7 +153,7 @@ class _Cached:
 
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with ThreadPoolExecutor(CPUS) as pool:
+            with ThreadPoolExecutor(min(8, CORES)) as pool:
                 self.shapes = list(pool.map(shape, range(len(keys))))
         except (OSError, InputError) as error:  # of the folder, or of a file in it
             why = getattr(error.__cause__ or error, "strerror", error)
@@ -437,12 +437,13 @@ def loader(
 ) -> Iterator[Any]:
     """The batches of steps ``first`` to ``last`` - 1, in order, on the CPU; in pinned memory for a CUDA ``device``.
 
-    ``workers`` processes make them ahead: by default up to 7 for a CUDA device, and none for a CPU, which is busy
-    itself. They don't change the batches, nor torch's random numbers.
+    ``workers`` processes make them ahead: by default 1 to 7 for a CUDA device, as its part of the node's cores allows,
+    and none for a CPU, which is busy itself. They don't change the batches, nor torch's random numbers.
     """
     cuda = torch.device(device).type == "cuda"
     if workers is None:
-        workers = CPUS - 1 if cuda else 0
+        part = CORES // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of torchrun's processes on this node
+        workers = max(1, min(7, part - 1)) if cuda else 0
     generator = torch.Generator()  # else a loader takes a number from torch's own
     steps = range(first, last)
     made = DataLoader(batches, None, sampler=steps, num_workers=workers, pin_memory=cuda, generator=generator)

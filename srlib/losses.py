@@ -20,8 +20,7 @@ def fft_l1(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 def l1_fft(sr: Tensor, hr: Tensor, fft_weight: float) -> Tensor:
-    """Mean absolute error of images (B, C, H, W) in [0, 1] plus ``fft_weight`` times ``fft_l1`` (SAFMN 0.05, SeemoRe
-    0.1, SSIU 0.01 as released)."""
+    """Mean absolute error of images (B, C, H, W) in [0, 1] plus ``fft_weight`` times ``fft_l1``."""
     loss = (sr.float() - hr.float()).abs().mean()
     return loss + fft_weight * fft_l1(sr, hr) if fft_weight else loss
 

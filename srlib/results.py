@@ -216,8 +216,9 @@ def record(
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
     there are no records, for the baseline's id, without the held-out photographs, for an ablation without its row, for
-    other HR or LR images than those of the records, and for weights that may not ship: of a variant, where others ship
-    under another id, or no better than these and bicubic.
+    another network than the row's or, without a row, the released one, for other HR or LR images than those of the
+    records, and for weights that may not ship: of a variant, where others ship under another id, or no better than
+    these and bicubic.
     """
     where, config = folder(), run.config
     model, scale, train, weights = config["model"], config["scale"], config["train"], ""
@@ -230,9 +231,13 @@ def record(
     if purpose == "ablation" and not row:
         raise InputError("which row of which table? give the file that srlib train --table --row --record wrote")
     paper, network = papers.of(model), run.network()
-    row = papers.row(paper.slug, table, row, scale).name if row else ""
+    asked = papers.row(paper.slug, table, row, scale) if row else papers.Row(model, default_config(model, scale), model)
+    if network.config != asked.config or any(train[name] != value for name, value in asked.train.items()):
+        raise InputError(f"{run.folder.name} is no run of {asked.name}: give the row that it was trained for")
     if purpose == "ships":
-        weights, network = _ships_as(run, run_id, network), network.half().float()
+        if not asked.released:
+            raise InputError(f"{asked.name} is a variant of {model}: only the network as released ships")
+        weights, network = _ships_as(model, scale, run_id), network.half().float()
     scales = [scale] if scale else [one for one in SCALES if train["scales"][0] <= one <= train["scales"][1]]
     base = pd.concat(_scored("bicubic", bicubic(one), model, stores, one) for one in scales)
     known = base.merge(scores().query("run == 'bicubic'"), on=["dataset", "scale", "protocol", "image"])
@@ -241,13 +246,13 @@ def record(
         told = f"{one.dataset} x{one.scale} here ({one.fingerprint_x}, LR {one.lr_x}) is not that of the records"
         raise InputError(f"{told} ({one.fingerprint_y}, LR {one.lr_y}): `srlib data get` has it, or give other --data")
     mine = pd.concat(_scored(run_id, upscaler(network, one), model, stores, one) for one in scales)
-    routed = paper.routing(network).assign(run=run_id).round({"share": 6}) if paper.routing else None
+    routed = paper.routing(network).assign(run=run_id).round({"share": 6}) if paper.routing else pd.DataFrame()
     log, validation, loss = run.log(), run.log("validation"), "{:.6g}".format
     every = max(1, len(log) // 100)
     thin = log[["step", "loss"]][every - 1 :: every].merge(validation[["step", "psnr"]], "outer", "step")
     thin = thin.assign(run=run_id, loss=thin.loss.map(loss, na_action="ignore"), psnr=thin.psnr.round(4))
     said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
-    said |= {"paper": paper.slug, "table": table, "row": row}
+    said |= {"paper": paper.slug, "table": table, "row": asked.name if row else ""}
     if (several := run.provenance["processes"]) > 1:
         said["device"] += f" in each of {several} processes"
     with FileLock(where / ".lock"):  # of two at once the later would lose the other's lines
@@ -256,20 +261,15 @@ def record(
             settings = json.dumps({key: config[key] for key in ("scale", "train", "data", "fingerprint")})
             about = {"training": settings, "provenance": json.dumps(run.provenance), "precision": "float16"}
             checkpoints.save_network(network.half(), model, WEIGHTS / weights, **about)
-        _write(where / "runs.csv", pd.DataFrame([said]), ["run"])
-        _write(where / "scores.csv", pd.concat([base, mine]), ["run", "dataset", "scale", "protocol", "image"])
-        _write(where / "curves.csv", thin, ["run", "step"])
-        if routed is not None:
-            _write(where / "routing.csv", routed, ["run", "place", "part", "expert"])
+        _write(where / "runs.csv", run_id, pd.DataFrame([said]), ["run"])
+        _write(where / "scores.csv", run_id, pd.concat([base, mine]), "run dataset scale protocol image".split())
+        _write(where / "curves.csv", run_id, thin, ["run", "step"])
+        _write(where / "routing.csv", run_id, routed, ["run", "place", "part", "expert"])
     return means([run_id], scale=scale)
 
 
-def _ships_as(run: training.Run, run_id: str, network: Any) -> str:
-    """The file that a run's weights may become. Raises InputError for a variant of the released network, and where
-    others' ship under another id."""
-    model, scale = run.config["model"], run.config["scale"]
-    if network.config != default_config(model, scale):
-        raise InputError(f"{run.folder.name} is a variant of {model}: only the network as released ships")
+def _ships_as(model: str, scale: int | None, run_id: str) -> str:
+    """The file that a run's weights become. Raises InputError where others' ship under another id."""
     file = _file(model, scale)
     if others := {*runs().query("weights == @file").run} - {run_id}:
         raise InputError(f"{file} ships as {others.pop()}: record it under that id")
@@ -299,13 +299,13 @@ def _scored(run_id: str, upscale: Callable[..., Any], model: str, stores: Sequen
     return pd.concat(lines)
 
 
-def _write(path: Path, frame: pd.DataFrame, keys: list[str]) -> None:
+def _write(path: Path, run_id: str, frame: pd.DataFrame, keys: list[str]) -> None:
     """Write a run's lines in place of its older ones, the baseline's only where they are new; the baseline comes first,
     then run by run. Numbers stay the text that they are in the file."""
     as_text: Any = {"dtype": str, "keep_default_na": False}
     old = pd.read_csv(path, **as_text)
     new = pd.read_csv(io.StringIO(frame.reindex(columns=old.columns).to_csv(index=False)), **as_text)
-    both = pd.concat([old[(old.run == "bicubic") | ~old.run.isin(new.run)], new]).drop_duplicates(keys)
+    both = pd.concat([old[old.run != run_id], new]).drop_duplicates(keys)
     both = both.sort_values("run", key=lambda run: run.where(run != "bicubic", ""), kind="stable")
     write(path, both.to_csv(index=False, lineterminator="\n").encode())
 

@@ -149,16 +149,13 @@ def configure_row(row: papers.Row, store: data.Store, *, scale: int | None = Non
     return configure(row.model, scale or row.scale, store, **settings)
 
 
-def fine_tune(run: Run, store: data.Store, **settings: Any) -> RunConfig:
-    """The configuration of a run that goes on from ``run`` for real-world images (SeemoRe, Appendix B.2): LR patches by
-    Real-ESRGAN's degradation, L1 loss alone, half the paper's steps. The paper does not say at which learning rate:
-    here from the schedule's start. Raises InputError for a run that collapsed, and one for every scale."""
+def fine_tune(run: Run, store: data.Store, changes: Mapping[str, Any], **settings: Any) -> RunConfig:
+    """The configuration of a run that goes on from ``run``, with ``changes`` in place of the paper's settings, such as
+    ``REAL_WORLD`` of :mod:`srlib.papers.seemore`, from the schedule's start. Raises InputError for a run that
+    collapsed, and one for every scale."""
     model, scale = run.config["model"], run.config["scale"]
     if scale is None or run.metrics["collapsed_at"]:
         raise InputError(f"{run.folder.name} {run.ending}: go on from a run for one scale that came to its end")
-    full = papers.recipe(model).train
-    changes = {"steps": full.steps // 2, "milestones": tuple(step // 2 for step in full.milestones)}
-    changes |= {"fft_weight": 0.0, "degradation": "real-esrgan"}
     settings = {"network": run.network().config, "ablation": True, "changes": changes, **settings}
     return replace(configure(model, scale, store, **settings), start=run.folder.name)
 
@@ -229,10 +226,11 @@ def train_or_load(
     process trains that run, this one waits, or, without ``wait``, raises Stopped.
     """
     run = Run(Path(root) / config.slug)
-    if run.finished:
+    if run.finished and not torch.distributed.is_torchelastic_launched():  # several processes must agree on that
         return run
     fabric = launch(pick_device(device), config.train.precision)
     batches = make_batches(config, store, part(fabric, config.train.batch))
+    once(fabric, lambda: held_out.reduced(config.scale or VALIDATION_SCALE).files)  # raises now what scoring would
     with lock(fabric, run.folder, wait), signals() as asked:
         if not once(fabric, lambda: run.finished):
             Session(config, held_out, run, fabric, asked, title or config.slug).train(batches, compile)

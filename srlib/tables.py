@@ -22,7 +22,7 @@ import torch
 
 from srlib import complexity, papers, results
 from srlib.errors import InputError
-from srlib.models import create, default_config
+from srlib.models import create
 
 VERDICTS = ("exact", "within", "differs", "not-run")
 TRENDS = ("agrees", "opposite", "undecided")
@@ -153,7 +153,8 @@ def summary(frame: pd.DataFrame) -> str:
     changed = [f"{code} from {told.iloc[-1]} to {told.iloc[0]}" for code, told in several if told.nunique() > 1]
     if len(several):
         lines.append(
-            f"- **With longer training** {len(changed)} of {len(several)} rows changed: {'; '.join(changed) or 'none'}."
+            f"- **With the longer training** {len(changed)} of {len(several)} rows changed: "
+            f"{'; '.join(changed) or 'none'}."
         )
     return "\n".join(lines) or "No row beside the baseline is trained yet."
 
@@ -237,8 +238,7 @@ class _Evidence:
         if self.baseline:
             return self.runs[self.runs["row"] == row.name]
         runs = self.runs[(self.runs.model == row.model) & (self.runs.purpose != "ablation")]
-        released = row.config == default_config(row.model, row.scale)
-        runs = runs[(runs.scale.fillna(0) == (row.scale or 0)) & released]
+        runs = runs[(runs.scale.fillna(0) == (row.scale or 0)) & row.released]
         whole = runs[runs.budget == "paper"]
         return whole if len(whole) else runs[runs.purpose == "ships"]
 
@@ -286,10 +286,11 @@ def _built(rows: Iterable[papers.Row], cell: Cell) -> papers.Row | None:
 
 @cache
 def _counts(model: str, config: Any) -> complexity.Counts:
-    """What a network costs for an output of 1280x720."""
+    """What a network costs for an output of 1280x720; one for every scale for an LR image of 48x48 pixels."""
+    scale = getattr(config, "scale", None)
     with torch.device("meta"):  # without memory, and at once
-        network = create(model, config.scale, config)
-    return complexity.count(network, complexity.lr_size(config.scale))
+        network = create(model, scale, config)
+    return complexity.count(network, complexity.lr_size(scale) if scale else (48, 48))
 
 
 def _counted(row: papers.Row, cell: Cell) -> tuple[float | None, str]:

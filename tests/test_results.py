@@ -232,16 +232,6 @@ def test_a_run_is_recorded_once_and_changes_no_other_line(trained: runs.Run, rec
         assert [line for line in after if line not in new] == lines
 
 
-def test_a_run_of_several_processes_is_recorded_with_their_number(
-    trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    several = {**trained.provenance, "processes": 2, "device": "AMD EPYC, 1 thread"}
-    monkeypatch.setattr(runs.Run, "provenance", several)
-    results.record(trained, "equal-safmn-x", "equal", [data.Store.open("photos/held-out")])
-    line = results.runs().set_index("run").loc["equal-safmn-x"]
-    assert line.device == "AMD EPYC, 1 thread in each of 2 processes"
-
-
 def test_the_records_are_locked_while_a_run_is_written(
     trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,23 +243,25 @@ def test_the_records_are_locked_while_a_run_is_written(
     written: list[int] = []
     monkeypatch.setattr(results, "_write", write)
     results.record(trained, "equal-safmn-x", "equal", [data.Store.open("photos/held-out")])
-    assert len(written) == 3
+    assert len(written) == 4
 
 
 @pytest.mark.parametrize("row", ["Baseline", "baseline"])
 def test_a_row_is_recorded_by_its_printed_name_and_the_run_s_own_version(
     trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch, row: str
 ) -> None:
-    """However the command line named it: by its label, its name or its slug."""
+    """However the command line named it: by its label, its name or its slug; of several processes with their number."""
     monkeypatch.setattr(runs, "TRAINING_VERSION", 99)
+    monkeypatch.setattr(runs.Run, "provenance", trained.provenance | {"processes": 2, "device": "EPYC, 1 thread"})
     store = data.Store.open("photos/held-out")
     results.record(trained, "ablation4k-safmn-3-baseline-seed0", "ablation", [store], table="3", row=row)
     line = results.runs().set_index("run").loc["ablation4k-safmn-3-baseline-seed0"]
     assert (line.paper, line.table, line["row"]) == ("safmn", "3", "Baseline")
+    assert line.device == "EPYC, 1 thread in each of 2 processes"
     assert line.version == trained.provenance["version"] != 99
 
 
-def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> None:
+def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = data.Store.open("photos/held-out")
     with pytest.raises(InputError, match="baseline"):
         results.record(trained, "bicubic", "equal", [store])
@@ -285,6 +277,11 @@ def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path) -> N
         results.record(trained, "ablation-safmn-3", "ablation", [store])
     with pytest.raises(InputError, match="no rows 'CCM -> all'"):
         results.record(trained, "ablation-safmn-3", "ablation", [store], table="3", row="CCM -> all")
+    with pytest.raises(InputError, match="is no run of w/ SE: give the row"):
+        results.record(trained, "ablation-safmn-3", "ablation", [store], table="3", row="w/ SE")
+    monkeypatch.setattr(papers, "row", lambda *_: papers.Row("lr", trained.network().config, "safmn", train={"lr": 1}))
+    with pytest.raises(InputError, match="is no run of lr: give the row"):
+        results.record(trained, "ablation-safmn-3", "ablation", [store], table="3", row="lr")
 
 
 def test_weights_that_are_no_better_do_not_ship(trained: runs.Run, records: Path) -> None:
@@ -320,11 +317,16 @@ def test_another_budget_trains_what_is_asked_for(trained: runs.Run, monkeypatch:
     assert found.run is trained and found.caption == "3 steps of batch 4 on photos/train"
 
 
-def test_a_network_of_experts_is_recorded_with_how_often_it_uses_them(tmp_path: Path, records: Path) -> None:
+def test_a_network_of_experts_is_recorded_with_how_often_it_uses_them(
+    tmp_path: Path, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, held_out = (data.Store.open(f"photos/{part}") for part in ("train", "held-out"))
     small = SeemoReConfig(scale=4, channels=8, groups=2)
     config = runs.configure("seemore-t", 4, store, network=small, steps=1, batch=1, patch=16)
     run = runs.train_or_load(config, store, held_out, root=tmp_path / "runs", device="cpu")
+    with pytest.raises(InputError, match="is no run of seemore-t"):
+        results.record(run, "equal-seemore-t-seed3", "equal", [held_out])
+    monkeypatch.setattr(results, "default_config", lambda *_: small)
     with pytest.raises(InputError, match="is a variant of seemore-t: only the network as released ships"):
         results.record(run, "ships-seemore-t-x4", "ships", [held_out])
     results.record(run, "equal-seemore-t-seed3", "equal", [held_out])

@@ -25,6 +25,7 @@ from srlib.evaluate import score
 from srlib.models import names, takes_scale
 from srlib.models.encoders import EDSR, ENCODERS
 from srlib.models.moeisr import MoEISRConfig
+from srlib.papers.seemore import REAL_WORLD
 from srlib.train import make_objective
 
 
@@ -201,13 +202,13 @@ def test_a_network_for_every_scale_is_trained_and_scored_at_x4(make_images, tmp_
     assert run.held_out["dataset"] == "DIV2K_val (2 of 100 images)" and math.isfinite(run.metrics["loss"])
     assert run.network().config == experts
     with pytest.raises(InputError, match="go on from a run for one scale"):
-        runs.fine_tune(run, store)
+        runs.fine_tune(run, store, REAL_WORLD)
 
 
 def test_fine_tuning_goes_on_from_a_run(trained, store, tmp_path):
     """SeemoRe, Appendix B.2: from the trained weights, by Real-ESRGAN's degradation, L1 alone, half the steps."""
-    assert runs.fine_tune(trained, store, budget="paper").train.steps == 250_000
-    config = runs.fine_tune(trained, store, steps=3, batch=2, patch=8)
+    assert runs.fine_tune(trained, store, REAL_WORLD, budget="paper").train.steps == 250_000
+    config = runs.fine_tune(trained, store, REAL_WORLD, steps=3, batch=2, patch=8)
     assert (config.train.degradation, config.train.fft_weight, config.start) == ("real-esrgan", 0, trained.folder.name)
     start = runs.initial(config, trained.folder.parent).state_dict()
     assert all(torch.equal(value, start[key]) for key, value in trained.network().state_dict().items())
@@ -246,7 +247,7 @@ def test_a_collapse_keeps_the_last_good_weights(store, tmp_path, monkeypatch, at
     assert all(torch.equal(value, saved[10][f"module.{key}"]) for key, value in kept.items())
     assert {path.name for path in run.folder.iterdir()} - {".lock"} == FILES
     with pytest.raises(InputError, match=f"collapsed at step {at}: go on from a run"):
-        runs.fine_tune(run, store)
+        runs.fine_tune(run, store, REAL_WORLD)
 
 
 def test_a_collapse_is_the_same_whether_interrupted_or_not(store, tmp_path, monkeypatch):

@@ -233,7 +233,7 @@ def test_other_lengths_stay_in_sight_with_what_changed(evidence: Any) -> None:
     assert tables.summary(found).splitlines() == [
         f"- **{LONG}:** agrees: 2 (`SAFM -> None`, `CCM -> None`); collapsed: 1 (`w/ SE`).",
         f"- **{SHORT}:** agrees: 1 (`CCM -> None`); opposite: 1 (`SAFM -> None`).",
-        "- **With longer training** 1 of 2 rows changed: `SAFM -> None` from opposite to agrees.",
+        "- **With the longer training** 1 of 2 rows changed: `SAFM -> None` from opposite to agrees.",
     ]
     evidence([], [])
     assert tables.summary(tables.ablation("safmn", "3", lengths=True)) == "No row beside the baseline is trained yet."

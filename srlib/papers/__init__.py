@@ -54,6 +54,11 @@ class Row:
         return getattr(self.config, "scale", None)
 
     @property
+    def released(self) -> bool:
+        """Whether it is a network as released, trained by its paper's recipe."""
+        return self.config == default_config(self.model, self.scale) and not self.train
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """The network and how it is trained, at a short budget and at the paper's: rows of one key have one run."""
         usual = recipe(self.model)

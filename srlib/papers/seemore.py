@@ -46,6 +46,13 @@ TRAIN = TrainConfig(
     ema_decay=0.0,  # release: no average
     degradation="bicubic",  # Section 4
 )
+# Appendix B.2: what is other in a training that goes on from x4 for real-world images. It names no learning rate
+REAL_WORLD: dict[str, Any] = {
+    "steps": 250_000,  # Appendix B.2
+    "milestones": tuple(step // 2 for step in TRAIN.milestones),  # ours: at the same fractions
+    "fft_weight": 0.0,  # Appendix B.2: the L1 loss alone
+    "degradation": "real-esrgan",  # Appendix B.2
+}
 
 
 def macs(row: Row, line: Mapping[Any, Any], size: tuple[int, int], counted: Callable[[], int]) -> tuple[float, str]:
