@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from srlib.parallel import launch, lock, once, part, pick_device, signals, stops
 from srlib.train import State, TrainConfig, make_objective, train
 
 TRAINING_VERSION = 1  # raise it by hand when a change alters trained weights: earlier runs are then other runs
+PLACES = ("--runs", "--record", "--data-root")  # options that name a place on the machine
 VALIDATION_SCALE = 4  # at which networks for every scale are scored while they train, and at the end
 
 
@@ -359,11 +361,14 @@ def rhythm(steps: int) -> tuple[int, int, int]:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Who made a run: commit, command, versions, device and time."""
-    program = Path(sys.argv[0]).name.replace("__main__.py", "srlib")
+    """Who made a run: commit, command (but for where this machine keeps data and runs), versions, device and time."""
+    words = [Path(sys.argv[0]).name.replace("__main__.py", "srlib")]
+    for before, word in pairwise(sys.argv):
+        if word.split("=")[0] not in PLACES and before not in PLACES:
+            words.append(word)
     return {
         "commit": commit(),
-        "command": shlex.join([program, *sys.argv[1:]]),
+        "command": shlex.join(words),
         "version": TRAINING_VERSION,
         "software": f"srlib {srlib.__version__}, torch {torch.__version__}, {platform.platform()}",
         "device": describe_device(device),

@@ -123,7 +123,7 @@ def test_the_paper_budget_refuses_the_photographs(store, monkeypatch):
         runs.training("safmn", "paper", steps=2)
 
 
-def test_a_run_leaves_its_whole_record(trained, store):
+def test_a_run_leaves_its_whole_record(trained, store, monkeypatch):
     assert {path.name for path in trained.folder.iterdir()} - {".lock"} == FILES
     assert trained.finished and trained.ending == "24 steps"
     assert list(trained.log()["step"]) == list(range(1, 25)), "few steps, so a row each"
@@ -132,8 +132,9 @@ def test_a_run_leaves_its_whole_record(trained, store):
     assert (last["psnr"], last["ssim"]) == (held_out["psnr"], held_out["ssim"])
     again = score(trained.network(), store, 2, papers.recipe("safmn").protocol)
     assert held_out["psnr"] == pytest.approx(again.psnr, abs=1e-9) and held_out["dataset"] == store.name
-    made_by = {"commit", "command", "version", "software", "device", "seconds", "processes", "finished"}
-    assert made_by <= trained.provenance.keys()
+    assert {"commit", "version", "software", "device", "seconds", "processes", "finished"} <= {*trained.provenance}
+    monkeypatch.setattr("sys.argv", "/bin/srlib train safmn --runs /a --data B --record=/c/d.json --seed 1".split())
+    assert runs.provenance(torch.device("cpu"))["command"] == "srlib train safmn --data B --seed 1"
     assert trained.config["fingerprint"] == store.fingerprint and trained.config["budget"] == "smoke"
 
 

@@ -27,9 +27,8 @@ ABOUT_L = "As seemore, but the released x4 test settings of SeemoRe-L cut a bord
 PROTOCOL_L = replace(PROTOCOL, name="seemore-l", about=ABOUT_L, border_at=((4, 3),))
 
 # srlib train seemore-t --scale 4 --data DF2K --budget paper
-# Printed for T at x4: 32.31 dB on Set5 (Table 1). 1/50 of the steps with a quarter of the batch and half the patch take
-# 43 minutes on two CPU cores, in bf16, and give 31.22 dB. The release trains T at x4 from the weights
-# of x3; ours starts afresh.
+# Printed for T at x4: 32.31 dB on Set5 (Table 1). 1/25 of the steps with half the batch and half the patch take 87
+# minutes on two CPU cores, and give 31.57 dB. The release trains T at x4 from the weights of x3; ours starts afresh.
 TRAIN = TrainConfig(
     steps=500_000,  # Section 4, Table 6
     batch=32,  # Section 4, Table 6
