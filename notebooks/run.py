@@ -26,7 +26,7 @@ def clean_environment(folder: Path) -> None:
     (fonts / "matplotlibrc").touch()
     os.environ |= {"MPLCONFIGDIR": str(fonts), "MATPLOTLIBRC": str(fonts / "matplotlibrc")}
     os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "SRLIB_PROGRESS": "line"}
-    # glibc keeps what is freed, or each large tensor would be paged in anew: the conditions of the recorded times
+    # glibc keeps what is freed, or each large tensor would be paged in anew: as in the recorded times of an image
     keep = {"MMAP_THRESHOLD_": 1 << 25, "TRIM_THRESHOLD_": 1 << 34, "TOP_PAD_": 1 << 29}
     os.environ |= {f"MALLOC_{name}": str(size) for name, size in keep.items()}
     os.environ |= {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_PLATFORM_DIRS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
@@ -216,9 +217,9 @@ def record(
     ``row`` of ``table`` is a printed label, a name or a slug (``papers.row``), and its name is what is written. A run
     that "ships" writes its weights, too, in half precision, whose scores are then the run's. Raises InputError where
     there are no records, for the baseline's id, without the held-out photographs, for an ablation without its row, for
-    another network than the row's or, without a row, the released one, for other HR or LR images than those of the
-    records, and for weights that may not ship: of a variant, where others ship under another id, or no better than
-    these and bicubic.
+    another network or training than the row's or, without a row, another than the released network, for other HR or LR
+    images than those of the records, and for weights that may not ship: of a variant, where others ship under another
+    id, or no better than these and bicubic.
     """
     where, config = folder(), run.config
     model, scale, train, weights = config["model"], config["scale"], config["train"], ""
@@ -251,21 +252,29 @@ def record(
     every = max(1, len(log) // 100)
     thin = log[["step", "loss"]][every - 1 :: every].merge(validation[["step", "psnr"]], "outer", "step")
     thin = thin.assign(run=run_id, loss=thin.loss.map(loss, na_action="ignore"), psnr=thin.psnr.round(4))
-    said = {**config, **train, **run.provenance, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
+    made = run.provenance | {"command": _anywhere(run.provenance["command"])}
+    said = {**config, **train, **made, **run.metrics, "run": run_id, "purpose": purpose, "weights": weights}
     said |= {"paper": paper.slug, "table": table, "row": asked.name if row else ""}
-    if (several := run.provenance["processes"]) > 1:
+    if (several := made["processes"]) > 1:
         said["device"] += f" in each of {several} processes"
     with FileLock(where / ".lock"):  # of two at once the later would lose the other's lines
         if weights:
             _must_be_better(run, weights, mine, base)
             settings = json.dumps({key: config[key] for key in ("scale", "train", "data", "fingerprint")})
-            about = {"training": settings, "provenance": json.dumps(run.provenance), "precision": "float16"}
+            about = {"training": settings, "provenance": json.dumps(made), "precision": "float16"}
             checkpoints.save_network(network.half(), model, WEIGHTS / weights, **about)
         _write(where / "runs.csv", run_id, pd.DataFrame([said]), ["run"])
         _write(where / "scores.csv", run_id, pd.concat([base, mine]), "run dataset scale protocol image".split())
         _write(where / "curves.csv", run_id, thin, ["run", "step"])
         _write(where / "routing.csv", run_id, routed, ["run", "place", "part", "expert"])
     return means([run_id], scale=scale)
+
+
+def _anywhere(command: str) -> str:
+    """A command without the places on one machine that --runs, --record and --data-root name."""
+    words, places = shlex.split(command), ("--runs", "--record", "--data-root")
+    pairs = zip(["", *words], words, strict=False)
+    return shlex.join(word for before, word in pairs if before not in places and word.split("=")[0] not in places)
 
 
 def _ships_as(model: str, scale: int | None, run_id: str) -> str:

@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ from srlib.parallel import launch, lock, once, part, pick_device, signals, stops
 from srlib.train import State, TrainConfig, make_objective, train
 
 TRAINING_VERSION = 1  # raise it by hand when a change alters trained weights: earlier runs are then other runs
-PLACES = ("--runs", "--record", "--data-root")  # options that name a place on the machine
 VALIDATION_SCALE = 4  # at which networks for every scale are scored while they train, and at the end
 
 
@@ -153,8 +151,8 @@ def configure_row(row: papers.Row, store: data.Store, *, scale: int | None = Non
 
 def fine_tune(run: Run, store: data.Store, changes: Mapping[str, Any], **settings: Any) -> RunConfig:
     """The configuration of a run that goes on from ``run``, with ``changes`` in place of the paper's settings, such as
-    ``REAL_WORLD`` of :mod:`srlib.papers.seemore`, from the schedule's start. Raises InputError for a run that
-    collapsed, and one for every scale."""
+    ``REAL_WORLD`` of :mod:`srlib.papers.seemore`. The schedule begins anew. Raises InputError for a run that collapsed,
+    and one for every scale."""
     model, scale = run.config["model"], run.config["scale"]
     if scale is None or run.metrics["collapsed_at"]:
         raise InputError(f"{run.folder.name} {run.ending}: go on from a run for one scale that came to its end")
@@ -361,14 +359,11 @@ def rhythm(steps: int) -> tuple[int, int, int]:
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Who made a run: commit, command (but for where this machine keeps data and runs), versions, device and time."""
-    words = [Path(sys.argv[0]).name.replace("__main__.py", "srlib")]
-    for before, word in pairwise(sys.argv):
-        if word.split("=")[0] not in PLACES and before not in PLACES:
-            words.append(word)
+    """Who made a run: commit, command, versions, device and time."""
+    program = Path(sys.argv[0]).name.replace("__main__.py", "srlib")
     return {
         "commit": commit(),
-        "command": shlex.join(words),
+        "command": shlex.join([program, *sys.argv[1:]]),
         "version": TRAINING_VERSION,
         "software": f"srlib {srlib.__version__}, torch {torch.__version__}, {platform.platform()}",
         "device": describe_device(device),

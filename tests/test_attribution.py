@@ -35,11 +35,8 @@ def for_every_scale(decoder: str) -> nn.Module:
 
 
 def even(network: nn.Module) -> nn.Module:
-    """A network for one scale whose random weights before a pixel shuffle are the same for all pixels made of one.
-
-    With them drawn one by one, what a detector finds is the pattern of their differences, blurred or not, and shares of
-    a gain of nearly nothing say little.
-    """
+    """A network for one scale whose random weights before a pixel shuffle are the same for all pixels made of one: else
+    a detector finds the pattern of their differences, blurred or not."""
     for conv, after in pairwise(list(network.modules())):
         if isinstance(after, nn.PixelShuffle):
             made = after.upscale_factor**2

@@ -1,8 +1,5 @@
-"""The batch reproduction on a real Slurm: a cluster of one node on this machine, with pretended GPUs.
-
-Its programs come from the Debian packages, which are installed here where that is allowed. Without them, or where
-Slurm is configured already, the tests are skipped with the reason.
-"""
+"""The batch reproduction on a real Slurm: a cluster of one node on this machine, with pretended GPUs. Skipped with the
+reason where its programs cannot be had from Debian's packages, and where Slurm is configured already."""
 
 import json
 import os

@@ -271,9 +271,7 @@ def test_what_is_balanced_are_the_probabilities_without_noise() -> None:
 
 
 def test_contrast_is_that_of_the_deepest_expert_between_steep_and_flat_pixels() -> None:
-    class Slopes:
-        """Sends steep pixels to the deepest expert."""
-
+    class Slopes:  # sends steep pixels to the deepest expert
         config, decoders = MoEISRConfig(), [None] * 4
 
         def expert_map(self, x: torch.Tensor) -> torch.Tensor:
@@ -287,16 +285,14 @@ def test_contrast_is_that_of_the_deepest_expert_between_steep_and_flat_pixels() 
     assert contrast(routed.assign(share=0.25)).eq(0).all()
 
 
-def test_the_temperature_sets_how_far_the_other_experts_stay_behind() -> None:
-    z, largest = torch.randn(1, 64, 50, 50), []
+def test_gates_are_those_of_equation_5() -> None:
+    z = torch.randn(1, 64, 50, 50)
     for temperature in (0.5, 1.0, 3.0):
         model = network(replace(TINY, temperature=temperature)).train()
         torch.manual_seed(1)
         gates = model.gates(model.mapper(z))
         noise = -torch.empty_like(gates).exponential_(generator=torch.Generator().manual_seed(1)).log()
-        torch.testing.assert_close(gates, ((model.mapper(z) + noise) / temperature).softmax(1))  # Equation 5
-        largest.append(gates.amax(1).mean().item())
-    assert largest == sorted(largest, reverse=True)
+        torch.testing.assert_close(gates, ((model.mapper(z) + noise) / temperature).softmax(1))
 
 
 def test_the_use_of_experts_has_a_gradient_in_the_mapper_and_the_choice_has_none() -> None:

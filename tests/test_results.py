@@ -251,13 +251,15 @@ def test_a_row_is_recorded_by_its_printed_name_and_the_run_s_own_version(
     trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch, row: str
 ) -> None:
     """However the command line named it: by its label, its name or its slug; of several processes with their number."""
-    monkeypatch.setattr(runs, "TRAINING_VERSION", 99)
-    monkeypatch.setattr(runs.Run, "provenance", trained.provenance | {"processes": 2, "device": "EPYC, 1 thread"})
+    words = "srlib train safmn --runs /a --data B --record=/c.json --data-root '/d e' --seed 1"
+    made = trained.provenance | {"processes": 2, "device": "EPYC, 1 thread", "command": words, "version": 7}
+    monkeypatch.setattr(runs.Run, "provenance", made)
     store = data.Store.open("photos/held-out")
     results.record(trained, "ablation4k-safmn-3-baseline-seed0", "ablation", [store], table="3", row=row)
     line = results.runs().set_index("run").loc["ablation4k-safmn-3-baseline-seed0"]
     assert (line.paper, line.table, line["row"]) == ("safmn", "3", "Baseline")
-    assert line.device == "EPYC, 1 thread in each of 2 processes" and line.version == 1 != runs.TRAINING_VERSION
+    assert line.device == "EPYC, 1 thread in each of 2 processes" and line.version == 7
+    assert line.command == "srlib train safmn --data B --seed 1"
 
 
 def test_what_no_record_can_be_is_refused(trained: runs.Run, records: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,8 @@ class Row:
     @property
     def released(self) -> bool:
         """Whether it is a network as released, trained by its paper's recipe."""
-        return self.config == default_config(self.model, self.scale) and not self.train
+        usual = vars(recipe(self.model).train)
+        return self.config == default_config(self.model, self.scale) and self.train.items() <= usual.items()
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -45,7 +45,7 @@ TRAIN = TrainConfig(
     ema_decay=0.0,  # release: no average
     degradation="bicubic",  # Section 4
 )
-# Appendix B.2: what is other in a training that goes on from x4 for real-world images. It names no learning rate
+# What differs in a training that goes on from x4 for real-world images. The paper names no learning rate for it
 REAL_WORLD: dict[str, Any] = {
     "steps": 250_000,  # Appendix B.2
     "milestones": tuple(step // 2 for step in TRAIN.milestones),  # ours: at the same fractions
