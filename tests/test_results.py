@@ -25,6 +25,8 @@ MEANS = {  # PSNR (dB), standard protocol: held-out photographs, Set5, Set14
     ("ships-safmn-x2", 2): (34.31, 37.23, 32.80),
     ("ships-safmn-x3", 3): (31.56, 33.30, 29.68),
     ("ships-safmn-x4", 4): (30.42, 31.52, 28.12),
+    ("ships-seemore-t-x2", 2): (34.17, 37.13, 32.77),
+    ("ships-seemore-t-x3", 3): (31.43, 33.08, 29.57),
     ("ships-seemore-t-x4", 4): (30.36, 31.57, 28.16),
     ("ships-ssiu-x4", 4): (30.38, 31.61, 28.15),
     ("ships-moeisr-lte-s-edsr", 4): (30.06, 30.61, 27.64),

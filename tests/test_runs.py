@@ -138,9 +138,9 @@ def test_a_run_leaves_its_whole_record(trained, store):
 
 
 def test_images_that_cannot_be_scored_are_told_before_the_training(store, make_images, tmp_path):
-    small = Store.open(str(make_images(tmp_path / "small", 1, 3)), cache=tmp_path / "cache")
+    config, small = runs.configure("safmn", 4, store, patch=8), Store.open(str(make_images(tmp_path / "small", 1, 3)))
     with pytest.raises(InputError, match="0 is too small for x4"):
-        runs.train_or_load(runs.configure("safmn", 4, store, patch=8), store, small, root=tmp_path / "runs", device="cpu")
+        runs.train_or_load(config, store, small, root=tmp_path / "runs", device="cpu")
     assert not (tmp_path / "runs").exists()
 
 
